@@ -1,0 +1,268 @@
+"""The shard-set format: the contract between ``ingest`` and training.
+
+    ROOT/manifest.parquet         a row a shard: path, samples, bytes, sha256; metadata: format version
+    ROOT/00000.tar                USTAR WebDataset tar: KEY.jpg
+    ROOT/00000.parquet            the sidecar, a row a sample, in the order of the tar
+    ROOT/rejected/00000.parquet   a row a rejected input: source, reason, detail
+
+A unit of work makes one shard. It is done when its sidecar is there: the tar is put first, then the rejected,
+then the sidecar, each whole or not at all. The manifest is derived from the sidecars and can be written anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from seer_pipe.errors import UserError
+from seer_pipe.store import Store, open_store
+
+FORMAT_VERSION = 1
+VERSION_KEY = b"seer_pipe.format_version"
+BLOCK = 512  # bytes of a tar block
+MANIFEST = "manifest.parquet"
+
+MANIFEST_SCHEMA = pa.schema(
+    [("path", pa.string()), ("samples", pa.int64()), ("bytes", pa.int64()), ("sha256", pa.string())]
+)
+#: Columns that every sidecar has; a source adds its own (url, caption, …) after them.
+SIDECAR_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source", pa.string()),  # path or URL that the image came from
+        ("offset", pa.int64()),  # of the image's first byte in the tar
+        ("length", pa.int64()),  # bytes
+        ("crc32c", pa.uint32()),
+        ("width", pa.int32()),  # pixels, as stored (upright)
+        ("height", pa.int32()),
+        ("sha256", pa.string()),  # of the stored bytes, hex
+        ("phash", pa.uint64()),  # perceptual hash; null where not computed
+    ]
+)
+REJECTED_SCHEMA = pa.schema([("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+
+
+def sidecar_path(tar: str) -> str:
+    return str(PurePosixPath(tar).with_suffix(".parquet"))
+
+
+def rejected_path(tar: str) -> str:
+    return f"rejected/{PurePosixPath(tar).stem}.parquet"
+
+
+@dataclass(frozen=True)
+class Rejected:
+    source: str
+    reason: str  # from a closed list
+    detail: str = ""
+
+
+class ShardWriter:
+    """Writes one shard: ``add`` samples, ``reject`` inputs, then ``commit``; or ``discard``.
+
+    The tar grows in a local temporary file and goes to the store at ``commit``. Byte for byte the same samples
+    make the same tar (no times, no owners).
+    """
+
+    def __init__(self, store: Store, path: str, extra: Sequence[pa.Field] = ()) -> None:
+        self.store, self.path = store, path
+        self.schema = pa.schema([*SIDECAR_SCHEMA, *extra])
+        self._rows: list[dict[str, Any]] = []
+        self._rejected: list[Rejected] = []
+        local = store.local_path(path)
+        if local is not None:
+            local.parent.mkdir(parents=True, exist_ok=True)
+        # beside the final file where that is a folder, so that committing is a rename
+        descriptor, name = tempfile.mkstemp(prefix=".tmp-", suffix=".tar", dir=local and local.parent)
+        self._file = Path(name)
+        self._tar = os.fdopen(descriptor, "wb", buffering=1 << 20)
+        self._sha256 = hashlib.sha256()
+        self._written = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _write(self, data: bytes) -> None:
+        self._tar.write(data)
+        self._sha256.update(data)
+        self._written += len(data)
+
+    def _member(self, name: str, data: bytes) -> int:
+        """Append one member; the offset of its payload."""
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        self._write(info.tobuf(tarfile.USTAR_FORMAT))
+        offset = self._written
+        self._write(data)
+        self._write(bytes(-len(data) % BLOCK))
+        return offset
+
+    def add(self, key: str, image: bytes, *, source: str, width: int, height: int, **columns: Any) -> None:
+        """Append one image (JPEG bytes) as ``key.jpg``; a ``key`` has no dot and at most 90 ASCII characters."""
+        if "." in key or not key.isascii() or len(key) > 90:
+            raise ValueError(f"key {key!r}: a key has no dot and at most 90 ASCII characters")
+        row = {
+            "key": key,
+            "source": source,
+            "offset": self._member(f"{key}.jpg", image),
+            "length": len(image),
+            "crc32c": google_crc32c.value(image),
+            "width": width,
+            "height": height,
+            "sha256": hashlib.sha256(image).hexdigest(),
+        }
+        self._rows.append(row | columns)
+
+    def reject(self, source: str, reason: str, detail: str = "") -> None:
+        self._rejected.append(Rejected(source, reason, detail))
+
+    def commit(self) -> None:
+        """Put the tar, the rejected, and last the sidecar, which says that this shard is done."""
+        self._write(bytes(2 * BLOCK))  # end of archive
+        self._write(bytes(-self._written % tarfile.RECORDSIZE))
+        self._tar.close()
+        try:
+            self.store.put_file(self.path, self._file)
+            rejected = pa.Table.from_pylist([vars(row) for row in self._rejected], REJECTED_SCHEMA)
+            self.store.put(rejected_path(self.path), to_parquet(rejected))
+            sidecar = pa.Table.from_pylist(self._rows, self.schema).replace_schema_metadata(
+                {
+                    VERSION_KEY: str(FORMAT_VERSION).encode(),
+                    b"seer_pipe.shard_bytes": str(self._written).encode(),
+                    b"seer_pipe.shard_sha256": self._sha256.hexdigest().encode(),
+                }
+            )
+            self.store.put(sidecar_path(self.path), to_parquet(sidecar))
+        finally:
+            self._file.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        self._tar.close()
+        self._file.unlink(missing_ok=True)
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def is_done(store: Store, path: str) -> bool:
+    """Whether the shard ``path`` (its tar's path) has been committed."""
+    return store.size(sidecar_path(path)) is not None
+
+
+def write_manifest(store: Store, paths: Sequence[str]) -> int:
+    """Write the manifest of the committed shards ``paths`` (tar paths, in order); the number of samples."""
+
+    def row(path: str) -> dict[str, Any]:
+        meta = pq.read_metadata(pa.BufferReader(store.get(sidecar_path(path))))
+        about = meta.metadata
+        return {
+            "path": path,
+            "samples": meta.num_rows,
+            "bytes": int(about[b"seer_pipe.shard_bytes"]),
+            "sha256": about[b"seer_pipe.shard_sha256"].decode(),
+        }
+
+    with ThreadPoolExecutor(16) as pool:
+        rows = list(pool.map(row, paths))
+    table = pa.Table.from_pylist(rows, MANIFEST_SCHEMA)
+    table = table.replace_schema_metadata({VERSION_KEY: str(FORMAT_VERSION).encode()})
+    store.put(MANIFEST, to_parquet(table))
+    return sum(r["samples"] for r in rows)
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What training needs of one shard's samples; arrays of equal length, in the order of the tar."""
+
+    offset: npt.NDArray[np.int64]
+    length: npt.NDArray[np.int64]
+    crc32c: npt.NDArray[np.uint32]
+    width: npt.NDArray[np.int32]
+    height: npt.NDArray[np.int32]
+
+
+class ShardSet:
+    """A committed shard set, read-only. ``ShardSet.open`` a folder or ``s3://bucket/prefix``."""
+
+    def __init__(self, store: Store, manifest: pa.Table) -> None:
+        self.store = store
+        self.paths: list[str] = manifest["path"].to_pylist()
+        self.counts: npt.NDArray[np.int64] = manifest["samples"].to_numpy()
+        self.bytes: npt.NDArray[np.int64] = manifest["bytes"].to_numpy()
+        self._hashes = manifest["sha256"]
+
+    @classmethod
+    def open(cls, url: str | os.PathLike[str]) -> ShardSet:
+        """Load the manifest. UserError where there is none, or one of a newer format."""
+        store = open_store(url)
+        try:
+            data = store.get(MANIFEST)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(
+                f"{store.url}: no shard set here (no {MANIFEST}); make one with seer-ingest"
+            ) from None
+        try:
+            manifest = pq.read_table(pa.BufferReader(data))
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{store.url}/{MANIFEST}: not readable: {error}") from None
+        version = int((manifest.schema.metadata or {}).get(VERSION_KEY, b"0"))
+        if version > FORMAT_VERSION:
+            raise UserError(
+                f"{store.url}: shard format {version}; this seer_pipe reads up to {FORMAT_VERSION}: upgrade it"
+            )
+        missing = set(MANIFEST_SCHEMA.names) - set(manifest.column_names)
+        if version < 1 or missing:
+            raise UserError(f"{store.url}/{MANIFEST}: not a seer_pipe manifest; lacks {sorted(missing)}")
+        return cls(store, manifest)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return int(self.counts.sum())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the manifest's rows: another order, number or content of shards is another set."""
+        digest = hashlib.sha256()
+        for path, samples, sha256 in zip(self.paths, self.counts.tolist(), self._hashes.to_pylist(), strict=True):
+            digest.update(f"{path}\t{samples}\t{sha256}\n".encode())
+        return digest.hexdigest()
+
+    def index(self, shard: int) -> ShardIndex:
+        """The columns of ``ShardIndex`` of shard number ``shard``, out of its sidecar."""
+        names = list(ShardIndex.__dataclass_fields__)
+        table = self.sidecar(shard, names)
+        if table.num_rows != self.counts[shard]:
+            raise OSError(f"{self.store.url}/{self.paths[shard]}: sidecar and manifest disagree")
+        return ShardIndex(**{name: table[name].to_numpy() for name in names})
+
+    def sidecar(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Sidecar of shard number ``shard``, whole or some columns."""
+        path = sidecar_path(self.paths[shard])
+        local = self.store.local_path(path)
+        source = local if local is not None else pa.BufferReader(self.store.get(path))
+        return pq.read_table(source, columns=columns)
+
+    def read(self, shard: int, row: Mapping[str, Any]) -> bytes:
+        """The bytes of one image, given its sidecar row; an ``OSError`` when the checksum fails."""
+        data = self.store.get_range(self.paths[shard], int(row["offset"]), int(row["length"]))
+        if google_crc32c.value(data) != row["crc32c"]:
+            raise OSError(f"{self.store.url}/{self.paths[shard]}: {row.get('key', '')}: checksum mismatch")
+        return data

@@ -1,0 +1,294 @@
+"""A place for bytes: a folder, or ``s3://bucket/prefix``.
+
+Whatever is put is seen whole or not at all, on both. Paths inside a store are relative and use ``/``.
+S3 credentials, region and endpoint come from boto3's usual places (``AWS_ENDPOINT_URL`` for another server).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from seer_pipe.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry:
+    path: str
+    size: int  # bytes
+
+
+class Store(Protocol):
+    """What a place for bytes can do. A missing path raises ``FileNotFoundError``."""
+
+    url: str
+
+    def get(self, path: str) -> bytes: ...
+    def get_range(self, path: str, start: int, length: int) -> bytes:
+        """Exactly ``length`` bytes from ``start``; a shorter answer is an ``OSError``."""
+        ...
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write all or nothing, durably, over what was there."""
+        ...
+
+    def put_file(self, path: str, local: Path) -> None:
+        """As ``put``, from a local file, which is gone afterwards."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """Everything whose path starts with ``prefix``, in order of path."""
+        ...
+
+    def size(self, path: str) -> int | None:
+        """Size in bytes, or None where there is nothing."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Remove; nothing happens where there is nothing."""
+        ...
+
+    def local_path(self, path: str) -> Path | None:
+        """The file itself, where the store is a folder."""
+        ...
+
+
+def open_store(url: str | os.PathLike[str]) -> Store:
+    """The store at ``url``: ``s3://bucket/prefix``, ``file:///folder`` or a folder's path."""
+    text = os.fspath(url)
+    scheme = urlsplit(text).scheme if "://" in text else ""
+    if scheme == "s3":
+        return S3Store(text)
+    if scheme == "file":
+        return FolderStore(urlsplit(text).path)
+    if scheme:
+        raise UserError(f"{text}: a store is a folder or s3://bucket/prefix, not {scheme}://")
+    return FolderStore(text)
+
+
+class FolderStore:
+    """A store in a folder, which is made when first written to."""
+
+    TEMPORARY = ".tmp-"  # beside the final file, so that the rename stays on one file system
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).expanduser().absolute()
+        self.url = str(self.root)
+
+    def local_path(self, path: str) -> Path:
+        parts = PurePosixPath(path)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise UserError(f"{path!r}: leaves the store {self.url}")
+        return self.root / parts
+
+    def get(self, path: str) -> bytes:
+        return self.local_path(path).read_bytes()
+
+    def get_range(self, path: str, start: int, length: int) -> bytes:
+        file = os.open(self.local_path(path), os.O_RDONLY)
+        try:
+            data = os.pread(file, length, start)
+        finally:
+            os.close(file)
+        if len(data) != length:
+            raise OSError(f"{self.url}/{path}: {len(data)} bytes at {start} instead of {length}")
+        return data
+
+    def put(self, path: str, data: bytes) -> None:
+        temporary = self._temporary(path)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            self._publish(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def put_file(self, path: str, local: Path) -> None:
+        temporary = self._temporary(path)
+        try:
+            try:
+                local.rename(temporary)
+            except OSError:  # another file system
+                temporary.write_bytes(local.read_bytes())
+                local.unlink()
+            file = os.open(temporary, os.O_RDONLY)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+            self._publish(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def _temporary(self, path: str) -> Path:
+        final = self.local_path(path)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        return final.with_name(f"{self.TEMPORARY}{os.getpid()}-{final.name}")
+
+    def _publish(self, temporary: Path, path: str) -> None:
+        final = self.local_path(path)
+        temporary.replace(final)
+        folder = os.open(final.parent, os.O_RDONLY)  # the rename itself must survive a power cut
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        base = self.local_path(prefix)
+        top = base if base.is_dir() else base.parent
+        if not top.is_dir():
+            return
+        found = []
+        for folder, _, names in os.walk(top):
+            for name in names:
+                file = Path(folder, name)
+                path = file.relative_to(self.root).as_posix()
+                if path.startswith(prefix) and not name.startswith(self.TEMPORARY):
+                    found.append(Entry(path, file.stat().st_size))
+        yield from sorted(found, key=lambda entry: entry.path)
+
+    def size(self, path: str) -> int | None:
+        try:
+            return self.local_path(path).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def delete(self, path: str) -> None:
+        self.local_path(path).unlink(missing_ok=True)
+
+
+class S3Store:
+    """A store on any S3-compatible server, through boto3; one client, safe to share between threads."""
+
+    CONNECTIONS = 64
+    PATIENCE = 120.0  # seconds that one request may go on being retried
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if not parts.netloc:
+            raise UserError(f"{url}: no bucket; write s3://bucket/prefix")
+        self.bucket = parts.netloc
+        self.prefix = parts.path.strip("/")
+        self.url = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    @cached_property
+    def client(self) -> Any:
+        import boto3  # slow to import and not needed for folders
+        from botocore.config import Config
+
+        return boto3.client(
+            "s3",
+            config=Config(
+                max_pool_connections=self.CONNECTIONS,
+                connect_timeout=10,
+                read_timeout=30,
+                tcp_keepalive=True,
+                retries={"mode": "standard", "max_attempts": 2},
+                # servers other than AWS answer ranged reads with the whole object's checksum
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
+
+    def _key(self, path: str) -> str:
+        return f"{self.prefix}/{path}" if self.prefix else path
+
+    def _retry(self, path: str, request: Callable[[], T]) -> T:
+        """Run ``request`` until it succeeds, fails for good, or patience ends; full-jitter back-off."""
+        from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
+
+        started, attempt = time.monotonic(), 0
+        while True:
+            try:
+                return request()
+            except (NoCredentialsError, PartialCredentialsError) as error:
+                raise UserError(f"{self.url}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
+            except ClientError as error:
+                code = str(error.response.get("Error", {}).get("Code", ""))
+                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+                if code in ("NoSuchKey", "404", "NotFound"):
+                    raise FileNotFoundError(f"{self.url}/{path}") from None
+                if code == "NoSuchBucket":
+                    raise UserError(f"{self.url}: there is no bucket {self.bucket}") from None
+                if status < 500 and status != 429 and code not in ("SlowDown", "RequestTimeout"):
+                    raise UserError(f"{self.url}/{path}: refused by the server: {code}") from None
+                failure: Exception = error
+            except Exception as error:  # every transport error is worth another try
+                failure = error
+            attempt += 1
+            wait = random.uniform(0, min(20.0, 0.2 * 2**attempt))
+            if time.monotonic() + wait - started > self.PATIENCE:
+                raise OSError(f"{self.url}/{path}: gave up after {attempt} tries: {failure}") from failure
+            time.sleep(wait)
+
+    def get(self, path: str) -> bytes:
+        def request() -> bytes:
+            answer = self.client.get_object(Bucket=self.bucket, Key=self._key(path))
+            data = answer["Body"].read()
+            if len(data) != answer["ContentLength"]:
+                raise OSError(f"{len(data)} bytes instead of {answer['ContentLength']}")
+            return bytes(data)
+
+        return self._retry(path, request)
+
+    def get_range(self, path: str, start: int, length: int) -> bytes:
+        if length == 0:
+            return b""
+
+        def request() -> bytes:
+            span = f"bytes={start}-{start + length - 1}"
+            data = self.client.get_object(Bucket=self.bucket, Key=self._key(path), Range=span)["Body"].read()
+            if len(data) != length:
+                raise OSError(f"{len(data)} bytes at {start} instead of {length}")
+            return bytes(data)
+
+        return self._retry(path, request)
+
+    def put(self, path: str, data: bytes) -> None:
+        self._retry(path, lambda: self.client.put_object(Bucket=self.bucket, Key=self._key(path), Body=data))
+
+    def put_file(self, path: str, local: Path) -> None:
+        self._retry(path, lambda: self.client.upload_file(str(local), self.bucket, self._key(path)))
+        local.unlink()
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        strip = len(self.prefix) + 1 if self.prefix else 0
+        token: dict[str, str] = {}
+
+        def request() -> Any:
+            return self.client.list_objects_v2(Bucket=self.bucket, Prefix=self._key(prefix), **token)
+
+        while True:
+            page = self._retry(prefix, request)
+            for item in page.get("Contents", []):
+                yield Entry(item["Key"][strip:], item["Size"])
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def size(self, path: str) -> int | None:
+        try:
+            head = self._retry(path, lambda: self.client.head_object(Bucket=self.bucket, Key=self._key(path)))
+        except FileNotFoundError:
+            return None
+        return int(head["ContentLength"])
+
+    def delete(self, path: str) -> None:
+        self._retry(path, lambda: self.client.delete_object(Bucket=self.bucket, Key=self._key(path)))
+
+    def local_path(self, path: str) -> None:
+        return None

@@ -1,0 +1,126 @@
+"""The shard format, held against Python's own tar reader and webdataset."""
+
+import hashlib
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seer_pipe.errors import UserError
+from seer_pipe.shards import (
+    FORMAT_VERSION,
+    MANIFEST,
+    VERSION_KEY,
+    ShardSet,
+    ShardWriter,
+    is_done,
+    rejected_path,
+    to_parquet,
+    write_manifest,
+)
+from seer_pipe.store import open_store
+
+
+def make_set(root: Path, shards: list[list[bytes]]) -> ShardSet:
+    store = open_store(root)
+    paths = []
+    for number, images in enumerate(shards):
+        writer = ShardWriter(store, f"{number:05d}.tar")
+        for row, image in enumerate(images):
+            writer.add(f"{number:05d}{row:05d}", image, source=f"{number}/{row}", width=row + 1, height=2)
+        writer.commit()
+        paths.append(f"{number:05d}.tar")
+    write_manifest(store, paths)
+    return ShardSet.open(root)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.lists(st.binary(min_size=1, max_size=2000), max_size=5), min_size=1, max_size=4))
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, shards: list[list[bytes]]) -> None:
+    root = tmp_path_factory.mktemp("set")
+    made = make_set(root, shards)
+    assert made.counts.tolist() == [len(images) for images in shards]
+    assert len(made) == sum(map(len, shards))
+    for number, images in enumerate(shards):
+        rows = made.sidecar(number).to_pylist()
+        assert [made.read(number, row) for row in rows] == images
+        assert [row["sha256"] for row in rows] == [hashlib.sha256(image).hexdigest() for image in images]
+        index = made.index(number)
+        data = (root / f"{number:05d}.tar").read_bytes()
+        assert [data[o : o + n] for o, n in zip(index.offset, index.length, strict=True)] == images
+        with tarfile.open(root / f"{number:05d}.tar") as tar:
+            assert [tar.extractfile(m).read() for m in tar.getmembers()] == images  # type: ignore[union-attr]
+
+
+def test_webdataset_reads_our_shards(tmp_path: Path) -> None:
+    images = [b"first", b"second" * 500]
+    make_set(tmp_path, [images])
+    samples = list(webdataset.WebDataset(str(tmp_path / "00000.tar"), shardshuffle=False))
+    assert [sample["jpg"] for sample in samples] == images
+    assert [sample["__key__"] for sample in samples] == ["0000000000", "0000000001"]
+
+
+def test_the_same_samples_make_the_same_bytes(tmp_path: Path) -> None:
+    first = make_set(tmp_path / "a", [[b"x", b"y" * 513]])
+    second = make_set(tmp_path / "b", [[b"x", b"y" * 513]])
+    assert (tmp_path / "a/00000.tar").read_bytes() == (tmp_path / "b/00000.tar").read_bytes()
+    assert first.fingerprint == second.fingerprint
+    assert first.fingerprint != make_set(tmp_path / "c", [[b"x"], [b"y" * 513]]).fingerprint
+
+
+def test_a_shard_is_done_only_when_committed(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    writer = ShardWriter(store, "00000.tar", extra=[pa.field("caption", pa.string())])
+    writer.add("0", b"image", source="s", width=1, height=1, caption="a word")
+    writer.reject("t", "too_small", "3x3")
+    assert not is_done(store, "00000.tar")
+    writer.commit()
+    assert is_done(store, "00000.tar")
+    assert pq.read_table(tmp_path / "00000.parquet")["caption"].to_pylist() == ["a word"]
+    assert pq.read_table(tmp_path / rejected_path("00000.tar")).to_pylist() == [
+        {"source": "t", "reason": "too_small", "detail": "3x3"}
+    ]
+    left = ShardWriter(store, "00001.tar")
+    left.add("1", b"image", source="s", width=1, height=1)
+    left.discard()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000.parquet", "00000.tar", "rejected"]
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    made = make_set(tmp_path, [[b"image one", b"image two"]])
+    row = made.sidecar(0).to_pylist()[1]
+    with (tmp_path / "00000.tar").open("r+b") as file:
+        file.seek(row["offset"])
+        file.write(b"X")
+    assert made.read(0, made.sidecar(0).to_pylist()[0]) == b"image one"
+    with pytest.raises(OSError, match="checksum"):
+        made.read(0, row)
+
+
+def test_what_is_no_shard_set_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no shard set here"):
+        ShardSet.open(tmp_path / "nowhere")
+    (tmp_path / MANIFEST).write_bytes(b"not parquet")
+    with pytest.raises(UserError, match="not readable"):
+        ShardSet.open(tmp_path)
+    newer = pa.table({"path": ["0.tar"]}).replace_schema_metadata({VERSION_KEY: str(FORMAT_VERSION + 1)})
+    (tmp_path / MANIFEST).write_bytes(to_parquet(newer))
+    with pytest.raises(UserError, match="upgrade"):
+        ShardSet.open(tmp_path)
+    (tmp_path / MANIFEST).write_bytes(to_parquet(pa.table({"x": np.arange(3)})))
+    with pytest.raises(UserError, match="not a seer_pipe manifest"):
+        ShardSet.open(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["a.b", "é", "x" * 91])
+def test_keys_that_readers_would_misread_are_refused(tmp_path: Path, key: str) -> None:
+    writer = ShardWriter(open_store(tmp_path), "0.tar")
+    with pytest.raises(ValueError, match="key"):
+        writer.add(key, b"", source="", width=1, height=1)
+    writer.discard()
