@@ -1,0 +1,237 @@
+"""Which image stands at any place of any batch, as arithmetic.
+
+The unit of reading is a *chunk*: ``chunk`` contiguous samples of one shard (what is left over at the ends of
+shards is put together to chunks of its own). In pass *e* a keyed bijection of (seed, *e*) permutes all chunks;
+laid end to end they are N positions, cut into L equal *lanes*. Step *s* takes the next B/L positions of every
+lane. So a batch of B images comes from L chunks, every lane reads chunk after chunk from front to end, and the
+state of it all is the number of finished steps.
+
+Nothing here grows with the number of samples or chunks: all chunks but one have the same size, so a position is
+turned into a chunk by a division, and the permutation is a Feistel network that is evaluated where it is needed.
+
+    position ──▶ place in the permuted row of chunks ──Feistel──▶ chunk ──▶ shard and sample in it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from seer_pipe.data.random import derive_key, mix64, uniform
+from seer_pipe.errors import UserError
+
+#: Raised whenever the same inputs would give another order; part of the fingerprint.
+ORDER_VERSION = 1
+FEISTEL_ROUNDS = 6
+MAX_CHUNK = 128  # samples: one ranged read of 4 to 12 MB of web images
+
+Ints = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.uint64]
+
+# What a key is for, so that no two uses share one.
+_CHUNKS, _RAGGED, _WINDOW, _SUBSTITUTE = range(4)
+
+
+def permute(x: npt.ArrayLike, size: npt.ArrayLike, key: npt.ArrayLike) -> Ints:
+    """Where ``x`` goes under the bijection ``key`` of {0, …, size-1}; all three broadcast.
+
+    A balanced Feistel network on the smallest even number of bits that holds ``size``, walked along its cycles
+    until it is back inside (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    """
+    shape = np.broadcast_shapes(np.shape(x), np.shape(size), np.shape(key))
+    at, sizes, keys = (np.broadcast_to(np.asarray(a, np.uint64), shape).ravel() for a in (x, size, key))
+    half = _half_bits(sizes)
+    out = _feistel(at, half, keys)
+    outside = np.flatnonzero(out >= sizes)
+    while outside.size:
+        out[outside] = walked = _feistel(out[outside], half[outside], keys[outside])
+        outside = outside[walked >= sizes[outside]]
+    return out.astype(np.int64).reshape(shape)
+
+
+def _half_bits(sizes: Keys) -> Keys:
+    """Bits of one half of the network: 4**half >= size, half >= 1."""
+    _, exponent = np.frexp(np.maximum(sizes, 1).astype(np.float64) - 0.5)  # 2**exponent >= size
+    half: Keys = np.maximum((exponent + 1) // 2, 1).astype(np.uint64)
+    return half
+
+
+def _feistel(x: Keys, half: Keys, key: Keys) -> Keys:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = x >> half, x & mask
+    for turn in range(FEISTEL_ROUNDS):
+        left, right = right, left ^ (mix64(key + mix64(right + (np.uint64(turn) << np.uint64(32)))) & mask)
+    return (left << half) | right
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where samples stand: arrays of one length."""
+
+    shard: Ints  # number of the shard in the manifest
+    index: Ints  # number of the sample in its shard
+    sample: Ints  # number of the sample in the whole set, the same in every plan
+
+
+@dataclass(frozen=True)
+class Run:
+    """Contiguous samples of one shard."""
+
+    shard: int
+    start: int
+    stop: int
+
+
+def slots_of(rank: int, world: int, batch: int) -> Ints:
+    """The places of the global batch that ``rank`` of ``world`` fills: a contiguous share.
+
+    UserError when ``world`` does not divide ``batch``, with the nearest world sizes that do.
+    """
+    if batch % world:
+        legal = [w for w in range(1, batch + 1) if batch % w == 0]
+        near = " or ".join(map(str, sorted(sorted(legal, key=lambda w: abs(w - world))[:2])))
+        raise UserError(f"{world} ranks cannot share a batch of {batch}: use {near} ranks, or another batch")
+    share = batch // world
+    return np.arange(rank * share, (rank + 1) * share)
+
+
+class Plan:
+    """The order of a shard set for one global batch size.
+
+    ``counts``: samples of each shard, [S]. ``batch``: B, images a step over all ranks. ``seed``: of the order.
+    ``chunk``: samples a chunk; by default at most 128, and less where the set is small, so that a batch mixes
+    as a full shuffle does. ``lanes``: L, a divisor of B; by default B. With fewer lanes than images a batch,
+    a lane permutes its samples inside a window of ``window`` chunks.
+    """
+
+    def __init__(
+        self,
+        counts: Sequence[int] | Ints,
+        batch: int,
+        *,
+        seed: int,
+        lanes: int | None = None,
+        chunk: int | None = None,
+        window: int = 4,
+    ) -> None:
+        self.counts: Ints = np.asarray(counts, np.int64)
+        self.total = int(self.counts.sum())
+        self.batch, self.seed, self.window = batch, seed, window
+        self.lanes = batch if lanes is None else lanes
+        if batch < 1 or self.lanes < 1 or batch % self.lanes:
+            raise UserError(f"data.lanes {self.lanes}: must divide the batch of {batch}")
+        if self.total < batch:
+            raise UserError(f"{self.total} images are fewer than a batch of {batch}: lower train.batch or add images")
+        self.chunk = chunk or min(MAX_CHUNK, max(1, self.total // (8 * self.lanes)))
+        whole, left = np.divmod(self.counts, self.chunk)
+        self._shard_start: Ints = np.cumsum(self.counts) - self.counts
+        self._whole_end: Ints = np.cumsum(whole)  # whole chunks up to each shard's end
+        self._whole_before: Ints = self._whole_end - whole
+        self._left_start: Ints = whole * self.chunk  # first sample of a shard's left-over
+        self._left_end: Ints = np.cumsum(left)  # left-over samples up to each shard's end
+        self._left_before: Ints = self._left_end - left
+        self._whole = int(self._whole_end[-1])
+        made, self._ragged = divmod(int(self._left_end[-1]), self.chunk)
+        self._equal = self._whole + made  # chunks of full size; one more, of `_ragged` samples, may follow
+
+    @property
+    def steps_per_pass(self) -> int:
+        return self.total // self.batch
+
+    @property
+    def dropped(self) -> int:
+        """Samples that a pass leaves out, fewer than a batch; other ones in every pass."""
+        return self.total - self.steps_per_pass * self.batch
+
+    @property
+    def chunks(self) -> int:
+        return self._equal + (self._ragged > 0)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Says whether a state of one plan means the same in another."""
+        about = [ORDER_VERSION, self.batch, self.lanes, self.chunk, self.window, self.seed, self.counts.tolist()]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+    def pass_of(self, step: int) -> int:
+        """The pass, from 0, that ``step``, from 0, belongs to."""
+        return step // self.steps_per_pass
+
+    def locate(self, step: int, slots: Ints) -> Places:
+        """The samples at ``slots`` (0 … B-1, [n]) of step ``step`` (from 0): n places."""
+        pass_, turn = divmod(step, self.steps_per_pass)
+        share = self.batch // self.lanes
+        lane, nth = np.divmod(slots, share)
+        start = lane * self.total // self.lanes
+        along = turn * share + nth
+        if share > 1:
+            length = (lane + 1) * self.total // self.lanes - start
+            along = self._inside_window(pass_, lane, along, length)
+        return self._at(*self._row(pass_, start + along))
+
+    def _inside_window(self, pass_: int, lane: Ints, along: Ints, length: Ints) -> Ints:
+        """Permute the way along each lane inside windows of some chunks."""
+        size = self.window * self.chunk
+        number, inside = np.divmod(along, size)
+        key = derive_key(self.seed, _WINDOW, pass_, lane, number)
+        return number * size + permute(inside, np.minimum(size, length - number * size), key)
+
+    def _row(self, pass_: int, position: Ints) -> tuple[Ints, Ints]:
+        """The chunk at each position [n] of the permuted row, and the place inside it."""
+        key = derive_key(self.seed, _CHUNKS, pass_)
+        before = int(derive_key(self.seed, _RAGGED, pass_)) % (self._equal + 1) * self.chunk
+        past = position - before  # the ragged chunk stands somewhere else in every pass
+        ragged = (past >= 0) & (past < self._ragged)
+        place, inside = np.divmod(np.where(past < self._ragged, position, position - self._ragged), self.chunk)
+        chunk = permute(np.minimum(place, max(self._equal - 1, 0)), max(self._equal, 1), key)
+        return np.where(ragged, self._equal, chunk), np.where(ragged, past, inside)
+
+    def _at(self, chunk: Ints, inside: Ints) -> Places:
+        """The samples number ``inside`` of chunks ``chunk``; both [n]."""
+        whole = chunk < self._whole
+        left = (chunk - self._whole) * self.chunk + inside  # place among the left-overs of all shards
+        shard = np.where(
+            whole,
+            np.searchsorted(self._whole_end, chunk, side="right"),
+            np.searchsorted(self._left_end, left, side="right"),
+        )
+        index = np.where(
+            whole,
+            (chunk - self._whole_before[shard]) * self.chunk + inside,
+            self._left_start[shard] + left - self._left_before[shard],
+        )
+        return Places(shard, index, self._shard_start[shard] + index)
+
+    def chunk_of(self, places: Places) -> Ints:
+        """The number of the chunk, the same in every pass, that each place [n] is read with."""
+        past = places.index - self._left_start[places.shard]
+        whole = self._whole_before[places.shard] + places.index // self.chunk
+        left = self._whole + (self._left_before[places.shard] + past) // self.chunk
+        return np.where(past < 0, whole, left)
+
+    def runs(self, chunk: int) -> list[Run]:
+        """The contiguous reads that make up chunk number ``chunk``: one, but for left-overs of several shards."""
+        size = self._ragged if chunk == self._equal else self.chunk
+        places = self._at(np.full(size, chunk), np.arange(size))
+        edges = np.flatnonzero(np.diff(places.shard)) + 1
+        starts, stops = [0, *edges], [*edges, size]
+        return [
+            Run(int(places.shard[a]), int(places.index[a]), int(places.index[b - 1]) + 1)
+            for a, b in zip(starts, stops, strict=True)
+        ]
+
+    def substitute(self, step: int, slots: Ints, attempt: int) -> Places:
+        """What stands in for unusable samples: any sample of the set, drawn by place and ``attempt`` alone.
+
+        So a bad image costs itself: no other place shifts, and every world size takes the same substitute.
+        """
+        draw = uniform(derive_key(self.seed, _SUBSTITUTE, step, slots), attempt)
+        sample = np.minimum((draw * self.total).astype(np.int64), self.total - 1)
+        shard = np.searchsorted(self._shard_start, sample, side="right") - 1
+        return Places(shard, sample - self._shard_start[shard], sample)

@@ -1,0 +1,161 @@
+"""The order: a bijection in every pass, the same for every world size, at once at any step."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from seer_pipe.data.order import Plan, permute, slots_of
+from seer_pipe.errors import UserError
+
+COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=12)
+SEEDS = st.integers(0, 2**32)
+
+FROZEN_PERMUTATION = [3, 1, 0, 9, 2, 7, 5, 4, 8, 6]
+FROZEN_STEP = [39, 16, 13, 34, 11, 4, 29, 26]
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    counts = draw(COUNTS)
+    lanes, share = draw(st.integers(1, 8)), draw(st.integers(1, 4))
+    assume(sum(counts) >= lanes * share)
+    chunk, window = draw(st.none() | st.integers(1, 12)), draw(st.integers(1, 4))
+    return Plan(counts, lanes * share, seed=draw(SEEDS), lanes=lanes, chunk=chunk, window=window)
+
+
+def whole_pass(plan: Plan, pass_: int) -> np.ndarray:
+    slots = np.arange(plan.batch)
+    first = pass_ * plan.steps_per_pass
+    return np.stack([plan.locate(first + s, slots).sample for s in range(plan.steps_per_pass)])
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**64 - 1))
+def test_permute_is_a_bijection(size: int, key: int) -> None:
+    assert sorted(permute(np.arange(size), size, key)) == list(range(size))
+
+
+@given(st.lists(st.tuples(st.integers(1, 10**12), SEEDS), min_size=1, max_size=20), st.data())
+def test_permute_takes_each_element_by_itself(domains: list[tuple[int, int]], data: st.DataObject) -> None:
+    sizes, keys = np.array([d[0] for d in domains]), np.array([d[1] for d in domains])
+    at = np.array([data.draw(st.integers(0, n - 1)) for n in sizes.tolist()])
+    together = permute(at, sizes, keys)
+    assert together.tolist() == [int(permute(x, n, k)) for x, n, k in zip(at, sizes, keys, strict=True)]
+    assert np.all((together >= 0) & (together < sizes))
+
+
+def test_the_order_never_changes_between_versions() -> None:
+    """A change here breaks the resume of every run in the world: raise ORDER_VERSION with it."""
+    assert permute(np.arange(10), 10, 1234).tolist() == FROZEN_PERMUTATION
+    plan = Plan([7, 0, 1, 20, 12], 8, seed=5, chunk=4)
+    assert plan.locate(3, np.arange(8)).sample.tolist() == FROZEN_STEP
+
+
+@settings(deadline=None)
+@given(plans())
+def test_a_pass_holds_every_sample_once_but_for_less_than_a_batch(plan: Plan) -> None:
+    for pass_ in (0, 1, 7):
+        seen = whole_pass(plan, pass_)
+        assert len(np.unique(seen)) == seen.size == plan.total - plan.dropped
+        assert 0 <= plan.dropped < plan.batch
+        assert seen.min() >= 0
+        assert seen.max() < plan.total
+
+
+@settings(deadline=None)
+@given(plans(), st.integers(0, 50), st.data())
+def test_every_world_size_sees_the_same_batch(plan: Plan, step: int, data: st.DataObject) -> None:
+    world = data.draw(st.sampled_from([w for w in range(1, plan.batch + 1) if plan.batch % w == 0]))
+    alone = plan.locate(step, slots_of(0, 1, plan.batch)).sample
+    shared = [plan.locate(step, slots_of(r, world, plan.batch)).sample for r in range(world)]
+    assert np.concatenate(shared).tolist() == alone.tolist()
+
+
+@settings(deadline=None)
+@given(plans(), st.integers(0, 200))
+def test_places_agree_with_each_other(plan: Plan, step: int) -> None:
+    slots = np.arange(plan.batch)
+    for places in (plan.locate(step, slots), plan.substitute(step, slots, 3)):
+        starts = np.cumsum(plan.counts) - plan.counts
+        assert np.all(places.index < plan.counts[places.shard])
+        assert np.array_equal(starts[places.shard] + places.index, places.sample)
+        for shard, index, chunk in zip(places.shard, places.index, plan.chunk_of(places), strict=True):
+            assert any(r.shard == shard and r.start <= index < r.stop for r in plan.runs(int(chunk)))
+
+
+@given(plans())
+def test_chunks_cover_the_set(plan: Plan) -> None:
+    runs = [run for chunk in range(plan.chunks) for run in plan.runs(chunk)]
+    samples = [(run.shard, i) for run in runs for i in range(run.start, run.stop)]
+    assert len(samples) == len(set(samples)) == plan.total
+
+
+@settings(deadline=None, max_examples=30)
+@given(plans(), st.lists(st.integers(1, 5), min_size=3, max_size=5), st.data())
+def test_resuming_with_other_world_sizes_loses_and_repeats_nothing(
+    plan: Plan, lengths: list[int], data: st.DataObject
+) -> None:
+    worlds = [w for w in range(1, plan.batch + 1) if plan.batch % w == 0]
+    finished, seen = 0, []
+    for length in lengths:  # each a start of the run that ends after some steps
+        world = data.draw(st.sampled_from(worlds))
+        for step in range(finished, finished + length):
+            seen += [plan.locate(step, slots_of(r, world, plan.batch)).sample for r in range(world)]
+        finished += length
+    straight = [plan.locate(s, np.arange(plan.batch)).sample for s in range(finished)]
+    assert np.concatenate(seen).tolist() == np.concatenate(straight).tolist()
+
+
+def test_passes_differ_and_drop_other_samples() -> None:
+    plan = Plan([101, 57, 3], 16, seed=1)
+    first, second = whole_pass(plan, 0), whole_pass(plan, 1)
+    assert not np.array_equal(first, second)
+    dropped = [set(range(plan.total)) - set(p.flat) for p in (first, second)]
+    assert dropped[0] != dropped[1]
+    assert np.array_equal(whole_pass(plan, 1), second)
+
+
+def test_a_batch_mixes_as_a_full_shuffle_does() -> None:
+    plan = Plan([1000] * 500, 256, seed=3)
+    shards = [len(np.unique(plan.locate(s, np.arange(256)).shard)) for s in range(0, 1800, 60)]
+    full = 500 * (1 - (1 - 1 / 500) ** 256)  # expected distinct shards of 256 draws
+    assert np.mean(shards) > 0.95 * full
+
+
+def test_a_lane_reads_a_chunk_to_its_end_before_the_next() -> None:
+    plan = Plan([640] * 40, 16, seed=0, chunk=64)
+    lane = [int(plan.chunk_of(plan.locate(s, np.array([5])))[0]) for s in range(plan.steps_per_pass)]
+    changes = np.flatnonzero(np.diff(lane))
+    assert len(set(lane)) == len(changes) + 1  # never back to a chunk that was left
+    assert np.all(np.diff(changes)[1:-1] == 64)
+
+
+def test_a_billion_samples_need_no_list() -> None:
+    plan = Plan(np.full(100_000, 10_000), 8192, seed=0)
+    step = 900_000_000 // 8192
+    places = plan.locate(step, slots_of(17, 512, 8192))
+    assert len(np.unique(places.shard)) == 16
+    assert np.all(places.index < 10_000)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(UserError, match="use 4 or 6 ranks"):
+        slots_of(0, 5, 12)
+    with pytest.raises(UserError, match="must divide the batch"):
+        Plan([100], 12, seed=0, lanes=5)
+    with pytest.raises(UserError, match="fewer than a batch"):
+        Plan([3, 4], 8, seed=0)
+
+
+def test_the_fingerprint_tells_plans_apart() -> None:
+    base = Plan([64, 64], 8, seed=0)
+    others = [
+        Plan([64, 65], 8, seed=0),
+        Plan([64, 64], 16, seed=0),
+        Plan([64, 64], 8, seed=1),
+        Plan([64, 64], 8, seed=0, lanes=4),
+        Plan([64, 64], 8, seed=0, chunk=3),
+    ]
+    prints = {plan.fingerprint for plan in [base, *others]}
+    assert len(prints) == 6
+    assert Plan([64, 64], 8, seed=0).fingerprint == base.fingerprint
