@@ -1,0 +1,170 @@
+"""Every random number of every crop, as a pure function of (seed, pass, sample, crop).
+
+The recipe is that of SwAV and SEER: random resized crop, flip, colour jitter, grey, blur, solarise; each drawn
+with torchvision's distributions. Nothing here touches a pixel: `draw` and `centre` say what is to be done, and
+`seer_pipe.data.dali` does it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import permutations
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from seer_pipe.data.random import U64, derive_key, uniform
+
+Array = npt.NDArray[Any]
+Range = tuple[float, float]
+
+ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after so many boxes that do not fit
+ORDERS = np.array(list(permutations(range(4))), dtype=np.int8)  # the orders of the four jitter steps
+
+# A crop's stream of numbers: its first places, and the four of each attempt at a box.
+_FLIP, _JITTERED, _FACTORS, _ORDER, _GREY, _BLURRED, _SIGMA, _SOLARISE = 0, 1, 2, 6, 7, 8, 9, 10
+_ATTEMPT = 16
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How strongly one kind of crop is disturbed; the defaults are SwAV's and SEER's.
+
+    Probabilities in [0, 1]. `jitter` is (brightness, contrast, saturation, hue) as torchvision's ColorJitter takes
+    it: factors from [max(0, 1 - x), 1 + x], and hue shifts from [-x, x] of a turn. `blur_sigma` in pixels of the
+    crop. `ratio` is the range of width / height of the box.
+    """
+
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
+    jitter_p: float = 0.8
+    grey_p: float = 0.2
+    blur_p: float = 0.5
+    blur_sigma: Range = (0.1, 2.0)
+    solarise_p: float = 0.0
+    ratio: Range = (3 / 4, 4 / 3)
+
+
+@dataclass(frozen=True)
+class CropSpec:
+    """`count` crops of `size` x `size` pixels, each of a share of the image's area drawn from `scale`."""
+
+    count: int
+    size: int
+    scale: Range
+    augment: Augment = Augment()
+
+
+@dataclass(frozen=True)
+class Crops:
+    """What is to be done for one crop of each of n images, in this order."""
+
+    box: npt.NDArray[np.int32]  # [n, 4] top, left, height, width in pixels of the image
+    flip: npt.NDArray[np.bool_]  # [n] left to right
+    factors: npt.NDArray[np.float32]  # [n, 4] brightness, contrast, saturation (1: unchanged), hue in turns (0)
+    order: npt.NDArray[np.int8]  # [n, 4] in which order those four are applied
+    grey: npt.NDArray[np.bool_]  # [n]
+    sigma: npt.NDArray[np.float32]  # [n] of the Gaussian blur in pixels, 0: none
+    solarise: npt.NDArray[np.bool_]  # [n] invert what is brighter than one half
+
+    def __len__(self) -> int:
+        return len(self.flip)
+
+    def take(self, rows: Sequence[int] | Array) -> Self:
+        """The same for some of the images, in the order of `rows`."""
+        return type(self)(*(getattr(self, field.name)[np.asarray(rows, np.intp)] for field in fields(self)))
+
+
+def draw(
+    seed: int, pass_: int, sample: Array, height: Array, width: Array, crops: Sequence[CropSpec]
+) -> list[Crops]:
+    """The views of n samples: one `Crops` a crop, in the order of `crops`.
+
+    `sample` (integers that name the images within the data set), `height` and `width` (pixels, at least 1) are
+    arrays of length n. A crop depends on (seed, pass_, its sample, its place among the crops), on its own
+    image's size and its own spec, and on nothing else.
+    """
+    specs = [spec for spec in crops for _ in range(spec.count)]
+    image = derive_key(seed, pass_, np.asarray(sample))
+    height, width = np.asarray(height, np.float64), np.asarray(width, np.float64)  # their product may pass 2^31
+    return [_draw_crop(derive_key(image, place), height, width, spec) for place, spec in enumerate(specs)]
+
+
+def centre(height: Array, width: Array, size: int, resize: int) -> Crops:
+    """The evaluation view: short side to `resize` pixels, then the central `size` x `size`, as one box.
+
+    Raises ValueError where the crop would be larger than the resized image.
+    """
+    if size > resize:
+        raise ValueError(f"a central crop of {size} pixels does not fit an image resized to {resize}")
+    height, width = np.asarray(height), np.asarray(width)
+    side = np.maximum(1, np.rint(np.minimum(height, width) * (size / resize)))
+    box = np.stack([(height - side) // 2, (width - side) // 2, side, side], axis=1).astype(np.int32)
+    n = len(box)
+    no = np.zeros(n, bool)
+    factors = np.tile(np.array([1, 1, 1, 0], np.float32), (n, 1))
+    return Crops(box, no, factors, np.tile(ORDERS[0], (n, 1)), no, np.zeros(n, np.float32), no)
+
+
+def _draw_crop(key: U64, height: Array, width: Array, spec: CropSpec) -> Crops:
+    augment = spec.augment
+    jittered = uniform(key, _JITTERED) < augment.jitter_p
+    factors = np.stack([
+        np.where(jittered, _between(uniform(key, _FACTORS + i), low, high), neutral)
+        for i, (low, high, neutral) in enumerate(_jitter_ranges(augment.jitter))
+    ], axis=1)  # fmt: skip
+    blurred = uniform(key, _BLURRED) < augment.blur_p
+    return Crops(
+        box=_draw_box(key, height, width, spec.scale, augment.ratio),
+        flip=uniform(key, _FLIP) < augment.flip,
+        factors=factors.astype(np.float32),
+        order=ORDERS[(uniform(key, _ORDER) * len(ORDERS)).astype(np.intp)],
+        grey=uniform(key, _GREY) < augment.grey_p,
+        sigma=np.where(blurred, _between(uniform(key, _SIGMA), *augment.blur_sigma), 0).astype(np.float32),
+        solarise=uniform(key, _SOLARISE) < augment.solarise_p,
+    )
+
+
+def _jitter_ranges(jitter: tuple[float, float, float, float]) -> list[tuple[float, float, float]]:
+    """Lowest and highest factor of each jitter step, and the factor that changes nothing."""
+    *strengths, hue = jitter
+    return [(max(0.0, 1 - x), 1 + x, 1.0) for x in strengths] + [(-hue, hue, 0.0)]
+
+
+def _between(u: Array, low: float, high: float) -> Array:
+    return low + (high - low) * u
+
+
+def _draw_box(key: U64, height: Array, width: Array, scale: Range, ratio: Range) -> npt.NDArray[np.int32]:
+    """torchvision's RandomResizedCrop: area uniform, aspect log-uniform, the first of ten that fits the image."""
+    box, fits = _attempt(key, height, width, 0, scale, ratio)
+    again = np.flatnonzero(~fits)
+    if len(again):  # few: all their further attempts at once, in columns
+        column = key[again, None], height[again, None], width[again, None]
+        boxes, fits = _attempt(*column, np.arange(1, ATTEMPTS), scale, ratio)
+        box[:, again] = boxes[:, np.arange(len(again)), fits.argmax(axis=1)]
+        lost = again[~fits.any(axis=1)]
+        box[:, lost] = _fallback_box(height[lost], width[lost], ratio)
+    return np.ascontiguousarray(box.T, dtype=np.int32)
+
+
+def _attempt(
+    key: U64, height: Array, width: Array, attempt: int | Array, scale: Range, ratio: Range
+) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """The boxes of some attempts, [4, ...] of the broadcast shape, and whether each fits its image."""
+    at = _ATTEMPT + 4 * attempt
+    area = height * width * _between(uniform(key, at), *scale)
+    aspect = np.exp(_between(uniform(key, at + 1), math.log(ratio[0]), math.log(ratio[1])))
+    w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+    fits = (w > 0) & (h > 0) & (w <= width) & (h <= height)
+    top = np.floor(uniform(key, at + 2) * (height - h + 1))
+    left = np.floor(uniform(key, at + 3) * (width - w + 1))
+    return np.stack([top, left, h, w]), fits
+
+
+def _fallback_box(height: Array, width: Array, ratio: Range) -> Array:
+    """The largest central box whose aspect is within the range, [4, n]."""
+    h = np.where(width < height * ratio[0], np.rint(width / ratio[0]), height)
+    w = np.where(width > height * ratio[1], np.rint(height * ratio[1]), width)
+    return np.stack([(height - h) // 2, (width - w) // 2, h, w])
