@@ -127,7 +127,7 @@ class Plan:
         if batch < 1 or self.lanes < 1 or batch % self.lanes:
             raise UserError(f"data.lanes {self.lanes}: must divide the batch of {batch}")
         if self.total < batch:
-            raise UserError(f"{self.total} images are fewer than a batch of {batch}: lower train.batch or add images")
+            raise UserError(f"{self.total} images are fewer than a batch of {batch}: lower train.batch")
         self.chunk = chunk or min(MAX_CHUNK, max(1, self.total // (8 * self.lanes)))
         whole, left = np.divmod(self.counts, self.chunk)
         self._shard_start: Ints = np.cumsum(self.counts) - self.counts
@@ -226,7 +226,7 @@ class Plan:
             for a, b in zip(starts, stops, strict=True)
         ]
 
-    def substitute(self, step: int, slots: Ints, attempt: int) -> Places:
+    def substitute(self, step: int, slots: Ints, attempt: int | Ints) -> Places:
         """What stands in for unusable samples: any sample of the set, drawn by place and ``attempt`` alone.
 
         So a bad image costs itself: no other place shifts, and every world size takes the same substitute.

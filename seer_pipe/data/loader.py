@@ -1,0 +1,146 @@
+"""Joins order, bytes, views and DALI into batches, ahead of the trainer and in a thread of its own.
+
+A batch is a function of (shard set, plan, seed, step): which images, which crops, which pixels. An image that
+cannot be read or decoded is replaced by one that the plan draws from its place, so that a retry, a resume or
+another world size gives the same batch; what was replaced is told with its reason.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from seer_pipe.data.dali import Augmenter, BadImages
+from seer_pipe.data.order import Ints, Plan
+from seer_pipe.data.stream import Sample, Stream
+from seer_pipe.data.views import CropSpec, draw
+from seer_pipe.errors import UserError
+from seer_pipe.shards import ShardSet
+
+#: One place asks for so many substitutes before the run stops: the set must be broken throughout.
+ATTEMPTS = 16
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """An image that could not be used at ``slot`` of the global batch of ``step``."""
+
+    step: int
+    slot: int
+    shard: str
+    index: int  # number of the sample in its shard
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``crops``: a tensor [n, 3, size, size] for each crop, normalised; n images in the order of the slots."""
+
+    step: int
+    crops: list[torch.Tensor]
+    replaced: list[Replaced]
+
+
+class Loader:
+    """The batches of one rank: the images at ``slots`` of every step, as ``crops``.
+
+    ``seed`` keys the views. ``device``: where DALI works and the tensors are. ``ahead``: batches made in
+    advance; memory grows with it, the content does not change.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        plan: Plan,
+        slots: Ints,
+        crops: Sequence[CropSpec],
+        *,
+        seed: int,
+        device: str = "cpu",
+        threads: int = 2,
+        ahead: int = 2,
+    ) -> None:
+        self._shards, self._plan, self._slots = shards, plan, slots
+        self._crops, self._seed, self._ahead = crops, seed, ahead
+        self._stream = Stream(shards, plan, slots, threads=max(4, threads), ahead=ahead)
+        self._augmenter = Augmenter(crops, device=device, threads=threads, max_batch=len(slots))
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """The batches of steps [first, last), in order. At most one such iteration at a time."""
+        ready: queue.Queue[Batch | BaseException | None] = queue.Queue(self._ahead)
+        self._stop.clear()
+        self._thread = threading.Thread(
+            target=self._produce, args=(first, last, ready), name="loader", daemon=True
+        )
+        self._thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            self._halt()
+
+    def close(self) -> None:
+        self._halt()
+        self._stream.close()
+        self._augmenter.close()
+
+    def _halt(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _produce(self, first: int, last: int, ready: queue.Queue[Batch | BaseException | None]) -> None:
+        def hand_over(item: Batch | BaseException | None) -> None:
+            while not self._stop.is_set():
+                try:
+                    return ready.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
+
+        try:
+            for step, samples in zip(range(first, last), self._stream.batches(first, last), strict=True):
+                if self._stop.is_set():
+                    return
+                hand_over(self._make(step, samples))
+            hand_over(None)
+        except BaseException as error:  # the trainer's thread is the one to raise it
+            hand_over(error)
+
+    def _make(self, step: int, samples: list[Sample]) -> Batch:
+        replaced: list[Replaced] = []
+        attempts = np.zeros(len(samples), np.int64)
+        while True:
+            bad = {i: sample.reason for i, sample in enumerate(samples) if sample.data is None}
+            if not bad:
+                try:
+                    return Batch(step, self._augment(step, samples), replaced)
+                except BadImages as error:
+                    bad = dict(zip(error.indices, error.reasons, strict=True))
+            rows = np.array(sorted(bad))
+            for i in rows.tolist():
+                shard = self._shards.paths[samples[i].shard]
+                replaced.append(Replaced(step, int(self._slots[i]), shard, samples[i].index, bad[i]))
+            if attempts.max() == ATTEMPTS:
+                raise UserError(
+                    f"{self._shards.store.url}: {ATTEMPTS} substitutes in a row cannot be used, the last for: "
+                    f"{replaced[-1].shard}: {replaced[-1].reason}; run seer-ingest verify on the set"
+                )
+            substitutes = self._plan.substitute(step, self._slots[rows], attempts[rows])
+            for i, sample in zip(rows.tolist(), self._stream.read(substitutes), strict=True):
+                samples[i] = sample
+            attempts[rows] += 1
+
+    def _augment(self, step: int, samples: Sequence[Sample]) -> list[torch.Tensor]:
+        numbers, heights, widths = np.array([(s.sample, s.height, s.width) for s in samples]).T
+        views = draw(self._seed, self._plan.pass_of(step), numbers, heights, widths, self._crops)
+        return self._augmenter([s.data for s in samples if s.data is not None], views)
