@@ -1,0 +1,54 @@
+"""The closed list of reasons for which an input does not become a sample."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """A reason's value is what stands in ``rejected/*.parquet``; ``explanation`` says it in a line."""
+
+    explanation: str
+
+    def __new__(cls, value: str, explanation: str) -> Reason:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.explanation = explanation
+        return member
+
+    # the bytes
+    EMPTY = "empty", "no bytes at all"
+    TOO_FEW_BYTES = "too_few_bytes", "smaller than the least number of bytes asked for"
+    TOO_LARGE = "too_large", "more bytes than allowed"
+    NOT_AN_IMAGE = "not_an_image", "the content is of no image format, whatever the name or the header says"
+    UNSUPPORTED_FORMAT = "unsupported_format", "an image of a format that is not decoded"
+    # the image
+    TRUNCATED = "truncated", "the image ends before it is complete"
+    CORRUPT = "corrupt", "the image's data is damaged"
+    TOO_MANY_PIXELS = "too_many_pixels", "more pixels than allowed, by its header; not decoded"
+    TOO_SMALL = "too_small", "the shorter side is below the least asked for"
+    BAD_ASPECT = "bad_aspect", "longer or narrower than allowed"
+    DECODER_CRASH = "decoder_crash", "the worker that decoded it died of it"
+    DECODER_TIMEOUT = "decoder_timeout", "the worker that decoded it did not finish in time"
+    DECODER_MEMORY = "decoder_memory", "decoding it needs more memory than a worker may have"
+    DUPLICATE = "duplicate", "the same bytes were stored already"
+    # the source
+    UNREADABLE = "unreadable", "the file or archive member could not be read"
+    UNSAFE_MEMBER = "unsafe_member", "an archive member that is no plain file (link, device, sparse file)"
+    # the download
+    BAD_URL = "bad_url", "not a well-formed http or https URL"
+    BLOCKED_ADDRESS = "blocked_address", "the host is, or resolves to, an address that is not global"
+    BLOCKED_HOST = "blocked_host", "the host or the URL is on the blocklist"
+    OPT_OUT = "opt_out", "the site asks not to be used so (X-Robots-Tag)"
+    DNS = "dns", "the host's name does not resolve"
+    CONNECT = "connect", "no connection could be made, or it was broken off"
+    TIMEOUT = "timeout", "no complete answer in time"
+    TLS = "tls", "the certificate or the TLS handshake failed"
+    TOO_MANY_REDIRECTS = "too_many_redirects", "more redirects than allowed, or a circle of them"
+    HTTP_401_403 = "http_401_403", "the server refuses access (401, 403, 451)"
+    HTTP_404_410 = "http_404_410", "the server has no such page (404, 410)"
+    HTTP_429 = "http_429", "the server asks for fewer requests, to the last try"
+    HTTP_4XX = "http_4xx", "another client error"
+    HTTP_5XX = "http_5xx", "a server error, to the last try"
+    HTTP_OTHER = "http_other", "a status that is neither success, redirect nor error"
+    BAD_RESPONSE = "bad_response", "the answer breaks the HTTP protocol or its content encoding"
