@@ -64,6 +64,8 @@ def _rank(rank: int, world: int, folder: str, function: Callable[..., Any], args
     try:
         torch.save(function(*args), Path(folder) / f"{rank}.pt")
     except BaseException:
-        (Path(folder) / f"{rank}.txt").write_text(traceback.format_exc())
+        report = Path(folder) / f"{rank}.tmp"
+        report.write_text(traceback.format_exc())
+        report.rename(report.with_suffix(".txt"))  # whole or not there: the parent is watching
     finally:
         dist.destroy_process_group()

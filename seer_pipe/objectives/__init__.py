@@ -1,0 +1,1 @@
+"""What is minimised: objectives behind one small interface (see `base`), SwAV first."""

@@ -1,0 +1,231 @@
+"""SwAV: every crop of an image predicts the prototype assignment of another (Caron et al. 2020, arXiv 2006.09882).
+
+For unit embeddings z and unit prototypes C the scores are s = C z. The code q_a of an assignment crop a comes from
+Sinkhorn over the scores of the global batch (and queue), without gradient; every other crop v predicts it::
+
+    loss = mean over a in A of  1/(V-1) sum over v != a of  -sum_k q_a[k] · log softmax_k(s_v / temperature)
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from seer_pipe.errors import UserError
+from seer_pipe.objectives.base import Objective
+from seer_pipe.objectives.collectives import all_gather_rows, all_max_, all_mean, rank, world_size
+from seer_pipe.objectives.heads import projection
+from seer_pipe.objectives.sinkhorn import sinkhorn
+
+
+class SwavOutput(NamedTuple):
+    """Head outputs in crop-major rows, float32."""
+
+    embeddings: Tensor
+    """[V · n, D], unit rows."""
+    scores: Tensor
+    """[V · n, K], cosines."""
+
+
+class SwavHead(nn.Module):
+    """Projection to unit embeddings and their scores against K prototypes.
+
+    Args:
+        dims: widths from the trunk's features to the embeddings, e.g. [2048, 2048, 128].
+        prototypes: K.
+        batch_norm: BatchNorm between the layers of the projection (SwAV yes, SEER no).
+    """
+
+    def __init__(self, dims: Sequence[int], prototypes: int, batch_norm: bool) -> None:
+        super().__init__()
+        self.projection = projection(dims, batch_norm)
+        self.prototypes = nn.Linear(dims[-1], prototypes, bias=False)
+
+    def forward(self, features: Tensor) -> SwavOutput:
+        projected = self.projection(features)
+        with torch.autocast(features.device.type, enabled=False):  # SwAV does not converge with coarse scores
+            embeddings = F.normalize(projected.float(), dim=1)
+            return SwavOutput(embeddings, self.prototypes(embeddings))
+
+
+def check_prototypes(prototypes: int, batch: int, queue_length: int) -> None:
+    """Refuses more prototypes than samples to assign to them: some would be empty in every step.
+
+    Args:
+        prototypes: K.
+        batch: images of a step over all ranks and accumulated micro-batches.
+        queue_length: embeddings in the queue of an assignment crop over all ranks.
+    """
+    if batch + queue_length < prototypes:
+        raise UserError(
+            f"{prototypes} prototypes for {batch + queue_length} samples a step (batch {batch} + queue "
+            f"{queue_length}): prototypes would stay empty and the loss at ln K; take at most "
+            f"{batch + queue_length} prototypes, or a queue of at least {prototypes - batch}"
+        )
+
+
+class Swav(Objective):
+    """SwAV with multi-crop and queue.
+
+    Args:
+        head: its prototypes are kept at unit norm here.
+        crops: V, crops of an image.
+        assignment: which crops give codes (the large ones).
+        temperature: of the predictions.
+        eps, iterations: of Sinkhorn.
+        freeze_images: until so many images were seen the prototypes do not move (SwAV: about 1.28 million).
+        queue_length: embeddings of earlier steps that join the assignment, per assignment crop, over all ranks.
+        queue_start: the queue begins to fill when so many images were seen; it is used once it is full.
+        group: the ranks that share a global batch; None is all of them.
+        device: where the queue lives, the one that trains.
+    """
+
+    def __init__(
+        self,
+        head: SwavHead,
+        *,
+        crops: int,
+        assignment: Sequence[int] = (0, 1),
+        temperature: float = 0.1,
+        eps: float = 0.05,
+        iterations: int = 3,
+        freeze_images: int = 0,
+        queue_length: int = 0,
+        queue_start: int = 0,
+        group: dist.ProcessGroup | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if not assignment or not all(0 <= crop < crops for crop in assignment) or crops < 2:
+            raise UserError(
+                f"SwAV needs 2 crops or more and assignment crops among them: got {crops}, {assignment}"
+            )
+        self.head = head
+        self.crops = crops
+        self.assignment = list(assignment)
+        self.temperature = temperature
+        self.eps = eps
+        self.iterations = iterations
+        self.freeze_images = freeze_images
+        self.queue_start = queue_start
+        self.group = group
+        prototypes, dim = head.prototypes.weight.shape
+        self.queue = torch.zeros(len(self.assignment), queue_length, dim, device=device)
+        self.queue_filled = 0
+        self.last_nearest = torch.full((prototypes,), -1, device=device)
+
+    @torch.no_grad()
+    def before_step(self, images: int) -> None:
+        """Normalises the prototypes. FSDP shards them by rows, so this needs no communication."""
+        weight = self.head.prototypes.weight
+        local = weight.to_local() if isinstance(weight, DTensor) else weight
+        local.copy_(F.normalize(local, dim=1))
+
+    def loss(self, outputs: SwavOutput, images: int, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(outputs.scores.device.type, enabled=False):
+            codes = self.codes(outputs, images)
+            loss = self.cross_entropy(outputs.scores, codes)
+            self._note_nearest(outputs.scores, images)
+            return loss, self._metrics(outputs, codes, loss, images) if log else {}
+
+    @torch.no_grad()
+    def codes(self, outputs: SwavOutput, images: int) -> Tensor:
+        """Codes [A, n, K] of this rank's rows, over the global batch and the queue when it is full.
+
+        Afterwards the batch's embeddings enter the queue in the order of the global batch (ranks in turn).
+        """
+        scores = self._by_crop(outputs.scores)[self.assignment]
+        rows, length = scores.shape[1], self.queue.shape[1]
+        if 0 < length == self.queue_filled:
+            scores = torch.cat([scores, self._queue_scores()], dim=1)
+        if length > 0 and images >= self.queue_start:
+            self._enqueue(self._by_crop(outputs.embeddings)[self.assignment])
+        return sinkhorn(scores, self.eps, self.iterations, self.group)[:, :rows]
+
+    def cross_entropy(self, scores: Tensor, codes: Tensor) -> Tensor:
+        """The loss of scores [V · n, K] under the codes [A, n, K] of the assignment crops."""
+        log_p = F.log_softmax(self._by_crop(scores) / self.temperature, dim=2)
+        others = log_p.sum(dim=0) - log_p[self.assignment]  # [A, n, K]: all crops but the one that gave the code
+        return -(codes * others).sum() / (codes.shape[0] * codes.shape[1] * (self.crops - 1))
+
+    def after_backward(self, images: int) -> None:
+        """Freezes: without a gradient, momentum, weight decay and LARC leave the prototypes alone as well."""
+        if images < self.freeze_images:
+            self.head.prototypes.weight.grad = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`queue` [A, length, D], newest first; how much is filled; when each prototype was last nearest."""
+        return {
+            "queue": self.queue,
+            "queue_filled": torch.tensor(self.queue_filled),
+            "last_nearest": all_max_(self.last_nearest, self.group),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, own in ("queue", self.queue), ("last_nearest", self.last_nearest):
+            if state[name].shape != own.shape:
+                raise UserError(
+                    f"checkpoint: SwAV's {name} is {list(state[name].shape)}, this run's {list(own.shape)}: "
+                    "resume with the crops, prototypes and queue length that it was saved with"
+                )
+            own.copy_(state[name])
+        self.queue_filled = int(state["queue_filled"])
+
+    def _by_crop(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(0, (self.crops, -1))
+
+    def _queue_scores(self) -> Tensor:
+        """Scores of this rank's share of the queue: every rank holds all of it, but it counts once."""
+        share = self.queue.tensor_split(world_size(self.group), dim=1)[rank(self.group)]
+        weight = self.head.prototypes.weight
+        return share @ (weight.full_tensor() if isinstance(weight, DTensor) else weight).T
+
+    def _enqueue(self, embeddings: Tensor) -> None:
+        fresh = all_gather_rows(embeddings.transpose(0, 1), self.group).transpose(0, 1)
+        fresh = fresh.nan_to_num(0.0)  # a broken step must not poison the ones after it
+        length = self.queue.shape[1]
+        self.queue.copy_(torch.cat([fresh, self.queue], dim=1)[:, :length])
+        self.queue_filled = min(length, self.queue_filled + fresh.shape[1])
+
+    @torch.no_grad()
+    def _note_nearest(self, scores: Tensor, images: int) -> None:
+        self.last_nearest.index_fill_(0, scores.argmax(dim=1), images)
+
+    @torch.no_grad()
+    def _metrics(self, outputs: SwavOutput, codes: Tensor, loss: Tensor, images: int) -> dict[str, Tensor]:
+        """What tells learning from collapse. The codes' mean is uniform by construction and would tell nothing.
+
+        - `loss`, and `loss_above_ln_k`: at 0 the predictions are uniform.
+        - `code_entropy` of a sample, in nats: near ln K the codes say nothing.
+        - `prediction_entropy` of the mean prediction: low when few prototypes are predicted.
+        - `embedding_std` times sqrt(D): 1 when spread over the sphere, 0 when all embeddings are one.
+        - `effective_rank` of the embeddings (RankMe, Garrido et al. 2023), 1 to D.
+        - `prototypes_used`: share nearest to some crop of the batch; `prototypes_dead`: share nearest to none
+          in the last 10 K images.
+        """
+        z, k = outputs.embeddings, outputs.scores.shape[1]
+        predictions = F.softmax(outputs.scores / self.temperature, dim=1)
+        means = [loss, _entropy(codes).mean(), predictions.mean(0), z.mean(0), z.T @ z / z.shape[0]]
+        loss, code_entropy, prediction, mean, moment = all_mean(means, self.group)
+        deviation = (moment.diagonal() - mean.square()).clamp_min(0).sqrt()
+        singular = torch.linalg.eigvalsh(moment.nan_to_num()).clamp_min(0).sqrt()
+        nearest = all_max_(self.last_nearest, self.group)
+        return {
+            "loss": loss,
+            "loss_above_ln_k": loss - math.log(k),
+            "code_entropy": code_entropy,
+            "prediction_entropy": _entropy(prediction),
+            "embedding_std": deviation.mean() * math.sqrt(z.shape[1]),
+            "effective_rank": _entropy(singular / singular.sum()).exp(),
+            "prototypes_used": (nearest == images).float().mean(),
+            "prototypes_dead": (nearest < images - 10 * k).float().mean(),
+        }
+
+
+def _entropy(p: Tensor) -> Tensor:
+    """Entropy over the last dimension, in nats."""
+    return torch.special.entr(p).sum(dim=-1)
