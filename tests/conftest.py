@@ -1,7 +1,11 @@
 """Fixtures that several rooms share."""
 
+import importlib
 import os
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,3 +20,23 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder}: set SEER_PIPE_DATA to run this test")
     return folder
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> Iterator[ModuleType]:
+    """torchvision, the reference for names, features and pixels.
+
+    PyPI's wheel is built against torch with CUDA. Beside a CPU-only torch its compiled operators do not load, and
+    importing it fails on two that it only registers shapes for, so these two are declared here. A test that
+    imports timm, or whatever else builds on torchvision, asks for this fixture and imports inside.
+    """
+    import torch
+
+    declared = torch.library.Library("torchvision", "FRAGMENT")  # its declarations live as long as this object
+    folder = Path(find_spec("torchvision").origin).parent
+    try:
+        torch.ops.load_library(str(next(folder.glob("_C*.so"))))
+    except OSError:
+        for operator in ("nms", "qnms"):
+            declared.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield importlib.import_module("torchvision")  # noqa: PT022 (returning would end the declarations)

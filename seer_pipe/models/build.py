@@ -1,0 +1,57 @@
+"""Trunks by name."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Literal
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from seer_pipe.errors import UserError
+from seer_pipe.models.regnet import REGNETS, RegNetTrunk
+from seer_pipe.models.resnet import RESNETS, ResNetTrunk
+from seer_pipe.models.trunk import Trunk, init_weights
+
+Stem = Literal["imagenet", "small"]
+
+
+def trunk_names() -> list[str]:
+    """Every name that `build_trunk` knows, RegNets by size first."""
+    return [*REGNETS, *RESNETS]
+
+
+def build_trunk(name: str, *, stem: Stem = "imagenet") -> Trunk:
+    """The trunk of that name, on the default device, initialised from torch's default generator.
+
+    On the meta device nothing is initialised: give it memory with ``to_empty``, then call `init_weights`.
+    A name that torchvision has too is torchvision's architecture, so its export loads there: ``regnety_800mf``
+    and ``regnety_8gf`` are therefore not the models of these sizes in pycls and ClassyVision. ``regnety_256gf``
+    and ``regnety_10b`` are SEER's. ``stem="small"``, for images of 32 to 96 pixels, exists for ResNets only.
+    """
+    if name not in trunk_names():
+        near = get_close_matches(name, trunk_names(), n=3) or trunk_names()
+        raise UserError(f"no trunk is named {name!r}: try {', '.join(near)}")
+    stems = ("imagenet",) if name in REGNETS else ("imagenet", "small")
+    if stem not in stems:
+        raise UserError(f"{name} has no stem {stem!r}: choose {' or '.join(stems)}")
+    device = torch.get_default_device()
+    with torch.device("meta"):  # so that memory is written once, by our initialisation
+        trunk = RegNetTrunk(name) if name in REGNETS else ResNetTrunk(name, stem)
+    if device.type != "meta":
+        trunk.to_empty(device=device)
+        init_weights(trunk, torch.default_generator)
+    return trunk
+
+
+def multiply_adds(name: str, size: int, *, stem: Stem = "imagenet") -> int:
+    """Multiply-adds of convolutions in the forward pass of one image of ``size`` x ``size`` pixels.
+
+    A training step costs three times as many (forward, gradient of inputs, gradient of weights), four with
+    activation checkpointing; one multiply-add is two floating-point operations.
+    """
+    with torch.device("meta"):
+        trunk = build_trunk(name, stem=stem).eval()
+        with FlopCounterMode(display=False) as counter:
+            trunk(torch.empty(1, 3, size, size))
+    return counter.get_total_flops() // 2

@@ -1,0 +1,130 @@
+"""RegNetY (Radosavovic et al., "Designing Network Design Spaces", CVPR 2020), up to the sizes of SEER."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import groupby
+
+from torch import Tensor, nn
+
+from seer_pipe.models.trunk import Trunk
+
+STEM_WIDTH = 32
+SE_RATIO = 0.25  # of the block's input width
+
+
+@dataclass(frozen=True)
+class RegNetParams:
+    """The five numbers that define a RegNetY (section 3.2 of the paper)."""
+
+    depth: int
+    w_0: int  # width of the first block
+    w_a: float  # slope of the width over the blocks
+    w_m: float  # ratio of the widths of neighbouring stages
+    group_width: int
+
+    def stages(self) -> tuple[tuple[int, int], ...]:
+        """(width, blocks) of each stage.
+
+        Widths grow linearly, are snapped to powers of ``w_m`` and to multiples of 8; equal neighbours form a
+        stage. A stage's width is then rounded to a multiple of the group width, and up where rounding down
+        would lose more than a tenth: torchvision's rule, which makes 800MF and 8GF other models than pycls'
+        (first stages 64 and 224 wide, not 64 and 168), and changes no other size.
+        """
+        exponents = (round(math.log1p(self.w_a * j / self.w_0) / math.log(self.w_m)) for j in range(self.depth))
+        widths = [round(self.w_0 * self.w_m**e / 8) * 8 for e in exponents]
+        return tuple((self._fit(width), len(list(same))) for width, same in groupby(widths))
+
+    def _fit(self, width: int) -> int:
+        group = min(self.group_width, width)
+        fitted = int(width + group / 2) // group * group
+        return fitted if fitted >= 0.9 * width else fitted + group
+
+
+REGNETS = {
+    "regnety_200mf": RegNetParams(13, 24, 36.44, 2.49, 8),
+    "regnety_400mf": RegNetParams(16, 48, 27.89, 2.09, 8),
+    "regnety_800mf": RegNetParams(14, 56, 38.84, 2.4, 16),
+    "regnety_1_6gf": RegNetParams(27, 48, 20.71, 2.65, 24),
+    "regnety_3_2gf": RegNetParams(21, 80, 42.63, 2.66, 24),
+    "regnety_8gf": RegNetParams(17, 192, 76.82, 2.19, 56),
+    "regnety_16gf": RegNetParams(18, 200, 106.23, 2.48, 112),
+    "regnety_32gf": RegNetParams(20, 232, 115.89, 2.53, 232),
+    "regnety_64gf": RegNetParams(20, 352, 147.48, 2.4, 328),
+    "regnety_128gf": RegNetParams(27, 456, 160.83, 2.52, 264),
+    "regnety_256gf": RegNetParams(27, 640, 230.83, 2.53, 373),  # SEER's; ClassyVision has another of this name
+    "regnety_10b": RegNetParams(27, 1744, 620.83, 2.52, 1010),  # SEER's largest (Goyal et al. 2022)
+}
+
+
+class RegNetTrunk(Trunk):
+    """A RegNetY of the given parameters, ImageNet stem: features at 1/32 of the image's resolution."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        params = REGNETS[name]
+        self.name, self.stem_kind, self.stages = name, "imagenet", params.stages()
+        self.width = self.stages[-1][0]
+        self.stem = _conv_bn(3, STEM_WIDTH, kernel=3, stride=2)
+        stages: OrderedDict[str, nn.Module] = OrderedDict()
+        width_in = STEM_WIDTH
+        for number, (width, depth) in enumerate(self.stages, start=1):
+            stage: OrderedDict[str, nn.Module] = OrderedDict()
+            for j in range(depth):
+                stage[f"block{number}-{j}"] = YBlock(
+                    width_in, width, stride=2 if j == 0 else 1, group_width=params.group_width
+                )
+                width_in = width
+            stages[f"block{number}"] = nn.Sequential(stage)
+        self.trunk_output = nn.Sequential(stages)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        return self.trunk_output(self.stem(images))
+
+    def blocks(self) -> list[nn.Module]:
+        return [block for stage in self.trunk_output.children() for block in stage.children()]
+
+
+class YBlock(nn.Module):
+    """x + F(x), F = 1x1, grouped 3x3, squeeze-and-excitation, 1x1: the bottleneck is as wide as its output."""
+
+    def __init__(self, width_in: int, width: int, *, stride: int, group_width: int) -> None:
+        super().__init__()
+        self.proj: nn.Module | None = None
+        if stride != 1 or width_in != width:
+            self.proj = _conv_bn(width_in, width, kernel=1, stride=stride, relu=False)
+        self.f = nn.Sequential(
+            OrderedDict(
+                a=_conv_bn(width_in, width, kernel=1),
+                b=_conv_bn(width, width, kernel=3, stride=stride, groups=width // min(group_width, width)),
+                se=SqueezeExcitation(width, squeeze=round(SE_RATIO * width_in)),
+                c=_conv_bn(width, width, kernel=1, relu=False),
+            )
+        )
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.proj is None else self.proj(x)
+        return self.activation(shortcut + self.f(x))
+
+
+class SqueezeExcitation(nn.Module):
+    """Scale each channel by a gate computed from all channels' means (Hu et al., CVPR 2018)."""
+
+    def __init__(self, width: int, *, squeeze: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(width, squeeze, 1)
+        self.fc2 = nn.Conv2d(squeeze, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = nn.functional.adaptive_avg_pool2d(x, 1)
+        return x * self.fc2(self.fc1(pooled).relu()).sigmoid()
+
+
+def _conv_bn(
+    width_in: int, width: int, *, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True
+) -> nn.Sequential:
+    conv = nn.Conv2d(width_in, width, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(width), *([nn.ReLU(inplace=True)] if relu else []))
