@@ -148,12 +148,9 @@ class FolderStore:
             os.close(folder)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        base = self.local_path(prefix)
-        top = base if base.is_dir() else base.parent
-        if not top.is_dir():
-            return
+        top = self.local_path(prefix.rpartition("/")[0])
         found = []
-        for folder, _, names in os.walk(top):
+        for folder, _, names in os.walk(top):  # of a missing folder: nothing
             for name in names:
                 file = Path(folder, name)
                 path = file.relative_to(self.root).as_posix()

@@ -232,6 +232,9 @@ class Plan:
         So a bad image costs itself: no other place shifts, and every world size takes the same substitute.
         """
         draw = uniform(derive_key(self.seed, _SUBSTITUTE, step, slots), attempt)
-        sample = np.minimum((draw * self.total).astype(np.int64), self.total - 1)
-        shard = np.searchsorted(self._shard_start, sample, side="right") - 1
-        return Places(shard, sample - self._shard_start[shard], sample)
+        return self.places(np.minimum((draw * self.total).astype(np.int64), self.total - 1))
+
+    def places(self, samples: Ints) -> Places:
+        """Where the samples of these numbers, [n], stand."""
+        shard = np.searchsorted(self._shard_start, samples, side="right") - 1
+        return Places(shard, samples - self._shard_start[shard], samples)

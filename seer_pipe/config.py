@@ -1,0 +1,291 @@
+"""A whole run as one typed tree, read from YAML.
+
+An unknown key, a wrong type or a value out of range is a ``UserError`` that names the key. What follows from the
+settings (learning rate of the true batch, steps, …) is computed in ``derive`` and nowhere else. Durations are in
+images, so that no setting changes its meaning with the batch or the number of GPUs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from seer_pipe.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    path: str = Field(description="shard set: a folder or s3://bucket/prefix")
+    lanes: Positive | None = Field(None, description="sequential readers a batch; divides it; default: the batch")
+    chunk: Positive | None = Field(None, description="samples read at once; default: up to 128")
+    threads: Positive = Field(2, description="decoding threads a rank")
+    ahead: Positive = Field(2, description="batches made in advance")
+    max_bad_fraction: Probability = Field(0.01, description="stop when more images than this had to be replaced")
+
+
+class Augment(Section):
+    """Strengths and probabilities of what is done to a crop; the defaults are SwAV's and SEER's."""
+
+    flip: Probability = 0.5
+    jitter: tuple[Rate, Rate, Rate, Annotated[float, Field(ge=0, le=0.5)]] = (0.8, 0.8, 0.8, 0.2)
+    jitter_p: Probability = 0.8
+    grey_p: Probability = 0.2
+    blur_p: Probability = 0.5
+    blur_sigma: tuple[Rate, Rate] = (0.1, 2.0)
+    solarise_p: Probability = 0.0
+    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (3 / 4, 4 / 3)
+
+
+class Crop(Section):
+    count: Positive
+    size: Annotated[int, Field(ge=8, le=2048)] = Field(description="pixels")
+    scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Crop:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError("scale must be [low, high]")
+        return self
+
+
+class Views(Section):
+    crops: Annotated[list[Crop], Field(min_length=1)]
+    augment: Augment = Augment()
+
+    @property
+    def count(self) -> int:
+        return sum(crop.count for crop in self.crops)
+
+
+class Model(Section):
+    name: str
+    stem: Literal["imagenet", "small"] = "imagenet"
+
+
+class Head(Section):
+    hidden: list[Positive] = [2048]
+    dim: Positive = 128
+    batch_norm: bool = True
+
+
+class Swav(Section):
+    name: Literal["swav"] = "swav"
+    head: Head = Head()
+    prototypes: Annotated[int, Field(ge=2)] = 3000
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    epsilon: Annotated[float, Field(gt=0)] = 0.05
+    sinkhorn_iterations: Positive = 3
+    assign: Annotated[list[Count], Field(min_length=1)] = [0, 1]
+    freeze_images: Count = Field(0, description="prototypes do not move before so many images")
+    queue: Count = Field(0, description="embeddings kept an assignment crop; a multiple of the batch")
+    queue_start_images: Count = 0
+    allow_empty_prototypes: bool = Field(False, description="more prototypes than batch and queue hold images")
+
+
+class Optimizer(Section):
+    name: Literal["larc", "sgd", "adamw"] = "larc"
+    lr: Annotated[float, Field(gt=0)] = Field(0.3, description="peak, for a batch of 256; scaled linearly")
+    final_lr: Probability = Field(0.001, description="share of the peak at the end")
+    warmup_lr: Probability = Field(0.0, description="share of the peak at the start")
+    warmup_images: Count = 0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Rate = 1e-6
+    trust: Annotated[float, Field(gt=0)] = 0.001
+
+
+class Train(Section):
+    batch: Positive = Field(description="images a step, over all ranks")
+    images: Positive | None = Field(None, description="images in all; or give passes")
+    passes: Annotated[float, Field(gt=0)] | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Positive | None = Field(None, description="CPU threads a rank for the network; default: torch's")
+    parallel: Literal["auto", "none", "ddp", "fsdp2"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    sync_bn: bool = True
+    channels_last: bool = Field(False, description="memory layout of images and weights; not with fsdp2")
+    activation_checkpointing: bool = False
+    log_every: Positive = Field(10, description="steps")
+    checkpoint_every: Positive = Field(1000, description="steps")
+    keep: Positive = Field(3, description="checkpoints")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if (self.images is None) == (self.passes is None):
+            raise ValueError("give either images or passes")
+        return self
+
+
+class Config(Section):
+    name: str
+    seed: Count = 0
+    data: Data
+    views: Views
+    model: Model
+    objective: Swav
+    optimizer: Optimizer
+    train: Train
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if max(self.objective.assign) >= self.views.count:
+            raise ValueError(f"objective.assign names crop {max(self.objective.assign)} of {self.views.count}")
+        if self.objective.queue % self.train.batch:
+            raise ValueError(f"objective.queue must be a multiple of train.batch ({self.train.batch})")
+        known = self.train.batch + self.objective.queue
+        if known < self.objective.prototypes and not self.objective.allow_empty_prototypes:
+            raise ValueError(
+                f"objective.prototypes {self.objective.prototypes} is more than train.batch + objective.queue "
+                f"({known}), so some stay empty in every step: lower it, lengthen the queue, or set "
+                "objective.allow_empty_prototypes"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What follows from a config and the size of its shard set."""
+
+    images_in_set: int
+    steps: int
+    steps_per_pass: int
+    passes: float
+    images: int  # that the run will have seen at its end
+    images_per_rank: int  # of one step
+    peak_lr: float
+    warmup_steps: int
+    freeze_steps: int
+    queue_start_steps: int
+    ln_prototypes: float  # the loss of a uniform prediction
+    crops_per_image: int
+
+
+def derive(config: Config, images_in_set: int, world: int = 1) -> Derived:
+    """The one place where settings become numbers."""
+    batch, objective = config.train.batch, config.objective
+    per_pass = images_in_set // batch
+    if config.train.images is not None:
+        steps = config.train.images // batch
+    else:
+        assert config.train.passes is not None
+        steps = round(config.train.passes * per_pass)
+    if steps < 1:
+        raise UserError(f"train: less than one batch of {batch} in all; give more images or passes")
+    return Derived(
+        images_in_set=images_in_set,
+        steps=steps,
+        steps_per_pass=per_pass,
+        passes=steps / per_pass if per_pass else 0.0,
+        images=steps * batch,
+        images_per_rank=batch // world,
+        peak_lr=config.optimizer.lr * batch / 256,
+        warmup_steps=math.ceil(config.optimizer.warmup_images / batch),
+        freeze_steps=math.ceil(objective.freeze_images / batch),
+        queue_start_steps=math.ceil(objective.queue_start_images / batch),
+        ln_prototypes=math.log(objective.prototypes),
+        crops_per_image=config.views.count,
+    )
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file and apply ``key.path=value`` overrides; UserError says what is wrong where."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: not a config: expected sections, found {type(tree).__name__}")
+    tree.pop("derived", None)  # a run's own config.yaml holds these beside the settings
+    for override in overrides:
+        _override(tree, override)
+    return parse(tree, str(path))
+
+
+def parse(tree: Mapping[str, Any], where: str) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"{text!r}: an override is key.path=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{text!r}: {parent} is a value, not a section")
+    tree[last] = yaml.safe_load(value)
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _keys(Config), 1)
+        return f"{key}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
+    if problem["type"] == "missing":
+        return f"{key}: missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
+
+
+def _keys(section: type[Section]) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _keys(field.annotation)
+    if section is Views:
+        yield from _keys(Crop)
+
+
+def save(config: Config, derived: Derived, path: Path) -> str:
+    """The resolved config with every derived value, as YAML."""
+    text = yaml.safe_dump(
+        config.model_dump(mode="json") | {"derived": asdict(derived)}, sort_keys=False, default_flow_style=None
+    )
+    path.write_text(text)
+    return text
+
+
+#: Settings that a resumed run may change: they touch neither the data nor the arithmetic.
+FREE = ("name", "data.path", "data.threads", "data.ahead", "data.max_bad_fraction", "train.device",
+        "train.threads", "train.parallel", "train.log_every", "train.checkpoint_every", "train.keep")  # fmt: skip
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """The keys, with both values, that a resume may not change."""
+    before, after = dict(_flat(old.model_dump(mode="json"))), dict(_flat(new.model_dump(mode="json")))
+    return [
+        f"{key} ({before.get(key)} in the run, {after.get(key)} now)"
+        for key in sorted(before.keys() | after.keys())
+        if key not in FREE and before.get(key) != after.get(key)
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,59 @@
+"""Nearest-neighbour evaluation: what the features are worth without training anything on them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def neighbours(queries: Tensor, bank: Tensor, k: int, *, leave_one_out: bool = False, rows: int = 1024) -> tuple[
+    Tensor, Tensor
+]:  # fmt: skip
+    """Cosine similarity and row in ``bank`` of the ``k`` nearest of each query: two [q, k], nearest first.
+
+    Exact, ``rows`` queries at a time. ``leave_one_out``: the queries are the bank, and none finds itself.
+    """
+    queries, bank = F.normalize(queries.float(), dim=1), F.normalize(bank.float(), dim=1)
+    similar, nearest = [], []
+    for start in range(0, len(queries), rows):
+        block = queries[start : start + rows] @ bank.T
+        if leave_one_out:
+            here = torch.arange(len(block), device=block.device)
+            block[here, start + here] = -torch.inf
+        values, places = block.topk(k, dim=1)
+        similar.append(values)
+        nearest.append(places)
+    return torch.cat(similar), torch.cat(nearest)
+
+
+def knn_accuracy(
+    queries: Tensor,
+    query_labels: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    leave_one_out: bool = False,
+) -> float:
+    """Share of queries [q, D] whose label [q] wins the vote of their neighbours in the bank [m, D], [m].
+
+    A neighbour of cosine similarity s votes with weight exp(s / temperature) (Wu et al., "Unsupervised Feature
+    Learning via Non-Parametric Instance Discrimination", CVPR 2018, section 3.4). ``k`` is cut to what there is.
+    """
+    k = min(k, len(bank) - leave_one_out)
+    similar, nearest = neighbours(queries, bank, k, leave_one_out=leave_one_out)
+    weights = ((similar - 1) / temperature).exp()  # the largest is 1: no overflow
+    votes = torch.zeros(len(queries), int(bank_labels.max()) + 1)
+    votes.scatter_add_(1, bank_labels[nearest], weights)
+    return float((votes.argmax(dim=1) == query_labels).float().mean())
+
+
+def retrieval_accuracy(first: Tensor, second: Tensor) -> float:
+    """Share of rows of ``first`` [n, D] whose nearest row of ``second`` [n, D] is their own.
+
+    With two parts of each image as rows, it tells what features are worth where nobody has labels.
+    """
+    _, nearest = neighbours(first, second, 1)
+    return float((nearest[:, 0] == torch.arange(len(first))).float().mean())

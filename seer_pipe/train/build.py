@@ -1,0 +1,93 @@
+"""From a config to the parts of a run."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from seer_pipe import config as settings
+from seer_pipe.data import views
+from seer_pipe.errors import UserError
+from seer_pipe.models import Trunk, build_trunk
+from seer_pipe.objectives.base import Network, Objective
+from seer_pipe.objectives.swav import Swav, SwavHead
+from seer_pipe.optim.larc import Larc
+from seer_pipe.optim.schedule import constant_learning_rate, learning_rate
+from seer_pipe.train.parallel import World
+
+
+def build_crops(config: settings.Views) -> list[views.CropSpec]:
+    augment = views.Augment(**config.augment.model_dump())
+    return [views.CropSpec(crop.count, crop.size, crop.scale, augment) for crop in config.crops]
+
+
+def build_network(config: settings.Config) -> tuple[Network, Trunk, Objective]:
+    """Trunk and head with their first weights, the same on every rank, and the objective over them."""
+    torch.manual_seed(config.seed)
+    trunk = build_trunk(config.model.name, stem=config.model.stem)
+    wanted = config.objective
+    dims = [trunk.width, *wanted.head.hidden, wanted.head.dim]
+    head = SwavHead(dims, wanted.prototypes, wanted.head.batch_norm)
+    objective = Swav(
+        head,
+        crops=config.views.count,
+        assignment=wanted.assign,
+        temperature=wanted.temperature,
+        eps=wanted.epsilon,
+        iterations=wanted.sinkhorn_iterations,
+        freeze_images=wanted.freeze_images,
+        queue_length=wanted.queue,
+        queue_start=wanted.queue_start_images,
+    )
+    return Network(trunk, head), trunk, objective
+
+
+def build_optimizer(config: settings.Optimizer, network: nn.Module) -> Optimizer:
+    """The optimiser over all parameters; its learning rate is set before every step."""
+    parameters = list(network.parameters())
+    if config.name == "adamw":
+        return AdamW(parameters, lr=0.0, weight_decay=config.weight_decay)
+    if config.name == "sgd":
+        return SGD(parameters, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
+    return Larc(
+        parameters, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, trust=config.trust
+    )
+
+
+def rate_at(config: settings.Optimizer, derived: settings.Derived, images: int) -> float:
+    """The learning rate of the step that begins when ``images`` images have been seen."""
+    peak, start = derived.peak_lr, derived.peak_lr * config.warmup_lr
+    if config.schedule == "constant":
+        return constant_learning_rate(images, peak=peak, warmup_images=config.warmup_images, warmup_start=start)
+    return learning_rate(
+        images,
+        peak=peak,
+        final=peak * config.final_lr,
+        warmup_images=config.warmup_images,
+        total_images=derived.images,
+        warmup_start=start,
+    )
+
+
+def precision(config: settings.Train, world: World) -> torch.dtype | None:
+    """What to autocast the network's arithmetic to; None is plain fp32."""
+    on_gpu = world.device.type == "cuda"
+    if config.precision == "auto":
+        return torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else None
+    return torch.bfloat16 if config.precision == "bf16" else None
+
+
+def set_threads(config: settings.Train, world: World) -> None:
+    """CPU threads of the network's arithmetic: sums depend on their number, so an exact resume keeps it."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    elif world.size > 1 and world.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.size))
+
+
+def check_world(derived: settings.Derived, batch: int, world: World) -> None:
+    if derived.images_per_rank < 2:
+        raise UserError(f"train.batch {batch}: {world.size} ranks leave one image each; BatchNorm needs two")

@@ -1,0 +1,129 @@
+"""The processes of a run, and a network spread over them.
+
+A rank finds its place in the variables that torchrun (and the launcher) set; without them there is one process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from seer_pipe.errors import UserError
+
+#: A rank that waits longer than this for another ends the run instead of hanging.
+PATIENCE = timedelta(minutes=5)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, item: Any) -> list[Any]:
+        """The ``item`` of every rank, in order of rank, on every rank. For small Python objects."""
+        if self.size == 1:
+            return [item]
+        items: list[Any] = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank. Travels between CPUs: the GPU is not waited for."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join(device: str = "auto") -> Iterator[World]:
+    """Enter the run as one of its processes; ``device`` is auto, cpu or cuda."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device cuda: torch finds no CUDA device here; use cpu or auto")
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    here = torch.device("cpu")
+    if device == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count()
+        here = torch.device("cuda", local)
+        torch.cuda.set_device(here)
+    if size == 1:
+        yield World(0, 1, here)
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield World(rank, size, here)
+    finally:
+        dist.destroy_process_group()
+
+
+def spread(network: nn.Module, units: Iterable[nn.Module], mode: str, world: World) -> nn.Module:
+    """Spread ``network`` over the processes; what to call in training.
+
+    ``mode``: none (one process only), ddp, fsdp2 (each of ``units`` sharded by itself, then the rest), or auto:
+    fsdp2 where there are several processes. Parameter names do not change.
+    """
+    if mode == "auto":
+        mode = "none" if world.size == 1 else "fsdp2"
+    if mode == "none":
+        if world.size > 1:
+            raise UserError(f"train.parallel none: {world.size} processes need ddp or fsdp2")
+        return network
+    if not dist.is_initialized():
+        raise UserError(f"train.parallel {mode}: one process alone has nobody to share with; use none or auto")
+    if mode == "ddp":
+        on_gpu = world.device.type == "cuda"
+        return DistributedDataParallel(
+            network, device_ids=[world.device] if on_gpu else None, broadcast_buffers=False
+        )
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for unit in units:
+        fully_shard(unit, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+    return network
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The logical tensor on the CPU, whatever its sharding. All ranks must call it."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor.detach().cpu().contiguous()
+
+
+def assign(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Copy the logical ``value`` into ``tensor``, sharded as it is."""
+    with torch.no_grad():
+        tensor.copy_(like(value, tensor))
+
+
+def like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """The logical ``value``, which every rank has, placed and sharded as ``parameter``."""
+    value = value.to(parameter.device)
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return value

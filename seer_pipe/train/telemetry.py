@@ -1,0 +1,91 @@
+"""What a run tells: metrics.jsonl, TensorBoard, quarantine.parquet.
+
+A resume takes back what was written past its checkpoint, so that no step is told twice and none is left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch.utils.tensorboard import SummaryWriter
+
+from seer_pipe.data.loader import Replaced
+from seer_pipe.shards import to_parquet
+from seer_pipe.store import FolderStore
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("slot", pa.int64()),
+        ("shard", pa.string()),
+        ("index", pa.int64()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+class Metrics:
+    """One row a logged step; ``after`` is the last finished step that a resume goes on from."""
+
+    def __init__(self, run: Path, after: int) -> None:
+        self._path = run / "metrics.jsonl"
+        kept = [row for row in read_metrics(run) if row["step"] <= after]
+        FolderStore(run).put(self._path.name, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self._file = self._path.open("a", buffering=1)  # whole lines, at once
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=after + 1, flush_secs=30)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics; a last line that a kill cut short is left out."""
+    path = run / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Quarantine:
+    """The images that had to be replaced, kept in RUN/quarantine.parquet."""
+
+    def __init__(self, run: Path, after: int) -> None:
+        self._store = FolderStore(run)
+        path = run / "quarantine.parquet"
+        rows = pq.read_table(path).to_pylist() if path.exists() else []
+        self._rows = [Replaced(**row) for row in rows if row["step"] < after]  # steps that are finished
+        self._written = -1
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, replaced: Iterable[Replaced]) -> None:
+        self._rows.extend(replaced)
+
+    def worst_shards(self) -> str:
+        counts: dict[str, int] = {}
+        for row in self._rows:
+            counts[row.shard] = counts.get(row.shard, 0) + 1
+        worst = sorted(counts.items(), key=lambda item: -item[1])[:3]
+        return ", ".join(f"{shard} ({count})" for shard, count in worst)
+
+    def write(self) -> None:
+        if self._written != len(self._rows):
+            rows = sorted(self._rows, key=lambda row: (row.step, row.slot))
+            table = pa.Table.from_pylist([vars(row) for row in rows], QUARANTINE_SCHEMA)
+            self._store.put("quarantine.parquet", to_parquet(table))
+            self._written = len(self._rows)
