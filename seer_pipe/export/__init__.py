@@ -1,0 +1,7 @@
+"""A trained trunk for other libraries, and other libraries' weights for a trunk."""
+
+from seer_pipe.export.folder import export_backbone, load_backbone
+from seer_pipe.export.formats import FORMATS, Preprocessing
+from seer_pipe.export.weights import Loaded, load_weights
+
+__all__ = ["FORMATS", "Loaded", "Preprocessing", "export_backbone", "load_backbone", "load_weights"]

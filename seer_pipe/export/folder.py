@@ -1,0 +1,143 @@
+"""Exporting a trunk to a folder that another library loads, and loading such a folder again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+import seer_pipe
+from seer_pipe.errors import UserError
+from seer_pipe.export.formats import FORMATS, Format, Preprocessing
+from seer_pipe.export.names import names_in
+from seer_pipe.export.weights import load_weights, read_weights, write_weights
+from seer_pipe.models import Trunk, build_trunk, multiply_adds
+
+TOLERANCE = 1e-5  # of features loaded back, relative to the largest
+
+
+def export_backbone(
+    trunk: Trunk,
+    out: Path,
+    *,
+    format: str = "torchvision",
+    images: Tensor,
+    metadata: Mapping[str, str],
+    preprocessing: Preprocessing = Preprocessing(),
+    sections: Mapping[str, str] | None = None,
+    head: nn.Module | None = None,
+) -> None:
+    """Write ``trunk`` to the new folder ``out``: weights, the library's files, and a model card, README.md.
+
+    format         torchvision, timm, huggingface, detectron2, or full, which keeps the ``head`` too
+    images         [n, 3, H, W], normalised: the folder's features of these must be the trunk's, or nothing is written
+    metadata       facts of the run (images_seen, step, method, data, ...), kept in the weight file and the card
+    sections       more of the card: {title: Markdown}, such as the data, the recipe, evaluation results
+
+    A format unknown, or unable to hold this trunk, and a folder that is already there are a `UserError`.
+    The trunk is left in the mode, training or not, that it was found in.
+    """
+    if format not in FORMATS:
+        raise UserError(f"no export format {format!r}: choose {', '.join(FORMATS)}")
+    if (head is not None) != (format == "full"):
+        raise ValueError("the full format, and no other, takes a head")
+    if out.exists():
+        raise UserError(f"{out}: already there; choose another folder, or remove it")
+    layout = FORMATS[format]
+    files = layout.files(trunk, preprocessing)
+    identity = {"trunk": trunk.name, "stem": trunk.stem_kind, "layout": format, "seer_pipe": seer_pipe.__version__}
+    shown = {name: json.dumps(getattr(preprocessing, name)) for name in ("size", "mean", "std")}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        folder = Path(scratch, "export")  # the scratch folder itself is closed to others
+        folder.mkdir()
+        write_weights(folder / layout.weights, _tensors(trunk, head, layout), {**metadata, **shown, **identity})
+        for name, content in files.items():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+        card = _model_card(trunk, layout, preprocessing, metadata, sections or {})
+        (folder / "README.md").write_text(card)
+        _check(trunk, folder, images)
+        folder.rename(out)
+
+
+def load_backbone(folder: str | Path) -> Trunk:
+    """The trunk of an exported folder, whatever its format, on the CPU, in evaluation mode.
+
+    A folder that is missing, that `export_backbone` did not write, or whose tensors are not exactly those of the
+    trunk it names, is a `UserError`.
+    """
+    folder = Path(folder)
+    _, metadata = read_weights(folder)
+    if not {"trunk", "stem"} <= metadata.keys():
+        raise UserError(f"{folder}: its weights name no trunk; was it exported by seer-pipe?")
+    with torch.device("meta"):
+        trunk = build_trunk(metadata["trunk"], stem=metadata["stem"])  # type: ignore[arg-type]  # checked there
+    trunk.to_empty(device="cpu")
+    load_weights(trunk, folder)
+    return trunk.eval()
+
+
+def _tensors(trunk: Trunk, head: nn.Module | None, layout: Format) -> dict[str, Tensor]:
+    names = names_in(trunk, layout.library)
+    tensors = {layout.prefix + names[key]: tensor for key, tensor in trunk.state_dict().items()}
+    if head is not None:
+        tensors |= {f"head.{key}": tensor for key, tensor in head.state_dict().items()}
+    return tensors
+
+
+@torch.no_grad()
+def _check(trunk: Trunk, folder: Path, images: Tensor) -> None:
+    """Features of the trunk and of the folder must agree; another result is a defect of ours, not of the input."""
+    device = next(trunk.parameters()).device
+    was_training = trunk.training
+    expected = trunk.eval()(images.to(device))
+    trunk.train(was_training)
+    found = load_backbone(folder).to(device)(images.to(device))
+    difference = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
+    if not difference <= TOLERANCE:  # so that NaN fails
+        raise RuntimeError(f"the exported features differ from the trunk's by {difference:.1e} of the largest")
+
+
+def _model_card(
+    trunk: Trunk, layout: Format, pre: Preprocessing, metadata: Mapping[str, str], sections: Mapping[str, str]
+) -> str:
+    parameters = sum(p.numel() for p in trunk.parameters())
+    cost = multiply_adds(trunk.name, pre.size, stem="small" if trunk.stem_kind == "small" else "imagenet")
+    facts = {
+        "Architecture": trunk.name + (" with the small stem" if trunk.stem_kind == "small" else ""),
+        "Parameters": f"{parameters / 1e6:.2f} M",
+        "Multiply-adds": f"{cost / 1e9:.2f} G an image of {pre.size} x {pre.size}",
+        "Features": f"{trunk.width}, averaged over the last feature map",
+        "Input": f"RGB in [0, 1], mean {pre.mean}, std {pre.std}",
+        **metadata,
+    }
+    rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    extra = "".join(f"\n## {title}\n\n{text.strip()}\n" for title, text in sections.items())
+    return f"""---
+tags: [image-feature-extraction, self-supervised]
+pipeline_tag: image-feature-extraction
+---
+
+# {trunk.name}
+
+A vision backbone, trained by seer_pipe on images without labels, in the layout of {layout.title}.
+
+| | |
+|---|---|
+{rows}
+
+## Loading
+
+```python
+{layout.snippet(trunk, pre)}
+```
+{extra}
+## Limits
+
+It gives features, not classes: put a classifier on them, or fine-tune it. Nobody chose or labelled the images it
+learnt from, so it has learnt their habits and biases too; test it on the people, places and things it will meet.
+"""
