@@ -1,12 +1,12 @@
 """What an objective is, and the network that is trained under it."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class Objective(Protocol):
+class Objective:
     """Five things: the views it wants, the head, the loss, what happens around a step, and its state.
 
     A training step, with `images` the number of images seen before it (so that nothing depends on batch or world

@@ -85,6 +85,8 @@ class Swav(Objective):
         device: where the queue lives, the one that trains.
     """
 
+    head: SwavHead
+
     def __init__(
         self,
         head: SwavHead,

@@ -1,0 +1,157 @@
+"""LARC against the published formula in float64, and sharded against whole."""
+
+from copy import deepcopy
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from seer_pipe.optim.larc import Larc
+from tests.distributed import run_ranks
+
+SETTINGS = [
+    {"weight_decay": 0.01},
+    {"weight_decay": 0.0, "momentum": 0.0},
+    {"weight_decay": 0.1, "clip": True, "trust": 0.5},
+    {"weight_decay": 0.1, "exclude_1d": True},
+]
+
+
+def reference_step(
+    p: Tensor,
+    g: Tensor,
+    buffer: Tensor,
+    lr: float,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    trust: float = 0.001,
+    clip: bool = False,
+    exclude_1d: bool = False,
+) -> None:
+    """One parameter by the book: apex's LARC around SGD whose own decay is off."""
+    if p.norm() > 0 and g.norm() > 0 and not (exclude_1d and p.ndim == 1):
+        rate = trust * p.norm() / (g.norm() + weight_decay * p.norm() + 1e-8)
+        if clip:
+            rate = min(rate / lr, torch.ones_like(rate))
+        g = (g + weight_decay * p) * rate
+    buffer.mul_(momentum).add_(g)
+    p.sub_(lr * buffer)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_equals_the_formula_in_float64(settings: dict) -> None:
+    torch.manual_seed(0)
+    shapes = [(7, 3), (5,), (4, 2, 3, 3), (6,), (3, 3)]
+    params = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    nn.init.zeros_(params[3])  # a zero weight, and below a zero gradient
+    exact = [p.detach().double() for p in params]
+    buffers = [torch.zeros_like(p) for p in exact]
+    optimizer = Larc(params, lr=0.5, **settings)
+    for step in range(6):
+        optimizer.param_groups[0]["lr"] = lr = 0.5 / (step + 1)
+        for index, p in enumerate(params):
+            p.grad = torch.randn_like(p) if index != 4 or step % 2 else torch.zeros_like(p)
+            reference_step(exact[index], p.grad.double(), buffers[index], lr, **settings)
+        optimizer.step()
+    for p, expected in zip(params, exact, strict=True):
+        torch.testing.assert_close(p.detach().double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_parameters_without_gradient_are_left_alone_and_start_without_momentum() -> None:
+    moving, frozen = nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3, 2))
+    optimizer = Larc([moving, frozen], lr=1.0, weight_decay=0.1)
+    moving.grad = torch.ones(3, 2)
+    optimizer.step()
+    assert torch.equal(frozen, torch.ones(3, 2))
+    assert not torch.equal(moving, frozen)
+    assert optimizer.state[frozen]["momentum_buffer"].eq(0).all()
+
+    thawed = frozen.detach().double()
+    frozen.grad = torch.full((3, 2), 2.0)
+    reference_step(thawed, frozen.grad.double(), torch.zeros(3, 2).double(), 1.0, weight_decay=0.1)
+    optimizer.step()
+    torch.testing.assert_close(frozen.detach().double(), thawed, rtol=1e-6, atol=1e-7)
+
+
+def test_groups_have_their_own_settings() -> None:
+    params = [nn.Parameter(torch.full((2, 2), 2.0)) for _ in range(2)]
+    groups = [{"params": params[:1], "lr": 0.0}, {"params": params[1:], "weight_decay": 0.5}]
+    optimizer = Larc(groups, lr=2.0)
+    expected = params[1].detach().double()
+    for p in params:
+        p.grad = torch.ones(2, 2)
+    reference_step(expected, torch.ones(2, 2).double(), torch.zeros(2, 2).double(), 2.0, weight_decay=0.5)
+    optimizer.step()
+    assert torch.equal(params[0], torch.full((2, 2), 2.0))
+    torch.testing.assert_close(params[1].detach().double(), expected)
+
+
+def network() -> nn.Sequential:
+    """Dimensions that two and three ranks do not divide, one smaller than the world, and a frozen last layer."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 1), nn.Linear(1, 10))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach().clone()
+
+
+def train_all(sharding: str) -> list[tuple[list[Tensor], list[Tensor], int]]:
+    return [train(settings, sharding) for settings in SETTINGS]
+
+
+def train(settings: dict, sharding: str) -> tuple[list[Tensor], list[Tensor], int]:
+    """Weights and momentum after some steps on the same batch, and the number of collectives of a step."""
+    model = network()
+    if sharding == "hybrid":
+        mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("replicate", "shard"))
+        fully_shard(model, mesh=mesh)
+    elif sharding == "partly":  # norms stay whole beside sharded layers, as with FSDP's ignored_params
+        fully_shard(model, ignored_params=set(model[1].parameters()))
+    elif sharding == "full":
+        fully_shard(model[0])
+        fully_shard(model)
+    optimizer = Larc(model.parameters(), lr=0.5, **settings)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        model(torch.randn(16, 5, generator=generator)).square().mean().backward()
+        model[4].weight.grad = None
+        with patch.object(dist, "all_reduce", wraps=dist.all_reduce) as collective:
+            optimizer.step()
+        optimizer.zero_grad()
+    params = list(model.parameters())
+    momentum = [whole(optimizer.state[p]["momentum_buffer"]) for p in params]
+    return [whole(p) for p in params], momentum, collective.call_count
+
+
+@pytest.mark.parametrize(("world", "sharding"), [(1, "full"), (2, "full"), (3, "full"), (2, "partly"), (4, "hybrid")])
+def test_sharded_equals_whole_with_one_collective(world: int, sharding: str) -> None:
+    alone = train_all("none")
+    for rank in run_ranks(world, train_all, sharding):
+        for (weights, momentum, _), (own_weights, own_momentum, collectives) in zip(alone, rank, strict=True):
+            torch.testing.assert_close(own_weights, weights, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(own_momentum, momentum, rtol=1e-5, atol=1e-6)
+            assert collectives == 1
+
+
+def test_state_survives_the_way_through_a_checkpoint_also_of_a_frozen_parameter() -> None:
+    model, other = network(), network()
+    optimizer, fresh = (Larc(m.parameters(), lr=0.5, weight_decay=0.01) for m in (model, other))
+    for p in list(model.parameters())[:-1]:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    other.load_state_dict(model.state_dict())
+    state = deepcopy(get_optimizer_state_dict(model, optimizer))
+    set_optimizer_state_dict(other, fresh, state)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        p.grad = torch.randn_like(p)
+        q.grad = p.grad.clone()
+    optimizer.step()
+    fresh.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
