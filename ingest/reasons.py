@@ -31,10 +31,12 @@ class Reason(StrEnum):
     DECODER_CRASH = "decoder_crash", "the worker that decoded it died of it"
     DECODER_TIMEOUT = "decoder_timeout", "the worker that decoded it did not finish in time"
     DECODER_MEMORY = "decoder_memory", "decoding it needs more memory than a worker may have"
+    NEEDS_REENCODING = "needs_reencoding", "no JPEG that could be stored as it is, and encoding is switched off"
     DUPLICATE = "duplicate", "the same bytes were stored already"
     # the source
     UNREADABLE = "unreadable", "the file or archive member could not be read"
     UNSAFE_MEMBER = "unsafe_member", "an archive member that is no plain file (link, device, sparse file)"
+    DUPLICATE_URL = "duplicate_url", "the same URL stands earlier in the list"
     # the download
     BAD_URL = "bad_url", "not a well-formed http or https URL"
     BLOCKED_ADDRESS = "blocked_address", "the host is, or resolves to, an address that is not global"

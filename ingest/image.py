@@ -1,0 +1,382 @@
+"""From bytes to a stored image: a JPEG that DALI and Pillow decode, or a reason why not.
+
+The type is told by content; sizes are checked from the header, before anything is decoded; at most one decode.
+
+A JPEG that is already fit (8-bit baseline or progressive, grey or YCbCr, upright, in sRGB, small enough) keeps its
+compressed data. Its metadata (EXIF with its GPS position, XMP, IPTC, comments, thumbnails, whatever follows the
+end of the image) is cut out losslessly; the result is decoded in full by a strict decoder (libjpeg-turbo with
+warnings as errors: it notices damage that DALI and OpenCV would show as grey bands). That decode goes to a small
+grey image, which reads every bit of the data, costs two thirds, and is what the perceptual hash needs.
+Anything else is decoded, turned upright, converted to 8-bit sRGB on white, and encoded.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from io import BytesIO
+from typing import Literal, get_args
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from ingest.jpeg import BASELINE, PROGRESSIVE, Jpeg, NotAJpeg, parse_jpeg
+from ingest.reasons import Reason
+from seer_pipe.errors import UserError
+
+Reencode = Literal["auto", "always", "never"]
+
+PIXELS = {"Gray": "L", "YCbCr": "RGB", "RGB": "RGB", "CMYK": "CMYK", "YCCK": "CMYK"}  # of the JPEG: Pillow's mode
+KEPT_SUBSAMPLINGS = {"444", "422", "420", "440", "411", "Gray"}  # those that nvJPEG decodes
+LONGEST_SIDE = 65_500  # pixels; libjpeg's limit
+HASH_SIDE = 32  # pixels; the hash looks at this much of an image
+TEXTURE = 2.0  # grey levels of standard deviation; a flatter image has no hash, as all flat images hash alike
+ORIENTATION_TAG = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """What is accepted and how it is stored. UserError where a value makes no sense."""
+
+    reencode: Reencode = "auto"  # keep the data of fit JPEGs (auto), of none (always), or take nothing else (never)
+    quality: int = 90  # of JPEGs encoded here
+    short_side: int | None = None  # pixels; larger images are scaled down to it, smaller ones are left
+    min_side: int = 32  # pixels, of the image as it came
+    max_aspect: float = 5.0  # longer side : shorter side
+    min_bytes: int = 0
+    max_bytes: int = 64 << 20
+    max_pixels: int = 64_000_000  # by the header; what has more is not decoded
+    repair: bool = False  # store what is there of a truncated JPEG, where that is at least 95 % of its rows
+
+    def __post_init__(self) -> None:
+        def demand(condition: bool, name: str, what: str) -> None:
+            if not condition:
+                raise UserError(f"{name} = {getattr(self, name)}: {what}")
+
+        demand(self.reencode in get_args(Reencode), "reencode", "one of auto, always, never")
+        demand(1 <= self.quality <= 100, "quality", "from 1 to 100")
+        demand(self.min_side >= 1, "min_side", "at least 1 pixel")
+        demand(self.short_side is None or self.short_side >= 1, "short_side", "at least 1 pixel")
+        demand(self.max_aspect >= 1, "max_aspect", "at least 1, which is a square")
+        demand(self.min_bytes >= 0, "min_bytes", "at least 0")
+        demand(self.max_bytes > self.min_bytes, "max_bytes", "more than min_bytes")
+        demand(self.max_pixels >= self.min_side**2, "max_pixels", "at least min_side squared")
+        demand(
+            self.reencode != "never" or not (self.short_side or self.repair),
+            "reencode",
+            "short_side and repair need encoding; choose auto",
+        )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An image fit to be stored."""
+
+    jpeg: bytes
+    width: int  # pixels, upright
+    height: int
+    format: str  # what it came as: JPEG, PNG, GIF, …
+    original_width: int  # pixels, by the header, before orientation
+    original_height: int
+    phash: int | None  # 64-bit perceptual hash; None for a flat image
+    reencoded: bool
+
+
+class BadImage(Exception):  # noqa: N818 - it is about the image
+    """This input cannot be stored; ``reason`` and ``detail`` say why."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+SIGNATURES: list[tuple[int, bytes, str]] = [  # offset, bytes there, format; Pillow's names where Pillow decodes it
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (0, b"GIF87a", "GIF"),
+    (0, b"GIF89a", "GIF"),
+    (8, b"WEBP", "WEBP"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (0, b"II+\0", "TIFF"),
+    (0, b"MM\0+", "TIFF"),
+    (0, b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG2000"),
+    *[(0, b"P%d" % kind + space, "PPM") for kind in range(1, 7) for space in (b"\n", b" ", b"\r", b"\t")],
+    (0, b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"\0\0\1\0", "ICO"),
+    (0, b"\0\0\2\0", "CUR"),
+    (0, b"8BPS", "PSD"),
+    (0, b"BPG\xfb", "BPG"),
+    (0, b"\x8aMNG\r\n\x1a\n", "MNG"),
+    (0, b"\x8bJNG\r\n\x1a\n", "JNG"),
+    (0, b"DDS ", "DDS"),
+    (0, b"qoif", "QOI"),
+    (0, b"gimp xcf", "XCF"),
+    (0, b"%!PS", "PostScript"),
+    (0, b"\xd7\xcd\xc6\x9a", "WMF"),
+]
+DECODED = {"JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM"}
+
+
+def sniff(data: bytes) -> str | None:
+    """The image format that ``data`` begins as, or None."""
+    for offset, signature, name in SIGNATURES:
+        if data.startswith(signature, offset):
+            return name
+    if data[4:8] == b"ftyp":  # the brands tell which of the formats in this container it is
+        for brand, name in (b"avi[fs]", "AVIF"), (b"hei|hev|mif1|msf1", "HEIF"):
+            if re.search(brand, data[8:64]):
+                return name
+    return "SVG" if b"<svg" in data[:1024].lower() else None
+
+
+def process(data: bytes, settings: ImageSettings) -> Stored:
+    """Check ``data`` and make it fit to be stored, or raise BadImage."""
+    if not data:
+        raise BadImage(Reason.EMPTY)
+    if len(data) < settings.min_bytes:
+        raise BadImage(Reason.TOO_FEW_BYTES, f"{len(data)} bytes")
+    if len(data) > settings.max_bytes:
+        raise BadImage(Reason.TOO_LARGE, f"{len(data)} bytes")
+    format = sniff(data)
+    if format is None:
+        raise BadImage(Reason.NOT_AN_IMAGE)
+    if format not in DECODED:
+        raise BadImage(Reason.UNSUPPORTED_FORMAT, format)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # what Pillow warns of is checked here
+            return _from_jpeg(data, settings) if format == "JPEG" else _from_other(data, format, settings)
+    except BadImage:
+        raise
+    except MemoryError:
+        raise BadImage(Reason.DECODER_MEMORY, format) from None
+    except Image.DecompressionBombError as error:
+        raise BadImage(Reason.TOO_MANY_PIXELS, str(error)) from None
+    except UnidentifiedImageError:
+        raise BadImage(Reason.CORRUPT, f"{format}: no valid header") from None
+    except Exception as error:  # a decoder given nonsense may raise anything
+        cut = isinstance(error, EOFError) or any(word in str(error).lower() for word in ("truncated", "premature"))
+        reason = Reason.TRUNCATED if cut else Reason.CORRUPT
+        raise BadImage(reason, f"{format}: {error or type(error).__name__}"[:200]) from None
+
+
+def _check_size(width: int, height: int, settings: ImageSettings) -> None:
+    size = f"{width} x {height}"
+    if width < 1 or height < 1:
+        raise BadImage(Reason.CORRUPT, size)
+    if width * height > settings.max_pixels or max(width, height) > LONGEST_SIDE:
+        raise BadImage(Reason.TOO_MANY_PIXELS, size)
+    if min(width, height) < settings.min_side:
+        raise BadImage(Reason.TOO_SMALL, size)
+    if max(width, height) > settings.max_aspect * min(width, height):
+        raise BadImage(Reason.BAD_ASPECT, size)
+
+
+def _from_jpeg(data: bytes, settings: ImageSettings) -> Stored:
+    try:
+        jpeg = parse_jpeg(data)
+    except NotAJpeg as error:
+        raise BadImage(Reason.TRUNCATED if error.truncated else Reason.CORRUPT, f"JPEG: {error}") from None
+    width, height = jpeg.width, jpeg.height
+    _check_size(width, height, settings)
+    if jpeg.precision != 8:
+        raise BadImage(Reason.UNSUPPORTED_FORMAT, f"JPEG of {jpeg.precision} bits")
+    try:
+        _, _, colours, subsampling = simplejpeg.decode_jpeg_header(jpeg.data)
+    except ValueError as error:
+        if "subsampling" not in str(error):
+            raise
+        raise BadImage(Reason.UNSUPPORTED_FORMAT, "JPEG of uncommon subsampling") from None
+    orientation = _exif_orientation(jpeg.exif)
+    kept = (
+        settings.reencode != "always"
+        and jpeg.frame in (BASELINE, PROGRESSIVE)
+        and colours in ("YCbCr", "Gray")
+        and subsampling in KEPT_SUBSAMPLINGS
+        and orientation not in UPRIGHT
+        and (settings.short_side is None or min(width, height) <= settings.short_side)
+        and (jpeg.icc is None or _to_srgb(jpeg.icc, "L" if colours == "Gray" else "RGB") is None)
+    )
+    try:
+        if not jpeg.ended and jpeg.frame != BASELINE:  # a scan that is not there at all is no error to a decoder
+            raise ValueError("premature end")
+        if kept:
+            grey = _decoded(jpeg, "L", (HASH_SIDE, HASH_SIDE))
+            return Stored(jpeg.data, width, height, "JPEG", width, height, phash(grey), reencoded=False)
+        _needs_encoding(settings, "JPEG")
+        image = _decoded(jpeg, PIXELS[colours], _scaled(width, height, settings))
+    except ValueError as error:
+        if jpeg.ended:
+            raise
+        if not settings.repair:
+            raise BadImage(Reason.TRUNCATED, f"JPEG: {error}") from None
+        image = _repaired(jpeg.data)
+    return _encoded(image, jpeg.icc, orientation, "JPEG", (width, height), settings)
+
+
+def _decoded(jpeg: Jpeg, mode: str, least: tuple[int, int]) -> Image.Image:
+    """Decode strictly, scaled down in the DCT to not less than ``least`` (width, height)."""
+    layout = "GRAY" if mode == "L" else mode
+    pixels = simplejpeg.decode_jpeg(jpeg.data, layout, min_width=least[0], min_height=least[1])
+    if mode == "CMYK" and jpeg.adobe:
+        pixels = 255 - pixels
+    return Image.frombytes(mode, (pixels.shape[1], pixels.shape[0]), pixels.data)
+
+
+def _repaired(jpeg: bytes) -> Image.Image:
+    """The whole rows of a truncated JPEG; a decoder fills what is missing with one grey."""
+    pixels = simplejpeg.decode_jpeg(jpeg, "RGB", strict=False)
+    varied = np.flatnonzero(np.ptp(pixels, axis=1).any(axis=1))  # rows that are not flat
+    rows = int(varied[-1]) // 16 * 16 if varied.size else 0  # the last row of blocks may be half there
+    if rows < 0.95 * len(pixels):
+        raise BadImage(Reason.TRUNCATED, f"JPEG: {rows} of {len(pixels)} rows are there")
+    return Image.fromarray(pixels[:rows])
+
+
+def _from_other(data: bytes, format: str, settings: ImageSettings) -> Stored:
+    image = Image.open(BytesIO(data), formats=[format])
+    size = image.size
+    _check_size(*size, settings)
+    _needs_encoding(settings, format)
+    image.load()
+    orientation = image.getexif().get(ORIENTATION_TAG, 1)
+    return _encoded(image, image.info.get("icc_profile"), orientation, format, size, settings)
+
+
+def _needs_encoding(settings: ImageSettings, format: str) -> None:
+    if settings.reencode == "never":
+        raise BadImage(Reason.NEEDS_REENCODING, format)
+
+
+def _encoded(
+    image: Image.Image,
+    icc: bytes | None,
+    orientation: int,
+    format: str,
+    original: tuple[int, int],
+    settings: ImageSettings,
+) -> Stored:
+    """Convert, scale, turn and encode a decoded image. Scaling comes early, so that the rest has less to do."""
+    image = _eight_bit(image)
+    target = _scaled(*image.size, settings)
+    if image.size != target:
+        image = image.resize(target, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    transform = _to_srgb(icc, image.mode) if icc else None
+    if transform is not None:
+        image = ImageCms.applyTransform(image, transform) or image
+    elif image.mode == "CMYK":
+        image = image.convert("RGB")
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+    grey = image.mode == "L"
+    pixels = np.asarray(image)
+    jpeg = simplejpeg.encode_jpeg(
+        pixels[:, :, None] if grey else pixels,
+        settings.quality,
+        "GRAY" if grey else "RGB",
+        "Gray" if grey else "420",  # what hardware decoders take
+    )
+    return Stored(jpeg, *image.size, format, *original, phash(image), reencoded=True)
+
+
+def _scaled(width: int, height: int, settings: ImageSettings) -> tuple[int, int]:
+    """The size after scaling down; never larger than it was."""
+    short = min(width, height)
+    if settings.short_side is None or short <= settings.short_side:
+        return width, height
+    factor = settings.short_side / short
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """As L, RGB or CMYK of 8 bits, transparency laid on white."""
+    if image.mode.startswith("I"):
+        image = _from_sixteen_bit(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    if image.mode in ("L", "RGB", "CMYK"):
+        return image
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode in ("P", "RGBX", "YCbCr", "HSV", "RGBA"):
+        return image.convert("RGB")
+    raise BadImage(Reason.UNSUPPORTED_FORMAT, f"{image.format} of mode {image.mode}")
+
+
+def _from_sixteen_bit(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, scaled to 8 (Pillow would saturate it)."""
+    pixels = np.asarray(image)
+    if pixels.min() < 0 or pixels.max() > 0xFFFF:
+        raise BadImage(Reason.UNSUPPORTED_FORMAT, f"{image.format} of 32 bits")
+    if "transparency" in image.info:
+        pixels = np.where(pixels == image.info["transparency"], 0xFFFF, pixels)
+    return Image.fromarray((pixels >> 8).astype(np.uint8))
+
+
+def _exif_orientation(exif: bytes | None) -> int:
+    if exif is None:
+        return 1
+    tags = Image.Exif()
+    try:
+        tags.load(exif)
+        return int(tags.get(ORIENTATION_TAG, 1))
+    except Exception:  # a broken EXIF segment is common and says nothing about the image
+        return 1
+
+
+@cache
+def _srgb() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+@lru_cache(maxsize=64)  # the web uses few profiles
+def _to_srgb(icc: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """The way from a profile to sRGB; None where it changes nothing visible, or the profile is of no use."""
+    try:
+        transform = ImageCms.buildTransform(BytesIO(icc), _srgb(), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+    if mode == "CMYK":
+        return transform
+    levels = np.linspace(0, 255, 9).astype(np.uint8)
+    probe = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(27, 27, 3)
+    colours = Image.fromarray(probe[:, :, 0] if mode == "L" else probe)
+    changed = np.asarray(ImageCms.applyTransform(colours, transform)).astype(int)
+    return transform if np.abs(changed - np.asarray(colours.convert("RGB"))).max() > 4 else None
+
+
+@cache
+def _dct() -> np.ndarray:
+    """The 8 lowest frequencies of the DCT-II over HASH_SIDE samples, float32[8, HASH_SIDE]."""
+    k, n = np.arange(8)[:, None], np.arange(HASH_SIDE)
+    return np.cos(np.pi * k * (2 * n + 1) / (2 * HASH_SIDE)).astype(np.float32)
+
+
+def phash(image: Image.Image) -> int | None:
+    """The 64-bit DCT hash, that of ``imagehash.phash`` but for a quicker way down from large images.
+
+    None for an image without texture.
+    """
+    grey = image.reduce(max(1, min(image.size) // (2 * HASH_SIDE))).convert("L")
+    pixels = np.asarray(grey.resize((HASH_SIDE, HASH_SIDE), Image.Resampling.LANCZOS), np.float32)
+    if pixels.std() < TEXTURE:
+        return None
+    low = _dct() @ pixels @ _dct().T
+    return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
