@@ -22,6 +22,8 @@ Range = tuple[float, float]
 ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after so many boxes that do not fit
 ORDERS = np.array(list(permutations(range(4))), dtype=np.int8)  # the orders of the four jitter steps
 
+UNCHANGED = (1.0, 1.0, 1.0, 0.0)  # the brightness, contrast, saturation and hue that change nothing
+
 # A crop's stream of numbers: its first places, and the four of each attempt at a box.
 _FLIP, _JITTERED, _FACTORS, _ORDER, _GREY, _BLURRED, _SIGMA, _SOLARISE = 0, 1, 2, 6, 7, 8, 9, 10
 _ATTEMPT = 16
@@ -76,9 +78,7 @@ class Crops:
         return type(self)(*(getattr(self, field.name)[np.asarray(rows, np.intp)] for field in fields(self)))
 
 
-def draw(
-    seed: int, pass_: int, sample: Array, height: Array, width: Array, crops: Sequence[CropSpec]
-) -> list[Crops]:
+def draw(seed: int, pass_: int, sample: Array, height: Array, width: Array, crops: Sequence[CropSpec]) -> list[Crops]:
     """The views of n samples: one `Crops` a crop, in the order of `crops`.
 
     `sample` (integers that name the images within the data set), `height` and `width` (pixels, at least 1) are
@@ -103,7 +103,7 @@ def centre(height: Array, width: Array, size: int, resize: int) -> Crops:
     box = np.stack([(height - side) // 2, (width - side) // 2, side, side], axis=1).astype(np.int32)
     n = len(box)
     no = np.zeros(n, bool)
-    factors = np.tile(np.array([1, 1, 1, 0], np.float32), (n, 1))
+    factors = np.tile(np.array(UNCHANGED, np.float32), (n, 1))
     return Crops(box, no, factors, np.tile(ORDERS[0], (n, 1)), no, np.zeros(n, np.float32), no)
 
 
@@ -111,8 +111,8 @@ def _draw_crop(key: U64, height: Array, width: Array, spec: CropSpec) -> Crops:
     augment = spec.augment
     jittered = uniform(key, _JITTERED) < augment.jitter_p
     factors = np.stack([
-        np.where(jittered, _between(uniform(key, _FACTORS + i), low, high), neutral)
-        for i, (low, high, neutral) in enumerate(_jitter_ranges(augment.jitter))
+        np.where(jittered, _between(uniform(key, _FACTORS + i), low, high), UNCHANGED[i])
+        for i, (low, high) in enumerate(_jitter_ranges(augment.jitter))
     ], axis=1)  # fmt: skip
     blurred = uniform(key, _BLURRED) < augment.blur_p
     return Crops(
@@ -126,10 +126,10 @@ def _draw_crop(key: U64, height: Array, width: Array, spec: CropSpec) -> Crops:
     )
 
 
-def _jitter_ranges(jitter: tuple[float, float, float, float]) -> list[tuple[float, float, float]]:
-    """Lowest and highest factor of each jitter step, and the factor that changes nothing."""
+def _jitter_ranges(jitter: tuple[float, float, float, float]) -> list[Range]:
+    """Lowest and highest factor of each jitter step."""
     *strengths, hue = jitter
-    return [(max(0.0, 1 - x), 1 + x, 1.0) for x in strengths] + [(-hue, hue, 0.0)]
+    return [(max(0.0, 1 - x), 1 + x) for x in strengths] + [(-hue, hue)]
 
 
 def _between(u: Array, low: float, high: float) -> Array:
