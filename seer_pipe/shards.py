@@ -18,6 +18,7 @@ import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -152,7 +153,8 @@ class ShardWriter:
             self._file.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        self._tar.close()
+        with suppress(OSError):  # a full disk: what was not written is not wanted
+            self._tar.close()
         self._file.unlink(missing_ok=True)
 
 

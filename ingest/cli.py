@@ -1,0 +1,175 @@
+"""``seer-ingest``: the command line. A verb parses, calls and prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+from ingest.download import DownloadSettings
+from ingest.image import ImageSettings
+from ingest.plan import prepare
+from ingest.reasons import Reason
+from ingest.run import StoppedError, Summary, finish, ingest, pending, sole
+from ingest.sources import Source
+from ingest.sources.folder import FolderSource
+from ingest.sources.urls import UrlSource
+from ingest.workers import ImagePool
+from seer_pipe.errors import UserError
+from seer_pipe.store import open_store
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
+MEMORY = 96 << 20  # bytes of images under way, at least
+MEMORY_PER_CONNECTION = 256 << 10
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """What every run needs to know."""
+
+    out: Annotated[str, "where the shard set goes: a folder or s3://bucket/prefix"]
+    unit: Annotated[int, "inputs that make one shard; fewer once they have 1 GiB"] = 10_000
+    workers: Annotated[int, "processes that decode; 0: one a core"] = 0
+    json: Annotated[bool, "progress and summary as JSON"] = False
+
+    def __post_init__(self) -> None:
+        if self.unit < 1 or self.workers < 0:
+            raise UserError("unit is at least 1, workers at least 0")
+
+
+IMAGE_HELP = {
+    "reencode": "whether fit JPEGs are encoded anew: auto (no), always, or never (and all else is rejected)",
+    "quality": "of JPEGs encoded here",
+    "short_side": "pixels; larger images are scaled down to it",
+    "min_side": "pixels; images with a shorter side are rejected",
+    "max_aspect": "longer side : shorter side",
+    "min_bytes": "of an input",
+    "max_bytes": "of an input",
+    "max_pixels": "by the header; larger images are not decoded",
+    "repair": "store what is there of a truncated JPEG that is nearly complete",
+}
+
+
+def spread(verb: Callable[..., None]) -> Callable[..., None]:
+    """Turn parameters that are settings (dataclasses) into one option a field, by the fields' names and defaults."""
+    parameters: list[inspect.Parameter] = []
+    kinds: dict[str, Any] = {}
+    for name, kind in get_type_hints(verb, include_extras=True).items():
+        if name == "return":
+            continue
+        if not dataclasses.is_dataclass(kind):
+            parameters.append(inspect.signature(verb).parameters[name].replace(annotation=kind))
+            continue
+        kinds[name] = kind
+        hints = get_type_hints(kind, include_extras=True)
+        for field in dataclasses.fields(kind):
+            hint, text = hints[field.name], IMAGE_HELP.get(field.name)
+            if get_origin(hint) is Annotated:
+                hint, text = get_args(hint)
+            option = typer.Option("--" + field.name.replace("_", "-"), help=text)
+            parameters.append(
+                inspect.Parameter(
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+                    annotation=Annotated[list[str] if hint == tuple[str, ...] else hint, option],
+                )
+            )
+
+    @functools.wraps(verb)
+    def command(**given: Any) -> None:
+        for name, kind in kinds.items():
+            values = {field.name: given.pop(field.name) for field in dataclasses.fields(kind)}
+            given[name] = kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        verb(**given)
+
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    )
+    return command
+
+
+@app.command()
+@spread
+def folder(
+    path: Annotated[Path, typer.Argument(help="a folder of images, with all folders in it")],
+    run: RunOptions,
+    image: ImageSettings,
+) -> None:
+    """Images in a folder."""
+    source = FolderSource(path, image.max_bytes)
+    root = open_store(run.out).local_path("")
+    if root is not None and root.resolve().is_relative_to(path.resolve()):
+        raise UserError(f"{run.out}: inside {path}, which is read; choose a place beside it")
+    execute(source, run, image)
+
+
+@app.command()
+@spread
+def urls(
+    lists: Annotated[
+        str, typer.Argument(help="list, pattern or folder of lists, here or s3://: txt, csv, tsv, jsonl, parquet")
+    ],
+    run: RunOptions,
+    image: ImageSettings,
+    download: DownloadSettings,
+    url_column: Annotated[str, typer.Option(help="column of the URLs")] = "url",
+    keep_columns: Annotated[str, typer.Option(help="columns kept in the sidecar, separated by commas")] = "",
+) -> None:
+    """Images behind the URLs of a list."""
+    keep = [name.strip() for name in keep_columns.split(",") if name.strip()]
+    source = UrlSource(lists, url_column, keep, download, image.max_bytes)
+    execute(source, run, image, connections=download.connections)
+
+
+def execute(source: Source, run: RunOptions, image: ImageSettings, connections: int = 0) -> None:
+    """Do what is left to do, write the manifest, print the summary."""
+    store = open_store(run.out)
+    with sole(store):
+        plan, resumed = prepare(source, store, {"unit": run.unit, **dataclasses.asdict(image)}, run.unit)
+        if resumed and (note := source.note(plan.inputs)):
+            print(f"note: {note}", file=sys.stderr)
+        if todo := pending(plan):
+            memory = max(MEMORY, connections * MEMORY_PER_CONNECTION)
+            with ImagePool(image, run.workers or None) as pool:
+                ingest(source, plan, todo, pool.process, memory=memory, as_json=run.json)
+        report(finish(plan), run.json)
+
+
+def report(summary: Summary, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(dataclasses.asdict(summary)))
+        return
+    shards = "1 shard" if summary.shards == 1 else f"{summary.shards} shards"
+    print(f"{summary.url}: {summary.stored} images in {shards}, {summary.bytes / 1e6:.1f} MB")
+    print(f"{summary.inputs} inputs: {summary.stored} stored, {summary.inputs - summary.stored} rejected")
+    for reason, count in summary.rejected.items():
+        print(f"{count:10}  {reason:20} {Reason[reason.upper()].explanation}")
+
+
+def stop(number: int, _: object) -> None:
+    raise StoppedError(number)
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        app()
+    except StoppedError as stopped:
+        print("stopped; what is committed stays, and the same command goes on from there", file=sys.stderr)
+        sys.exit(128 + stopped.signal)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

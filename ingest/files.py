@@ -1,0 +1,104 @@
+"""Files to read from, here or on S3, named by path, pattern or folder."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import os
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from seer_pipe.errors import UserError
+from seer_pipe.store import Store, open_store
+
+REMOTE = "s3://"
+BUFFER = 8 << 20  # bytes of one read from a store
+
+
+class StoreFile(io.RawIOBase):
+    """An object of a store as a seekable file."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        size = store.size(path)
+        if size is None:
+            raise FileNotFoundError(f"{store.url}/{path}")
+        self._store, self._path, self._size, self._position = store, path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        length = max(0, min(len(buffer), self._size - self._position))
+        buffer[:length] = self._store.get_range(self._path, self._position, length)
+        self._position += length
+        return length
+
+
+def open_in(store: Store, path: str) -> BinaryIO:
+    """An object of a store, for reading; FileNotFoundError where there is none."""
+    local = store.local_path(path)
+    if local is not None:
+        return local.open("rb")
+    return cast(BinaryIO, io.BufferedReader(StoreFile(store, path), BUFFER))
+
+
+def open_file(where: str) -> BinaryIO:
+    """A file by its path or ``s3://`` URL."""
+    parent, _, name = where.rpartition("/")
+    return open_in(open_store(parent), name) if where.startswith(REMOTE) else Path(where).open("rb")
+
+
+def expand(where: str, suffixes: Collection[str]) -> list[str]:
+    """The files that ``where`` means, in order: itself, the matches of a pattern, or all in a folder (or below an S3
+    prefix) that end in one of ``suffixes``. UserError where there is none."""
+    known = ", ".join(sorted(suffixes))
+    if where.startswith(REMOTE):
+        found = expand_remote(where, suffixes)
+    elif Path(where).is_dir():
+        inside = (path for path in Path(where).rglob("*") if path.is_file())
+        found = sorted(str(path) for path in inside if path.name.lower().endswith(tuple(suffixes)))
+    elif Path(where).exists():
+        found = [where]
+    else:
+        found = sorted(path for path in glob.glob(where, recursive=True) if Path(path).is_file())  # noqa: PTH207
+    if not found:
+        raise UserError(f"{where}: no such file, and no folder or pattern with files of these kinds: {known}")
+    for file in found:
+        if not file.lower().endswith(tuple(suffixes)):
+            raise UserError(f"{file}: of no known kind by its name; known are {known}")
+    return found
+
+
+def expand_remote(where: str, suffixes: Collection[str]) -> list[str]:
+    bucket, _, key = where.removeprefix(REMOTE).partition("/")
+    store = open_store(REMOTE + bucket)
+    if "*" not in key and key.lower().endswith(tuple(suffixes)):
+        return [where] if store.size(key) is not None else []
+    prefix = key.partition("*")[0]
+    found = (entry.path for entry in store.list(prefix))
+    if "*" in key:
+        return [f"{REMOTE}{bucket}/{path}" for path in found if fnmatchcase(path, key)]
+    return [f"{REMOTE}{bucket}/{path}" for path in found if path.lower().endswith(tuple(suffixes))]
+
+
+def digest(files: Sequence[str]) -> str:
+    """SHA-256 over the contents of ``files``."""
+    total = hashlib.sha256()
+    for file in files:
+        with open_file(file) as data:
+            total.update(hashlib.file_digest(cast(io.BufferedReader, data), "sha256").digest())
+    return total.hexdigest()

@@ -1,0 +1,181 @@
+"""The work, laid down before it begins: which inputs there are, and which of them make which shard.
+
+    ROOT/inputs.parquet   all inputs in order; a row group is a unit of work and makes one shard
+    ROOT/ingest.json      what the run is: its input, its settings, and the number of units
+
+Both are written once, ``ingest.json`` last. A later command with another input or other settings is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ingest.files import open_in
+from ingest.sources import Source
+from seer_pipe.errors import UserError
+from seer_pipe.shards import MANIFEST
+from seer_pipe.store import FolderStore, Store
+
+VERSION = 1
+TEMPORARY = FolderStore.TEMPORARY  # what a killed run leaves behind begins so
+INPUTS, ABOUT = "inputs.parquet", "ingest.json"
+UNIT_BYTES = 1 << 30  # of inputs, where sizes are known beforehand: a shard is not to grow without bounds
+DUPLICATE = "duplicate"  # column: whether the same source stands in an earlier row
+
+
+@dataclass(frozen=True)
+class Plan:
+    store: Store
+    inputs: int
+    units: int
+
+    @cached_property
+    def _file(self) -> pq.ParquetFile:
+        return pq.ParquetFile(open_in(self.store, INPUTS))
+
+    def size(self, unit: int) -> int:
+        """Number of inputs of a unit."""
+        return int(self._file.metadata.row_group(unit).num_rows)
+
+    def rows(self, unit: int) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self._file.read_row_group(unit).to_pylist()
+        return rows
+
+
+def shard_name(unit: int) -> str:
+    return f"{unit:05d}.tar"
+
+
+def open_plan(store: Store) -> tuple[Plan, dict[str, Any]] | None:
+    """The plan in ``store`` and what it is for; None where there is none yet."""
+    try:
+        about = json.loads(store.get(ABOUT))
+        if about["version"] > VERSION:
+            raise UserError(f"{store.url}/{ABOUT}: version {about['version']}; this seer-ingest knows {VERSION}")
+        return Plan(store, about["inputs"], about["units"]), about
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{store.url}/{ABOUT}: not readable: {error}") from None
+
+
+def prepare(source: Source, store: Store, settings: Mapping[str, Any], unit: int) -> tuple[Plan, bool]:
+    """The plan for ``source`` in ``store``, made if there is none; whether it was there already."""
+    wanted = json.loads(json.dumps({"input": source.identity, "settings": settings}))
+    found = open_plan(store)
+    if found is not None:
+        plan, about = found
+        if different := differences(about, wanted):
+            raise UserError(f"{store.url}: was begun with another {different}; use another --out")
+        return plan, True
+    if store.size(MANIFEST) is not None:
+        raise UserError(f"{store.url}: holds a shard set that was made in another way; use another --out")
+    counts = write_inputs(source, store, unit)
+    if not counts:
+        raise UserError("the input is empty: there is nothing to ingest")
+    about = {"version": VERSION, **wanted, "inputs": sum(counts), "units": len(counts)}
+    store.put(ABOUT, (json.dumps(about, indent=1) + "\n").encode())
+    return Plan(store, sum(counts), len(counts)), False
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two descriptions of a run, in a few words; empty where nothing does."""
+    found = []
+    for part in ("input", "settings"):
+        for name in sorted({*before[part], *now[part]}):
+            then, new = before[part].get(name), now[part].get(name)
+            if then != new:
+                found.append(f"{name} ({str(then)[:60]}, now {str(new)[:60]})")
+    return ", ".join(found)
+
+
+def write_inputs(source: Source, store: Store, unit: int) -> list[int]:
+    """Write ``inputs.parquet``; the number of rows of each unit."""
+    counts: list[int] = []
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=beside(store)) as folder:
+        first, second = Path(folder, "first"), Path(folder, INPUTS)
+        hashes = array("Q")
+        writer = None
+        for table in cut(source.tables(), unit):
+            writer = writer or pq.ParquetWriter(first, table.schema, compression="zstd")
+            writer.write_table(table, row_group_size=table.num_rows)
+            counts.append(table.num_rows)
+            if source.unique:
+                hashes.extend(hash64(text) for text in table["source"].to_pylist())
+        if writer is None:
+            return counts
+        writer.close()
+        mark(first, second, repeated(hashes) if source.unique else np.zeros(sum(counts), bool))
+        store.put_file(INPUTS, second)
+    return counts
+
+
+def beside(store: Store) -> Path | None:
+    """A folder for temporary files on the file system of the store, where it has one."""
+    local = store.local_path(INPUTS)
+    if local is None:
+        return None
+    local.parent.mkdir(parents=True, exist_ok=True)
+    return local.parent
+
+
+def cut(tables: Iterator[pa.Table], unit: int) -> Iterator[pa.Table]:
+    """Cut a stream of tables into tables of ``unit`` rows, or of fewer once they have ``UNIT_BYTES``."""
+    rest: pa.Table | None = None
+    for table in tables:
+        rest = table if rest is None else pa.concat_tables([rest, table])
+        while length := full(rest, unit):
+            yield rest.slice(0, length).combine_chunks()
+            rest = rest.slice(length)
+    if rest is not None and rest.num_rows:
+        yield rest.combine_chunks()
+
+
+def full(table: pa.Table, unit: int) -> int:
+    """How many rows from the first make a full unit; 0 where there are too few."""
+    if "size" in table.column_names:
+        total = np.cumsum(table["size"].to_numpy())
+        heavy = int(np.searchsorted(total, UNIT_BYTES)) + 1  # the row that reaches it is in
+        if heavy <= min(table.num_rows, unit):
+            return heavy
+    return unit if table.num_rows >= unit else 0
+
+
+def hash64(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def repeated(hashes: array[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """True where an earlier element is equal. With 64 bits, a billion rows hold a false one with 3 % probability."""
+    values = np.frombuffer(hashes, np.uint64)
+    order = np.argsort(values, kind="stable")
+    later = np.zeros(len(values), bool)
+    later[order[1:]] = values[order[1:]] == values[order[:-1]]
+    return later
+
+
+def mark(source: Path, target: Path, duplicate: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+    """Copy a parquet file, row group by row group, with the column ``DUPLICATE`` added."""
+    read = pq.ParquetFile(source)
+    start = 0
+    schema = read.schema_arrow.append(pa.field(DUPLICATE, pa.bool_()))
+    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+        for group in range(read.num_row_groups):
+            table = read.read_row_group(group)
+            flags = pa.array(duplicate[start : start + table.num_rows])
+            writer.write_table(table.append_column(DUPLICATE, flags), row_group_size=max(1, table.num_rows))
+            start += table.num_rows

@@ -1,0 +1,212 @@
+"""A run: every unit of the plan that is not done yet, from inputs to committed shards."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ingest.budget import Budget, Lease
+from ingest.image import BadImage, Stored
+from ingest.plan import DUPLICATE, INPUTS, TEMPORARY, Plan, shard_name
+from ingest.progress import Meter
+from ingest.reasons import Reason
+from ingest.sources import Row, Source, UnfetchedError
+from ingest.unit import Outcome, Rejection, Unit
+from seer_pipe.errors import UserError
+from seer_pipe.shards import MANIFEST, rejected_path, sidecar_path, write_manifest
+from seer_pipe.store import Store
+
+OPEN_UNITS = 4  # one takes in inputs while the others wait for their slowest
+Process = Callable[[bytes], Awaitable[Stored]]
+
+
+class StoppedError(Exception):
+    """The run was asked to stop by ``signal``."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
+
+
+class Run:
+    """Fetches, processes and writes the units ``todo``; all in one event loop, but for decoding."""
+
+    def __init__(self, source: Source, plan: Plan, process: Process, meter: Meter, budget: Budget) -> None:
+        self._source, self._plan, self._process = source, plan, process
+        self._meter, self._budget = meter, budget
+        self._room = asyncio.Semaphore(OPEN_UNITS)
+        self._units: set[Unit] = set()
+        self._commits: set[asyncio.Future[None]] = set()
+
+    async def work(self, todo: Sequence[int]) -> None:
+        try:
+            async with self._source, asyncio.TaskGroup() as group:
+                for number in todo:
+                    await self._room.acquire()
+                    unit = await asyncio.to_thread(Unit, self._plan, self._source, number)
+                    self._units.add(unit)
+                    await self._feed(unit, group)
+        except BaseExceptionGroup as several:
+            raise several.exceptions[0] from None
+        finally:
+            await asyncio.gather(*self._commits, return_exceptions=True)
+            for unit in self._units:
+                unit.discard()
+
+    async def _feed(self, unit: Unit, group: asyncio.TaskGroup) -> None:
+        for place, row in enumerate(unit.rows):
+            if row[DUPLICATE]:
+                await self._settle(unit, place, Rejection(Reason.DUPLICATE_URL))
+            else:
+                lease = await self._budget.admit()
+                group.create_task(self._one(unit, place, row, lease))
+
+    async def _one(self, unit: Unit, place: int, row: Row, lease: Lease) -> None:
+        outcome: Outcome
+        try:
+            data = await self._source.fetch(row, lease)
+            outcome = await self._process(data)
+        except (UnfetchedError, BadImage) as error:
+            outcome = Rejection(error.reason, error.detail)
+        await self._settle(unit, place, outcome, lease)
+
+    async def _settle(self, unit: Unit, place: int, outcome: Outcome, lease: Lease | None = None) -> None:
+        for written in unit.put(place, outcome, lease, tight=self._budget.tight):
+            if isinstance(written, Stored):
+                self._meter.add_stored(len(written.jpeg))
+            else:
+                self._meter.add_rejected(written.reason)
+        if unit.complete:
+            commit = asyncio.ensure_future(asyncio.to_thread(unit.commit))
+            self._commits.add(commit)  # waited for, even when the run is stopped meanwhile
+            await asyncio.shield(commit)
+            self._commits.discard(commit)
+            self._units.discard(unit)
+            self._room.release()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is in a shard set and what was left out of it."""
+
+    url: str
+    shards: int
+    inputs: int
+    stored: int
+    bytes: int
+    rejected: Mapping[str, int]  # by reason, the most frequent first
+
+
+def ingest(source: Source, plan: Plan, todo: Sequence[int], process: Process, *, memory: int, as_json: bool) -> None:
+    """Do the units ``todo`` of ``plan`` with at most about ``memory`` bytes under way. Stops cleanly at the first
+    SIGINT or SIGTERM, with StoppedError, and at once at the second."""
+    earlier = plan.inputs - sum(map(plan.size, todo))
+    with saying_what_is_full(plan.store), Meter(plan.inputs, earlier, as_json) as meter:
+        asyncio.run(stoppable(lambda: Run(source, plan, process, meter, Budget(memory)).work(todo)))
+
+
+async def stoppable(work: Callable[[], Awaitable[None]]) -> None:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    stopped: list[int] = []
+
+    def stop(number: int) -> None:
+        if stopped:
+            os._exit(128 + number)
+        stopped.append(number)
+        assert task is not None
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        await work()
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
+        raise StoppedError(stopped[0]) from None
+
+
+def pending(plan: Plan) -> list[int]:
+    """The units whose shard is not committed yet, in order."""
+    there = {entry.path for entry in plan.store.list()}
+    return [unit for unit in range(plan.units) if sidecar_path(shard_name(unit)) not in there]
+
+
+def finish(plan: Plan) -> Summary:
+    """Write the manifest, unless it is there, and say what came of the inputs."""
+    shards = [shard_name(unit) for unit in range(plan.units)]
+    if plan.store.size(MANIFEST) is None:
+        with saying_what_is_full(plan.store):
+            write_manifest(plan.store, shards)
+    manifest = pq.read_table(pa.BufferReader(plan.store.get(MANIFEST)))
+    rejected: Counter[str] = Counter()
+
+    def reasons(shard: str) -> list[str]:
+        table = pq.read_table(pa.BufferReader(plan.store.get(rejected_path(shard))), columns=["reason"])
+        found: list[str] = table["reason"].to_pylist()
+        return found
+
+    with ThreadPoolExecutor(16) as pool:
+        for found in pool.map(reasons, shards):
+            rejected.update(found)
+    return Summary(
+        url=plan.store.url,
+        shards=plan.units,
+        inputs=plan.inputs,
+        stored=sum(manifest["samples"].to_pylist()),
+        bytes=sum(manifest["bytes"].to_pylist()),
+        rejected=dict(rejected.most_common()),
+    )
+
+
+@contextmanager
+def sole(store: Store) -> Iterator[None]:
+    """Be the only command at work in ``store``, where it is a folder, and clear away what a killed one left."""
+    local = store.local_path(INPUTS)
+    if local is None:
+        yield
+        return
+    root = local.parent
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        folder = os.open(root, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{root}: cannot write there: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{root}: another seer-ingest is at work there") from None
+        except OSError:
+            pass  # a file system without locks
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise UserError(f"{root}: cannot write there: no permission")
+        for left in (*root.glob(f"{TEMPORARY}*"), *root.joinpath("rejected").glob(f"{TEMPORARY}*")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def saying_what_is_full(store: Store) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise UserError(
+                f"{store.url}: no space left; what is committed stays: make room and run the same command again"
+            ) from None
+        raise

@@ -1,0 +1,89 @@
+"""Where images come from. A source lists its inputs once, in a fixed order, and later fetches any one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import pyarrow as pa
+
+from ingest.budget import Lease
+from ingest.reasons import Reason
+from seer_pipe.shards import SIDECAR_SCHEMA
+
+Row = Mapping[str, Any]  # a row of the list of inputs
+
+#: Columns of the sidecar that tell what an image was before it was stored.
+IMAGE_FIELDS = (
+    pa.field("format", pa.string()),  # as Pillow names it
+    pa.field("original_width", pa.int32()),  # pixels, by the header, before orientation
+    pa.field("original_height", pa.int32()),
+    pa.field("reencoded", pa.bool_()),
+)
+#: Names that a kept column cannot have, as they mean something else in the list of inputs or in the sidecar.
+RESERVED = {*SIDECAR_SCHEMA.names, *(field.name for field in IMAGE_FIELDS), "size", "duplicate"}
+
+
+class UnfetchedError(Exception):
+    """An input whose bytes cannot be had."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+class Source(Protocol):
+    """A list of inputs.
+
+    ``identity`` tells this list from any other, in plain values. ``kept`` are columns of the list that the sidecar
+    keeps. ``unique`` says that equal ``source`` values mean the same bytes, so that all but the first are left out.
+    """
+
+    identity: Mapping[str, Any]
+    kept: Sequence[pa.Field]
+    unique: bool
+
+    def tables(self) -> Iterator[pa.Table]:
+        """All inputs in order, in tables of one schema: ``source`` (text, shown to people), where known ``size``
+        (bytes), the ``kept`` columns, and whatever ``fetch`` needs."""
+        ...
+
+    def shown(self, row: Row) -> str:
+        """The input's name as it is written down: its ``source`` without secrets."""
+        ...
+
+    def note(self, inputs: int) -> str:
+        """What a person should know of a list of ``inputs`` rows that an earlier run fixed; mostly nothing."""
+        ...
+
+    async def fetch(self, row: Row, lease: Lease) -> bytes:
+        """The bytes of one input; UnfetchedError where they cannot be had. ``lease`` is told before they are."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Plain:
+    """What most sources have in common: nothing kept, nothing unique, nothing to open or close."""
+
+    identity: Mapping[str, Any]
+    kept: Sequence[pa.Field] = ()
+    unique = False
+
+    def shown(self, row: Row) -> str:
+        return str(row["source"])
+
+    def note(self, inputs: int) -> str:
+        return ""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None

@@ -1,0 +1,117 @@
+"""One shard in the making. Outcomes arrive in any order and are written in the order of the inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import IO
+
+from ingest.budget import Lease
+from ingest.image import Stored
+from ingest.plan import Plan, beside, shard_name
+from ingest.reasons import Reason
+from ingest.sources import IMAGE_FIELDS, Source
+from seer_pipe.shards import ShardWriter
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why an input is not stored."""
+
+    reason: Reason
+    detail: str = ""
+
+
+Outcome = Stored | Rejection
+
+
+class Unit:
+    """Number ``number`` of ``plan``. The tar depends on the outcomes alone, not on when they came.
+
+    Of inputs that are stored as the same bytes the first is kept. What has to wait for an earlier outcome stays in
+    memory, or in a temporary file when memory is short.
+    """
+
+    def __init__(self, plan: Plan, source: Source, number: int) -> None:
+        self.number = number
+        self.rows = plan.rows(number)
+        self._plan, self._source = plan, source
+        self._writer = ShardWriter(plan.store, shard_name(number), [*IMAGE_FIELDS, *source.kept])
+        self._waiting: dict[int, tuple[Outcome, Lease | None, int | None]] = {}
+        self._written = 0
+        self._seen: dict[bytes, int] = {}
+        self._spool: IO[bytes] | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self._written == len(self.rows)
+
+    def put(self, place: int, outcome: Outcome, lease: Lease | None = None, *, tight: bool = False) -> list[Outcome]:
+        """Take the outcome of row ``place``; the outcomes that were written down now."""
+        spooled = None
+        if isinstance(outcome, Stored) and tight and place != self._written:
+            spooled = self._spill(outcome.jpeg)
+            outcome = replace(outcome, jpeg=b"")
+        if lease is not None and (spooled is not None or isinstance(outcome, Rejection)):
+            lease.release()
+            lease = None
+        self._waiting[place] = outcome, lease, spooled
+        written = []
+        while (waiting := self._waiting.pop(self._written, None)) is not None:
+            outcome, lease, spooled = waiting
+            if isinstance(outcome, Stored) and spooled is not None:
+                outcome = replace(outcome, jpeg=self._fetch(spooled))
+            written.append(self._write(self._written, outcome))
+            self._written += 1
+            if lease is not None:
+                lease.release()
+        return written
+
+    def _write(self, place: int, outcome: Outcome) -> Outcome:
+        row = self.rows[place]
+        shown = self._source.shown(row)
+        if isinstance(outcome, Stored):
+            digest = hashlib.sha256(outcome.jpeg).digest()
+            first = self._seen.setdefault(digest, place)
+            if first == place:
+                self._writer.add(
+                    f"{self.number:05d}-{place:06d}",
+                    outcome.jpeg,
+                    source=shown,
+                    width=outcome.width,
+                    height=outcome.height,
+                    phash=outcome.phash,
+                    **{field.name: getattr(outcome, field.name) for field in IMAGE_FIELDS},
+                    **{field.name: row[field.name] for field in self._source.kept},
+                )
+                return outcome
+            outcome = Rejection(Reason.DUPLICATE, f"of {self._source.shown(self.rows[first])}")
+        self._writer.reject(shown, outcome.reason, outcome.detail)
+        return outcome
+
+    def _spill(self, data: bytes) -> int:
+        """Where ``data`` stands in the temporary file, its length before it."""
+        if self._spool is None:
+            self._spool = tempfile.TemporaryFile(dir=beside(self._plan.store))  # noqa: SIM115, closed in discard
+        start = self._spool.seek(0, 2)
+        self._spool.write(len(data).to_bytes(8, "little") + data)
+        return start
+
+    def _fetch(self, start: int) -> bytes:
+        assert self._spool is not None
+        self._spool.seek(start)
+        return self._spool.read(int.from_bytes(self._spool.read(8), "little"))
+
+    def commit(self) -> None:
+        """Make the shard visible, whole."""
+        self._writer.commit()
+        self.discard()
+
+    def discard(self) -> None:
+        """Leave nothing behind but what was committed."""
+        self._writer.discard()
+        if self._spool is not None:
+            with suppress(OSError):
+                self._spool.close()
