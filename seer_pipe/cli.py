@@ -42,6 +42,75 @@ def train(
     raise typer.Exit(0 if finished else 130)
 
 
+@evaluate.command()
+def knn(
+    subject: Annotated[Path, typer.Argument(help="A run's folder, or an exported backbone's.")],
+    data: Annotated[str, typer.Option(help="Shard set with the images.")],
+    labels: Annotated[str, typer.Option(help="CSV file (source,label), or 'folder': an image's folder is its class.")],
+    queries: Annotated[str | None, typer.Option(help="Shard set to classify, if another one.")] = None,
+    k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
+    temperature: Annotated[float, typer.Option(min=0.001, help="Of the votes' weights.")] = 0.07,
+    untrained: Annotated[bool, typer.Option(help="The run's first weights instead of its last.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Classify images by their nearest neighbours among the features of labelled ones."""
+    from seer_pipe.evaluate.verbs import evaluate_knn
+
+    show(evaluate_knn(subject, data, labels, queries, k=k, temperature=temperature, untrained=untrained), as_json)
+
+
+@evaluate.command()
+def retrieval(
+    subject: Annotated[Path, typer.Argument(help="A run's folder, or an exported backbone's.")],
+    data: Annotated[str, typer.Option(help="Shard set with the images.")],
+    untrained: Annotated[bool, typer.Option(help="The run's first weights instead of its last.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find an image's other half among all images' other halves: needs no labels."""
+    from seer_pipe.evaluate.verbs import evaluate_retrieval
+
+    show(evaluate_retrieval(subject, data, untrained=untrained), as_json)
+
+
+@evaluate.command()
+def neighbours(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    data: Annotated[str, typer.Option(help="Shard set with the images.")],
+    out: Annotated[Path, typer.Option(help="PNG file to write.")],
+) -> None:
+    """Draw images with their nearest neighbours, under the run's first weights and under its last."""
+    from seer_pipe.evaluate.sheet import draw_neighbours
+
+    draw_neighbours(run, data, out)
+    print(out)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    out: Annotated[Path, typer.Option(help="New folder for the backbone.")],
+    format: Annotated[str, typer.Option(help="torchvision, timm, huggingface, detectron2 or full.")] = "torchvision",
+) -> None:
+    """Write the newest checkpoint's trunk for another library, load it back, and compare its features."""
+    from seer_pipe.evaluate.verbs import export_run
+
+    export_run(run, out, format)
+    print(out)
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for all that is made; it is replaced.")] = Path("quickstart"),
+    images: Annotated[Path | None, typer.Option(help="Folder of pictures; by default a small web is drawn.")] = None,
+    config: Annotated[Path, typer.Option(help="Recipe.")] = Path("configs/quickstart.yaml"),
+    seed: Annotated[int, typer.Option(min=0, help="Of the drawn web and of the training.")] = 0,
+) -> None:
+    """The whole way in a few minutes: ingest, train, kill, resume, evaluate, export, reload."""
+    from seer_pipe.quickstart.walk import walk
+
+    walk(out, images, config, seed)
+
+
 def main() -> None:
     """Run the command line; bad input is one line on stderr and exit code 2."""
     run_cli(app)

@@ -6,6 +6,7 @@ S3 credentials, region and endpoint come from boto3's usual places (``AWS_ENDPOI
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
@@ -165,7 +166,13 @@ class FolderStore:
             return None
 
     def delete(self, path: str) -> None:
-        self.local_path(path).unlink(missing_ok=True)
+        file = self.local_path(path)
+        file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder is there for its files alone, as in an object store
+            for folder in file.parents:
+                if folder == self.root:
+                    break
+                folder.rmdir()
 
 
 class S3Store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -11,13 +12,13 @@ import torch
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
 from seer_pipe.export import load_backbone
+from seer_pipe.export.weights import read_weights
 from seer_pipe.models import Trunk
+from seer_pipe.objectives.base import Network
 from seer_pipe.shards import ShardSet
 from seer_pipe.store import open_store
 from seer_pipe.train.build import build_network
 from seer_pipe.train.checkpoint import Checkpoints
-
-TRUNK = "trunk."  # prefix of the trunk's names in a network's state
 
 
 @dataclass(frozen=True)
@@ -27,28 +28,29 @@ class Subject:
     images: int  # that it was trained on
 
 
-def load_run(run: Path, *, untrained: bool = False) -> tuple[Subject, settings.Config]:
-    """The trunk of a run's newest checkpoint, or its first weights."""
+def load_run(run: Path, *, untrained: bool = False) -> tuple[Subject, settings.Config, Network]:
+    """The trunk of a run's newest checkpoint, or its first weights; the run's config, and trunk with head."""
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run's folder (no config.yaml)")
     config = settings.load(run / "config.yaml")
-    _, trunk, _ = build_network(config)
+    network, trunk, _ = build_network(config)
     size = max(crop.size for crop in config.views.crops)
     if untrained:
-        return Subject(trunk, size, 0), config
+        return Subject(trunk, size, 0), config, network
     found = Checkpoints(open_store(run / "checkpoints")).latest(print)
     if found is None:
         raise UserError(f"{run}: no checkpoint yet; train it first, or use --untrained")
-    weights = {k.removeprefix(TRUNK): v for k, v in found.network.items() if k.startswith(TRUNK)}
-    trunk.load_state_dict(weights)
-    return Subject(trunk, size, found.state["images"]), config
+    network.load_state_dict(found.network)
+    return Subject(trunk, size, found.state["images"]), config, network
 
 
 def load_subject(path: Path, *, untrained: bool = False) -> Subject:
     """A run's folder, or an exported backbone's."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give a run's folder or an exported backbone's")
     if (path / "model.safetensors").is_file() and not untrained:
-        backbone = load_backbone(path)
-        return Subject(backbone.trunk, backbone.input_size, backbone.images_seen)
+        _, about = read_weights(path)
+        return Subject(load_backbone(path), json.loads(about["size"]), int(about.get("images_seen", 0)))
     return load_run(path, untrained=untrained)[0]
 
 

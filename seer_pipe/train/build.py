@@ -24,8 +24,13 @@ def build_crops(config: settings.Views) -> list[views.CropSpec]:
     return [views.CropSpec(crop.count, crop.size, crop.scale, augment) for crop in config.crops]
 
 
-def build_network(config: settings.Config) -> tuple[Network, Trunk, Objective]:
-    """Trunk and head with their first weights, the same on every rank, and the objective over them."""
+def build_network(
+    config: settings.Config, device: torch.device | str = "cpu"
+) -> tuple[Network, Trunk, Objective]:
+    """Trunk and head with their first weights, the same on every rank, and the objective over them.
+
+    ``device``: where they are to be trained; the weights are drawn on the CPU, so they do not depend on it.
+    """
     torch.manual_seed(config.seed)
     trunk = build_trunk(config.model.name, stem=config.model.stem)
     wanted = config.objective
@@ -41,8 +46,10 @@ def build_network(config: settings.Config) -> tuple[Network, Trunk, Objective]:
         freeze_images=wanted.freeze_images,
         queue_length=wanted.queue,
         queue_start=wanted.queue_start_images,
+        device=torch.device(device),
     )
-    return Network(trunk, head), trunk, objective
+    network = Network(trunk, head)
+    return network.to(device), trunk, objective
 
 
 def build_optimizer(config: settings.Optimizer, network: nn.Module) -> Optimizer:

@@ -29,9 +29,9 @@ from seer_pipe.errors import UserError
 from seer_pipe.objectives.base import Network, Objective
 from seer_pipe.shards import ShardSet
 from seer_pipe.store import open_store
-from seer_pipe.train import build, checkpoint
+from seer_pipe.train import build, checkpoint, syncbn
 from seer_pipe.train.checkpoint import Checkpoints
-from seer_pipe.train.parallel import World, join, spread
+from seer_pipe.train.parallel import World, join, recompute, spread
 from seer_pipe.train.telemetry import Metrics, Quarantine
 
 Say = Callable[[str], None]
@@ -144,11 +144,13 @@ class Trainer:
 
     def _build(self) -> tuple[Network, Objective, nn.Module]:
         config, world = self.config, self.world
-        network, trunk, objective = build.build_network(config)
-        network.to(world.device, memory_format=self.layout)
+        network, trunk, objective = build.build_network(config, world.device)
+        network.to(memory_format=self.layout)
         if world.size > 1 and config.train.sync_bn:
-            from seer_pipe.train.syncbn import convert as sync_batch_norm
-            sync_batch_norm(network)
+            syncbn.convert(network)
+        if config.train.activation_checkpointing:
+            for block in trunk.blocks():
+                recompute(block)
         parameters = sum(parameter.numel() for parameter in network.parameters())
         self.say(f"  {trunk.name}: {parameters / 1e6:.1f} M parameters with head; {world.size} x {world.device.type}")
         return network, objective, spread(network, trunk.blocks(), config.train.parallel, world)
@@ -209,7 +211,7 @@ class Trainer:
             outputs = self.forward([crop.contiguous(memory_format=self.layout) for crop in batch.crops])
         loss, metrics = self.objective.loss(outputs, images, log)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.objective.after_backward(images)
         self.optimizer.step()
         self.objective.after_step(images)

@@ -5,6 +5,7 @@ A rank finds its place in the variables that torchrun (and the launcher) set; wi
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,8 +20,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from seer_pipe.errors import UserError
+from seer_pipe.train.syncbn import bn_safe_checkpoint_context
 
 #: A rank that waits longer than this for another ends the run instead of hanging.
 PATIENCE = timedelta(minutes=5)
@@ -66,14 +69,16 @@ def join(device: str = "auto") -> Iterator[World]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device cuda: torch finds no CUDA device here; use cpu or auto")
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    joined = dist.is_initialized()  # by the caller, who then leaves as well
+    rank = dist.get_rank() if joined else int(os.environ.get("RANK", 0))
+    size = dist.get_world_size() if joined else int(os.environ.get("WORLD_SIZE", 1))
     here = torch.device("cpu")
     if device == "cuda":
         local = int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count()
         here = torch.device("cuda", local)
         torch.cuda.set_device(here)
-    if size == 1:
-        yield World(0, 1, here)
+    if size == 1 or joined:
+        yield World(rank, size, here)
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     try:
@@ -99,13 +104,23 @@ def spread(network: nn.Module, units: Iterable[nn.Module], mode: str, world: Wor
     if mode == "ddp":
         on_gpu = world.device.type == "cuda"
         return DistributedDataParallel(
-            network, device_ids=[world.device] if on_gpu else None, broadcast_buffers=False
+            network, device_ids=[world.device] if on_gpu else None, forward_sync_buffers=False
         )
     mesh = init_device_mesh(world.device.type, (world.size,))
     for unit in units:
         fully_shard(unit, mesh=mesh)
     fully_shard(network, mesh=mesh)
     return network
+
+
+def recompute(block: nn.Module) -> None:
+    """Keep only the input of ``block`` for the backward pass, and compute the rest again there.
+
+    Its forward is replaced, not the module: names, hooks and sharding stay as they are.
+    """
+    block.forward = functools.partial(  # type: ignore[method-assign]
+        checkpoint, block.forward, use_reentrant=False, context_fn=bn_safe_checkpoint_context(block)
+    )
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,33 @@
+# The two commands of the README, and what they share. `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help install quickstart test lint clean
+
+help:
+	@echo "make quickstart                 the whole way on drawn pictures, in a few minutes"
+	@echo "make quickstart IMAGES=FOLDER   the same on your own pictures"
+	@echo "make test                       lint, types and the test suite"
+	@echo "make clean                      remove the environment and what the quickstart made"
+
+install: $(READY)
+
+# Done again only when the requirements change.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, not " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $(READY)
+
+quickstart: $(READY)
+	@$(BIN)/seer-pipe quickstart $(if $(IMAGES),--images "$(IMAGES)")
+
+test: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) quickstart

@@ -1,0 +1,57 @@
+"""A picture of what a trunk takes to be alike, before and after training."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageOps
+
+from seer_pipe.data.order import Plan
+from seer_pipe.evaluate.features import Features, Images, extract, recalibrate
+from seer_pipe.evaluate.knn import neighbours
+from seer_pipe.evaluate.subject import load_run
+from seer_pipe.shards import ShardSet
+
+ROWS, COLUMNS, SIDE, GAP, HEADER = 10, 6, 96, 6, 22  # pixels
+
+
+def draw_neighbours(run: Path, data: str, out: Path) -> None:
+    """Rows of an image, its nearest images under the first weights of ``run``, and under its last ones."""
+    shards = ShardSet.open(data)
+    found: list[Features] = []
+    for untrained in (True, False):
+        subject, _, _ = load_run(run, untrained=untrained)
+        images = Images(shards, subject.size)
+        if untrained:
+            recalibrate(subject.trunk, images)
+        found.append(extract(subject.trunk, images))
+        images.close()
+    count = len(found[0].samples)
+    asked = torch.arange(0, count, max(1, count // ROWS))[:ROWS]
+    nearest = [neighbours(f.matrix, f.matrix, min(COLUMNS, count - 1), leave_one_out=True)[1][asked] for f in found]
+    width = (2 * COLUMNS + 1) * (SIDE + GAP) + 3 * GAP
+    sheet = Image.new("RGB", (width, HEADER + len(asked) * (SIDE + GAP) + GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    starts = [GAP, 2 * GAP + SIDE + GAP, 3 * GAP + (COLUMNS + 1) * (SIDE + GAP)]
+    for start, title in zip(starts, ("image", "nearest, untrained", "nearest, trained"), strict=True):
+        pen.text((start, 5), title, fill="black")
+    for row, image in enumerate(asked.tolist()):
+        y = HEADER + row * (SIDE + GAP)
+        sheet.paste(_thumbnail(shards, found[0].samples[image]), (starts[0], y))
+        for start, features, places in zip(starts[1:], found, nearest, strict=True):
+            for column, place in enumerate(places[row].tolist()):
+                sheet.paste(_thumbnail(shards, features.samples[place]), (start + column * (SIDE + GAP), y))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(out)
+
+
+def _thumbnail(shards: ShardSet, sample: int) -> Image.Image:
+    """The middle of an image, SIDE pixels square."""
+    place = Plan(shards.counts, 1, seed=0).places(np.array([sample]))
+    shard = int(place.shard[0])
+    row = shards.sidecar(shard).slice(int(place.index[0]), 1).to_pylist()[0]
+    with Image.open(io.BytesIO(shards.read(shard, row))) as image:
+        return ImageOps.fit(image.convert("RGB"), (SIDE, SIDE))
