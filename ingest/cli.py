@@ -20,6 +20,7 @@ from ingest.plan import prepare
 from ingest.reasons import Reason
 from ingest.run import StoppedError, Summary, finish, ingest, pending, sole
 from ingest.sources import Source
+from ingest.sources.archive import ArchiveSource
 from ingest.sources.folder import FolderSource
 from ingest.sources.urls import UrlSource
 from ingest.workers import ImagePool
@@ -110,6 +111,19 @@ def folder(
     if root is not None and root.resolve().is_relative_to(path.resolve()):
         raise UserError(f"{run.out}: inside {path}, which is read; choose a place beside it")
     execute(source, run, image)
+
+
+@app.command()
+@spread
+def archive(
+    path: Annotated[
+        str, typer.Argument(help="archive, pattern or folder of archives, here or s3://: tar, tar.gz, zip")
+    ],
+    run: RunOptions,
+    image: ImageSettings,
+) -> None:
+    """Images in archives, which are not extracted."""
+    execute(ArchiveSource(path, image.max_bytes), run, image)
 
 
 @app.command()

@@ -102,3 +102,25 @@ def digest(files: Sequence[str]) -> str:
         with open_file(file) as data:
             total.update(hashlib.file_digest(cast(io.BufferedReader, data), "sha256").digest())
     return total.hexdigest()
+
+
+def listing(files: Sequence[str]) -> str:
+    """SHA-256 over the places and sizes of ``files``: tells one list of large files from another."""
+    total = hashlib.sha256()
+    for file in files:
+        parent, _, name = file.rpartition("/")
+        remote = file.startswith(REMOTE)
+        size = open_store(parent).size(name) if remote else Path(file).stat().st_size
+        total.update(f"{file if remote else Path(file).resolve()}\t{size}\n".encode("utf-8", "surrogateescape"))
+    return total.hexdigest()
+
+
+def labels(files: Sequence[str]) -> list[str]:
+    """Names for ``files`` that are short and different: what comes after the folder that they have in common."""
+    parts = [file.split("/") for file in files]
+    common = 0
+    for level in zip(*(path[:-1] for path in parts), strict=False):
+        if len(set(level)) > 1:
+            break
+        common += 1
+    return ["/".join(path[common:]) for path in parts]

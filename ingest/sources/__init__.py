@@ -25,6 +25,10 @@ IMAGE_FIELDS = (
 RESERVED = {*SIDECAR_SCHEMA.names, *(field.name for field in IMAGE_FIELDS), "size", "duplicate"}
 
 
+#: Columns of a list that knows beforehand why an input is of no use.
+PROBLEM = (pa.field("problem", pa.string()), pa.field("detail", pa.string()))
+
+
 class UnfetchedError(Exception):
     """An input whose bytes cannot be had."""
 
@@ -87,3 +91,9 @@ class Plain:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         return None
+
+
+def demand_no_problem(row: Row) -> None:
+    """Raise what the list already knows to be wrong with an input."""
+    if row["problem"]:
+        raise UnfetchedError(Reason[row["problem"].upper()], row["detail"] or "")

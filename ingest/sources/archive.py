@@ -1,0 +1,230 @@
+"""Archives: tar, tar.gz and zip, read where they stand and never extracted."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from io import FileIO
+from itertools import islice
+from types import TracebackType
+from typing import BinaryIO, NamedTuple, Protocol, cast
+
+import pyarrow as pa
+
+from ingest.budget import Lease
+from ingest.files import expand, labels, listing, open_file
+from ingest.reasons import Reason
+from ingest.sources import PROBLEM, Plain, Row, UnfetchedError, demand_no_problem
+from seer_pipe.shards import BLOCK
+
+BATCH = 10_000  # rows of a table
+LONGEST_HEADER = 1 << 20  # bytes; a tar with a longer header means harm
+#: What damaged archives raise. (A tar with very many headers in a row makes ``tarfile`` recurse.)
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
+
+
+MEMBER_KINDS = {
+    tarfile.LNKTYPE: "hard link",
+    tarfile.SYMTYPE: "symbolic link",
+    tarfile.CHRTYPE: "device",
+    tarfile.BLKTYPE: "device",
+    tarfile.FIFOTYPE: "pipe",
+}
+
+
+class Member(NamedTuple):
+    """One member of an archive, or what is wrong with it."""
+
+    name: str
+    size: int = 0  # bytes
+    place: int = 0  # of its first byte in the (inflated) tar, or its number in the zip
+    problem: Reason | None = None
+    detail: str | None = None
+
+
+SCHEMA = pa.schema(
+    [("source", pa.string()), ("size", pa.int64()), ("place", pa.int64()), *PROBLEM, ("file", pa.string())]
+)
+
+
+class ArchiveSource(Plain):
+    """Every member that is no folder, of the archive, pattern or folder of archives ``where``, in order.
+
+    Names of members are labels and nothing more. Links, devices and sparse files are rejected; the rest of an
+    archive that breaks off or cannot be read is one rejected input.
+    """
+
+    def __init__(self, where: str, max_bytes: int) -> None:
+        self._files = expand(where, KINDS)
+        self._max_bytes = max_bytes
+        self._readers = Readers()
+        self.identity = {"kind": "archive", "files": listing(self._files)}
+
+    def tables(self) -> Iterator[pa.Table]:
+        for file, label in zip(self._files, labels(self._files), strict=True):
+            rows = ((f"{label}/{member.name}", *member[1:], file) for member in members(file))
+            while batch := list(islice(rows, BATCH)):
+                yield pa.table([*map(list, zip(*batch, strict=True))], schema=SCHEMA)
+
+    async def fetch(self, row: Row, lease: Lease) -> bytes:
+        demand_no_problem(row)
+        if row["size"] > self._max_bytes:
+            raise UnfetchedError(Reason.TOO_LARGE, f"{row['size']} bytes; {self._max_bytes} allowed")
+        await lease.hold(row["size"])
+        return await self._readers.read(row["file"], row["place"], row["size"])
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._readers.close()
+
+
+def members(file: str) -> Iterator[Member]:
+    """What is in an archive, in order, up to where it is damaged."""
+    try:
+        with kind(file).open(file) as data:
+            yield from kind(file).members(data)
+    except DAMAGE as error:
+        yield Member("…", problem=Reason.UNREADABLE, detail=f"damaged from here on: {error or type(error).__name__}")
+
+
+def tar_members(data: BinaryIO) -> Iterator[Member]:
+    with tarfile.TarFile(fileobj=cast(BinaryIO, Headers(data)), encoding="utf-8", errors="backslashreplace") as tar:
+        while (info := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+            if info.isdir():
+                continue
+            plain = info.isreg() and not info.issparse()
+            yield Member(
+                info.name,
+                info.size if plain else 0,
+                info.offset_data,
+                problem=None if plain else Reason.UNSAFE_MEMBER,
+                detail=None if plain else MEMBER_KINDS.get(info.type, "sparse or of an unknown kind"),
+            )
+        # tarfile takes whatever is no header for the end
+        data.seek(tar.offset)
+        if data.read(BLOCK) != bytes(BLOCK):
+            raise ValueError("the end mark is missing")
+
+
+def zip_members(data: BinaryIO) -> Iterator[Member]:
+    with zipfile.ZipFile(data) as archive:
+        for place, info in enumerate(archive.infolist()):
+            if info.is_dir():
+                continue
+            name = info.filename.encode("utf-8", "backslashreplace").decode()
+            if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+                yield Member(name, problem=Reason.UNSAFE_MEMBER, detail="link or device")
+            elif info.flag_bits & 1:
+                yield Member(name, problem=Reason.UNREADABLE, detail="encrypted")
+            else:
+                yield Member(name, info.file_size, place)
+
+
+class Reader(Protocol):
+    """An open archive."""
+
+    def read(self, place: int, size: int) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class TarReader:
+    """Reads anywhere in a plain tar, and from front to back in a compressed one."""
+
+    def __init__(self, data: BinaryIO) -> None:
+        self._data = data
+
+    def read(self, place: int, size: int) -> bytes:
+        self._data.seek(place)
+        data = self._data.read(size)
+        if len(data) < size:
+            raise EOFError(f"ends after {len(data)} of {size} bytes")
+        return data
+
+    def close(self) -> None:
+        self._data.close()
+
+
+class ZipReader:
+    def __init__(self, data: BinaryIO) -> None:
+        self._data, self._zip = data, zipfile.ZipFile(data)
+        self._infos = self._zip.infolist()
+
+    def read(self, place: int, size: int) -> bytes:
+        with self._zip.open(self._infos[place]) as member:
+            return member.read()  # at most the size that the directory tells
+
+    def close(self) -> None:
+        self._zip.close()
+        self._data.close()
+
+
+class Kind(NamedTuple):
+    open: Callable[[str], BinaryIO]
+    members: Callable[[BinaryIO], Iterator[Member]]
+    reader: Callable[[BinaryIO], Reader]
+
+
+def open_inflated(file: str) -> BinaryIO:
+    under = open_file(file)
+    inflated = gzip.GzipFile(fileobj=under)
+    inflated.myfileobj = cast(FileIO, under)  # closed with it
+    return cast(BinaryIO, inflated)
+
+
+TAR, TAR_GZ = Kind(open_file, tar_members, TarReader), Kind(open_inflated, tar_members, TarReader)
+KINDS = {".tar": TAR, ".tar.gz": TAR_GZ, ".tgz": TAR_GZ, ".zip": Kind(open_file, zip_members, ZipReader)}
+
+
+def kind(file: str) -> Kind:
+    return next(kind for suffix, kind in KINDS.items() if file.lower().endswith(suffix))
+
+
+class Headers:
+    """A file for ``tarfile`` to read headers from, and nothing that is too long to be one."""
+
+    def __init__(self, data: BinaryIO) -> None:
+        self._data = data
+        self.seek, self.tell = data.seek, data.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= LONGEST_HEADER:
+            raise ValueError(f"a header of {size} bytes")
+        return self._data.read(size)
+
+
+class Readers:
+    """Archives kept open, the ones used last. One is read at a time: inputs come in the order of the archives."""
+
+    MOST = 4
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[str, Reader] = OrderedDict()
+        self._turn = asyncio.Lock()  # first come, first served, so that a stream is read in its order
+
+    async def read(self, file: str, place: int, size: int) -> bytes:
+        async with self._turn:
+            try:
+                return await asyncio.to_thread(lambda: self._get(file).read(place, size))
+            except DAMAGE as error:
+                raise UnfetchedError(Reason.UNREADABLE, str(error) or type(error).__name__) from None
+
+    def _get(self, file: str) -> Reader:
+        if file not in self._open:
+            if len(self._open) == self.MOST:
+                self._open.popitem(last=False)[1].close()
+            self._open[file] = kind(file).reader(kind(file).open(file))
+        self._open.move_to_end(file)
+        return self._open[file]
+
+    def close(self) -> None:
+        for reader in self._open.values():
+            reader.close()
+        self._open.clear()
