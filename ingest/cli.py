@@ -23,6 +23,7 @@ from ingest.sources import Source
 from ingest.sources.archive import ArchiveSource
 from ingest.sources.folder import FolderSource
 from ingest.sources.urls import UrlSource
+from ingest.sources.warc import WarcSource
 from ingest.workers import ImagePool
 from seer_pipe.errors import UserError
 from seer_pipe.store import open_store
@@ -124,6 +125,17 @@ def archive(
 ) -> None:
     """Images in archives, which are not extracted."""
     execute(ArchiveSource(path, image.max_bytes), run, image)
+
+
+@app.command()
+@spread
+def warc(
+    path: Annotated[str, typer.Argument(help="file, pattern or folder of WARC or ARC files, here or s3://")],
+    run: RunOptions,
+    image: ImageSettings,
+) -> None:
+    """Images in web archives."""
+    execute(WarcSource(path, image.max_bytes), run, image)
 
 
 @app.command()

@@ -37,6 +37,7 @@ class Reason(StrEnum):
     UNREADABLE = "unreadable", "the file or archive member could not be read"
     UNSAFE_MEMBER = "unsafe_member", "an archive member that is no plain file (link, device, sparse file)"
     DUPLICATE_URL = "duplicate_url", "the same URL stands earlier in the list"
+    REVISIT = "revisit", "a WARC record that only points to an earlier one"
     # the download
     BAD_URL = "bad_url", "not a well-formed http or https URL"
     BLOCKED_ADDRESS = "blocked_address", "the host is, or resolves to, an address that is not global"

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import stat
 import tarfile
 import zipfile
-import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from io import FileIO
 from itertools import islice
 from types import TracebackType
-from typing import BinaryIO, NamedTuple, Protocol, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 
@@ -21,14 +18,11 @@ from ingest.budget import Lease
 from ingest.files import expand, labels, listing, open_file
 from ingest.reasons import Reason
 from ingest.sources import PROBLEM, Plain, Row, UnfetchedError, demand_no_problem
+from ingest.sources.readers import DAMAGE, Reader, Readers
 from seer_pipe.shards import BLOCK
 
 BATCH = 10_000  # rows of a table
 LONGEST_HEADER = 1 << 20  # bytes; a tar with a longer header means harm
-#: What damaged archives raise. (A tar with very many headers in a row makes ``tarfile`` recurse.)
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
-
-
 MEMBER_KINDS = {
     tarfile.LNKTYPE: "hard link",
     tarfile.SYMTYPE: "symbolic link",
@@ -63,7 +57,7 @@ class ArchiveSource(Plain):
     def __init__(self, where: str, max_bytes: int) -> None:
         self._files = expand(where, KINDS)
         self._max_bytes = max_bytes
-        self._readers = Readers()
+        self._readers = Readers(lambda file: kind(file).reader(kind(file).open(file)))
         self.identity = {"kind": "archive", "files": listing(self._files)}
 
     def tables(self) -> Iterator[pa.Table]:
@@ -126,13 +120,6 @@ def zip_members(data: BinaryIO) -> Iterator[Member]:
                 yield Member(name, problem=Reason.UNREADABLE, detail="encrypted")
             else:
                 yield Member(name, info.file_size, place)
-
-
-class Reader(Protocol):
-    """An open archive."""
-
-    def read(self, place: int, size: int) -> bytes: ...
-    def close(self) -> None: ...
 
 
 class TarReader:
@@ -198,33 +185,3 @@ class Headers:
         if not 0 <= size <= LONGEST_HEADER:
             raise ValueError(f"a header of {size} bytes")
         return self._data.read(size)
-
-
-class Readers:
-    """Archives kept open, the ones used last. One is read at a time: inputs come in the order of the archives."""
-
-    MOST = 4
-
-    def __init__(self) -> None:
-        self._open: OrderedDict[str, Reader] = OrderedDict()
-        self._turn = asyncio.Lock()  # first come, first served, so that a stream is read in its order
-
-    async def read(self, file: str, place: int, size: int) -> bytes:
-        async with self._turn:
-            try:
-                return await asyncio.to_thread(lambda: self._get(file).read(place, size))
-            except DAMAGE as error:
-                raise UnfetchedError(Reason.UNREADABLE, str(error) or type(error).__name__) from None
-
-    def _get(self, file: str) -> Reader:
-        if file not in self._open:
-            if len(self._open) == self.MOST:
-                self._open.popitem(last=False)[1].close()
-            self._open[file] = kind(file).reader(kind(file).open(file))
-        self._open.move_to_end(file)
-        return self._open[file]
-
-    def close(self) -> None:
-        for reader in self._open.values():
-            reader.close()
-        self._open.clear()
