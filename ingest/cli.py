@@ -24,6 +24,7 @@ from ingest.sources.archive import ArchiveSource
 from ingest.sources.folder import FolderSource
 from ingest.sources.urls import UrlSource
 from ingest.sources.warc import WarcSource
+from ingest.sources.webdataset import WebDatasetSource
 from ingest.workers import ImagePool
 from seer_pipe.errors import UserError
 from seer_pipe.store import open_store
@@ -140,6 +141,18 @@ def warc(
 
 @app.command()
 @spread
+def webdataset(
+    path: Annotated[str, typer.Argument(help="tar, pattern or folder of tars, or a shard set, here or s3://")],
+    run: RunOptions,
+    image: ImageSettings,
+    keep_columns: Annotated[str, typer.Option(help="kept in the sidecar: keys of the json members, or txt")] = "",
+) -> None:
+    """Images of an existing set, into new shards."""
+    execute(WebDatasetSource(path, names(keep_columns), image.max_bytes), run, image)
+
+
+@app.command()
+@spread
 def urls(
     lists: Annotated[
         str, typer.Argument(help="list, pattern or folder of lists, here or s3://: txt, csv, tsv, jsonl, parquet")
@@ -151,9 +164,13 @@ def urls(
     keep_columns: Annotated[str, typer.Option(help="columns kept in the sidecar, separated by commas")] = "",
 ) -> None:
     """Images behind the URLs of a list."""
-    keep = [name.strip() for name in keep_columns.split(",") if name.strip()]
-    source = UrlSource(lists, url_column, keep, download, image.max_bytes)
+    source = UrlSource(lists, url_column, names(keep_columns), download, image.max_bytes)
     execute(source, run, image, connections=download.connections)
+
+
+def names(text: str) -> list[str]:
+    """Names that are separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def execute(source: Source, run: RunOptions, image: ImageSettings, connections: int = 0) -> None:

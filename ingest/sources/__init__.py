@@ -25,6 +25,11 @@ IMAGE_FIELDS = (
 RESERVED = {*SIDECAR_SCHEMA.names, *(field.name for field in IMAGE_FIELDS), "size", "duplicate"}
 
 
+def kept_as(name: str) -> str:
+    """The name of a kept column in the sidecar."""
+    return f"input_{name}" if name in RESERVED else name
+
+
 #: Columns of a list that knows beforehand why an input is of no use.
 PROBLEM = (pa.field("problem", pa.string()), pa.field("detail", pa.string()))
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from ingest.budget import Lease
 from ingest.download import Downloader, DownloadSettings
 from ingest.files import digest, expand
-from ingest.sources import RESERVED, Plain, Row, lists
+from ingest.sources import Plain, Row, kept_as, lists
 from seer_pipe.errors import UserError
 
 #: Passwords and signatures in a URL; the names are those of S3, GCS, Azure and CloudFront, and common ones.
@@ -39,7 +39,7 @@ class UrlSource(Plain):
         self._where, self._url, self._keep = where, url_column, list(keep)
         self._files = expand(where, lists.SUFFIXES)
         fields = lists.column_types(self._files, self._keep)
-        self.kept = [field.with_name(f"input_{field.name}") if field.name in RESERVED else field for field in fields]
+        self.kept = [field.with_name(kept_as(field.name)) for field in fields]
         try:
             content = digest(self._files)
         except OSError as error:

@@ -1,0 +1,127 @@
+"""An existing set: WebDataset tars of any making, or a shard set of our own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from ingest.budget import Lease
+from ingest.files import REMOTE, expand, labels, listing, open_file
+from ingest.reasons import Reason
+from ingest.sources import PROBLEM, Plain, Row, UnfetchedError, demand_no_problem, kept_as
+from ingest.sources.archive import Member, TarReader, members
+from ingest.sources.lists import find, plain
+from ingest.sources.readers import DAMAGE, Readers
+from seer_pipe.shards import MANIFEST, ShardSet
+from seer_pipe.store import open_store
+
+BATCH = 10_000  # rows of a table
+#: What a sample's image may be called; a name says which member it is, its content says what it is.
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm", "img", "image")
+LONGEST_TEXT = 1 << 20  # bytes of a member that is read for its columns
+FIELDS = [pa.field("source", pa.string()), pa.field("size", pa.int64()), pa.field("place", pa.int64())]
+
+
+class WebDatasetSource(Plain):
+    """The samples of the tar, pattern or folder of tars ``where``, or of a shard set of ours, in order.
+
+    ``keep`` names what the new sidecar keeps of a sample: keys of its ``json`` member, or other members of text by
+    their extension (``txt``); of a set of ours, columns of the sidecars.
+    """
+
+    def __init__(self, where: str, keep: Sequence[str], max_bytes: int) -> None:
+        self._keep, self._max_bytes = list(keep), max_bytes
+        self._readers = Readers(lambda file: TarReader(open_file(file)))
+        self._set: ShardSet | None = None
+        if is_shard_set(where):
+            self._set = ShardSet.open(where)
+            identity = self._set.fingerprint
+            schema = self._set.sidecar(0).schema if self._set.paths else pa.schema([])
+            fields = [schema.field(find(name, schema.names, where)) for name in self._keep]
+        else:
+            self._files = expand(where, [".tar"])
+            identity = listing(self._files)
+            fields = [pa.field(name, pa.string()) for name in self._keep]
+        self._columns = [field.name for field in fields]
+        self.kept = [field.with_name(kept_as(field.name)) for field in fields]
+        self.identity = {"kind": "webdataset", "set": identity, "keep_columns": self._keep}
+        self._schema = pa.schema([*FIELDS, *PROBLEM, pa.field("file", pa.string()), *self.kept])
+
+    def tables(self) -> Iterator[pa.Table]:
+        if self._set is not None:
+            yield from self._own_tables(self._set)
+            return
+        for file, label in zip(self._files, labels(self._files), strict=True):
+            rows = samples(file, label, self._keep)
+            while batch := list(islice(rows, BATCH)):
+                yield pa.table([*map(list, zip(*batch, strict=True))], schema=self._schema)
+
+    def _own_tables(self, shards: ShardSet) -> Iterator[pa.Table]:
+        for number, path in enumerate(shards.paths):
+            table = shards.sidecar(number, ["source", "length", "offset", *self._columns])
+            nothing = pa.nulls(table.num_rows, pa.string())
+            file = pa.array([f"{shards.store.url}/{path}"] * table.num_rows, pa.string())
+            columns = [*table.columns[:3], nothing, nothing, file, *table.columns[3:]]
+            yield pa.table(columns, self._schema.names).cast(self._schema)
+
+    async def fetch(self, row: Row, lease: Lease) -> bytes:
+        demand_no_problem(row)
+        if row["size"] > self._max_bytes:
+            raise UnfetchedError(Reason.TOO_LARGE, f"{row['size']} bytes; {self._max_bytes} allowed")
+        await lease.hold(row["size"])
+        return await self._readers.read(row["file"], row["place"], row["size"])
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._readers.close()
+
+
+def is_shard_set(where: str) -> bool:
+    folder = where.startswith(REMOTE) or Path(where).is_dir()
+    return folder and open_store(where).size(MANIFEST) is not None
+
+
+def samples(file: str, label: str, keep: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """A row a sample: its image among its members, which stand next to each other."""
+    with open_file(file) as data:
+        for key, group in groupby(members(file), key=lambda member: split(member.name)[0]):
+            parts = {split(member.name)[1]: member for member in group}
+            image = next((parts[name] for name in parts if name.rpartition(".")[2] in IMAGES), None)
+            odd = next((member for member in parts.values() if member.problem), None)
+            if image is None:
+                has = ", ".join(filter(None, parts)) or "no extension"
+                image = odd or Member(key, 0, 0, Reason.NOT_AN_IMAGE, f"no image among its members: {has}")
+            yield f"{label}/{key}", *image[1:], file, *(columns(data, parts, keep) if keep else ())
+
+
+def split(name: str) -> tuple[str, str]:
+    """Key and extensions of a member's name: what comes before and after the first dot of its last part."""
+    folder, slash, last = name.rpartition("/")
+    stem, _, extensions = last.partition(".")
+    return folder + slash + stem, extensions.lower()
+
+
+def columns(data: BinaryIO, parts: dict[str, Member], keep: Sequence[str]) -> list[str | None]:
+    """What a sample says under the names ``keep``."""
+
+    def text(name: str) -> str:
+        if name not in parts or parts[name].size > LONGEST_TEXT:
+            return ""
+        try:
+            return TarReader(data).read(parts[name].place, parts[name].size).decode("utf-8", "backslashreplace")
+        except DAMAGE:  # the image behind it will tell
+            return ""
+
+    try:
+        said = json.loads(text("json") or "null")
+    except (ValueError, RecursionError):
+        said = None
+    known = {name.lower(): value for name, value in said.items()} if isinstance(said, dict) else {}
+    return [plain(known.get(name.lower())) or text(name.lower()) or None for name in keep]

@@ -1,0 +1,94 @@
+"""Existing sets: samples by key, their columns, damage; and sets of ours, again and again the same."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ingest.sources.webdataset import split
+from tests.ingest.helpers import files, rejected, seer_ingest, stored
+from tests.ingest.web import jpeg
+
+
+def write_tar(path: Path, *members: tuple[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def about(**values: object) -> bytes:
+    return json.dumps(values).encode()
+
+
+def png(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.open(io.BytesIO(jpeg(number))).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("000.jpg", ("000", "jpg")),
+        ("a.b/c.v1.JPG", ("a.b/c", "v1.jpg")),
+        ("./x/0", ("./x/0", "")),
+        ("../up.json", ("../up", "json")),
+        (".hidden", ("", "hidden")),
+    ],
+)
+def test_keys_are_those_of_webdataset(name: str, expected: tuple[str, str]) -> None:
+    assert split(name) == expected
+
+
+def test_samples_with_their_columns(tmp_path: Path) -> None:
+    write_tar(
+        tmp_path / "0.tar",
+        ("a/000.jpg", jpeg(0)), ("a/000.json", about(URL="http://x/0", similarity=0.5)), ("a/000.txt", b"zero"),
+        ("a/001.txt", b"one"), ("a/001.png", png(1)), ("a/001.json", b"{broken"),
+        ("a/002.json", about(url="http://x/2")), ("a/002.cls", b"2"),
+        ("readme", b"no sample"),
+        ("b/000.jpg", b"<html>"),
+    )  # fmt: skip
+    (tmp_path / "1.tar").write_bytes((tmp_path / "0.tar").read_bytes()[:700])
+    run = seer_ingest(
+        "webdataset", tmp_path / "*.tar", "--out", tmp_path / "out", "--keep-columns", "url,txt,similarity"
+    )
+    assert run.returncode == 0, run.stderr
+    assert [(r["source"], r["url"], r["txt"], r["similarity"], r["format"]) for r in stored(tmp_path / "out")] == [
+        ("0.tar/a/000", "http://x/0", "zero", "0.5", "JPEG"),
+        ("0.tar/a/001", None, "one", None, "PNG"),
+    ]
+    assert rejected(tmp_path / "out") == {
+        "0.tar/a/002": "not_an_image",
+        "0.tar/readme": "not_an_image",
+        "0.tar/b/000": "not_an_image",
+        "1.tar/a/000": "unreadable",
+        "1.tar/…": "unreadable",
+    }
+
+
+def test_a_set_of_ours_made_anew_keeps_sources_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(10):
+        (tmp_path / "in" / f"{number}.jpg").write_bytes(jpeg(number))
+    for arguments in (
+        ("folder", tmp_path / "in", "--out", tmp_path / "first", "--unit", 4),
+        ("webdataset", tmp_path / "first", "--out", tmp_path / "second", "--unit", 7, "--keep-columns", "phash"),
+        ("webdataset", tmp_path / "second", "--out", tmp_path / "third", "--unit", 4),
+        ("webdataset", tmp_path / "second", "--out", tmp_path / "small", "--short-side", 32),
+    ):
+        run = seer_ingest(*arguments)
+        assert run.returncode == 0, run.stderr
+    first, second, third, small = (stored(tmp_path / name) for name in ("first", "second", "third", "small"))
+    for again in (second, third, small):
+        assert [row["source"] for row in again] == [row["source"] for row in first]
+    assert [row["sha256"] for row in second] == [row["sha256"] for row in first]
+    assert [row["input_phash"] for row in second] == [row["phash"] for row in first]
+    assert {row["width"] for row in small} == {32}
+    tars = [{k: v for k, v in files(tmp_path / n).items() if k.endswith(".tar")} for n in ("first", "third")]
+    assert tars[0] == tars[1]
