@@ -16,6 +16,7 @@ import io
 import os
 import tarfile
 import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -89,9 +90,9 @@ class ShardWriter:
         if local is not None:
             local.parent.mkdir(parents=True, exist_ok=True)
         # beside the final file where that is a folder, so that committing is a rename
-        descriptor, name = tempfile.mkstemp(prefix=".tmp-", suffix=".tar", dir=local and local.parent)
-        self._file = Path(name)
-        self._tar = os.fdopen(descriptor, "wb", buffering=1 << 20)
+        folder = Path(tempfile.gettempdir()) if local is None else local.parent
+        self._file = folder / f".tmp-{uuid.uuid4().hex}.tar"
+        self._tar = self._file.open("xb", buffering=1 << 20)
         self._sha256 = hashlib.sha256()
         self._written = 0
 

@@ -82,24 +82,3 @@ def extract(
         numbers += batch
         rows.append(trunk(pixels.to(device)).float().cpu())
     return Features(torch.cat(rows), numbers)
-
-
-@torch.no_grad()
-def recalibrate(trunk: nn.Module, images: Images) -> None:
-    """Set the BatchNorm statistics to those of the images: the mean over all batches.
-
-    Training mixes the statistics of several resolutions, and an untrained trunk has none.
-    """
-    norms = [module for module in trunk.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative mean
-    trunk.train()
-    device = next(trunk.parameters()).device
-    for _, pixels in images.batches():
-        if len(pixels) > 1:
-            trunk(pixels.to(device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    trunk.eval()

@@ -10,9 +10,10 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 
 from seer_pipe.data.order import Plan
-from seer_pipe.evaluate.features import Features, Images, extract, recalibrate
+from seer_pipe.evaluate.features import Features, Images, extract
 from seer_pipe.evaluate.knn import neighbours
 from seer_pipe.evaluate.subject import load_run
+from seer_pipe.export.recalibrate import recalibrate_batch_norm
 from seer_pipe.shards import ShardSet
 
 ROWS, COLUMNS, SIDE, GAP, HEADER = 10, 6, 96, 6, 22  # pixels
@@ -26,7 +27,7 @@ def draw_neighbours(run: Path, data: str, out: Path) -> None:
         subject, _, _ = load_run(run, untrained=untrained)
         images = Images(shards, subject.size)
         if untrained:
-            recalibrate(subject.trunk, images)
+            recalibrate_batch_norm(subject.trunk, (pixels for _, pixels in images.batches()))
         found.append(extract(subject.trunk, images))
         images.close()
     count = len(found[0].samples)

@@ -11,10 +11,11 @@ import torch
 
 from seer_pipe.data.views import Crops, centre
 from seer_pipe.errors import UserError
-from seer_pipe.evaluate.features import Features, Images, extract, recalibrate
+from seer_pipe.evaluate.features import Features, Images, extract
 from seer_pipe.evaluate.knn import knn_accuracy, retrieval_accuracy
 from seer_pipe.evaluate.subject import Subject, load_run, load_subject, read_labels
 from seer_pipe.export import FORMATS, Preprocessing, export_backbone
+from seer_pipe.export.recalibrate import recalibrate_batch_norm
 from seer_pipe.shards import ShardSet
 from seer_pipe.store import FolderStore
 
@@ -24,7 +25,7 @@ def _subject(path: Path, data: str, untrained: bool) -> Subject:
     subject = load_subject(path, untrained=untrained)
     if untrained:
         images = Images(ShardSet.open(data), subject.size)
-        recalibrate(subject.trunk, images)
+        recalibrate_batch_norm(subject.trunk, (pixels for _, pixels in images.batches()))
         images.close()
     return subject
 

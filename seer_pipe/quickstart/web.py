@@ -44,8 +44,8 @@ def draw_web(seed: int, pictures_per_kind: int = 75) -> Web:
         _add_picture(web, rng, kind, number, picture(kind, seed * 10_000 + number))
     paths = list(web.pages)
     for number in range(len(good) // 25):  # each of the bad things one for 25 good pictures
-        original = web.pages[str(rng.choice(paths))]
-        web.pages[f"/again/{number}.jpg"] = original
+        original, again = str(rng.choice(paths)), f"/again/{number}.jpg"
+        web.pages[again], web.kinds[again] = web.pages[original], web.kinds[original]
         whole = _encode(picture("clouds", seed * 10_000 + 5000 + number), "JPEG")
         web.pages[f"/cut/{number}.jpg"] = Answer(200, "image/jpeg", whole[: len(whole) // 2])
         web.pages[f"/gone/{number}.jpg"] = Answer(404, "text/html", b"<h1>Not found</h1>")

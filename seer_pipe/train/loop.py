@@ -145,7 +145,7 @@ class Trainer:
     def _build(self) -> tuple[Network, Objective, nn.Module]:
         config, world = self.config, self.world
         network, trunk, objective = build.build_network(config, world.device)
-        network.to(memory_format=self.layout)
+        network.to(memory_format=self.layout)  # type: ignore[call-overload]  # the stubs lack it
         if world.size > 1 and config.train.sync_bn:
             syncbn.convert(network)
         if config.train.activation_checkpointing:

@@ -118,7 +118,7 @@ def recompute(block: nn.Module) -> None:
 
     Its forward is replaced, not the module: names, hooks and sharding stay as they are.
     """
-    block.forward = functools.partial(  # type: ignore[method-assign]
+    block.forward = functools.partial(
         checkpoint, block.forward, use_reentrant=False, context_fn=bn_safe_checkpoint_context(block)
     )
 

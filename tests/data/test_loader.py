@@ -1,0 +1,145 @@
+"""Stream and loader: the same bytes and batches from a folder and from S3, on any world size, with bad images."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+
+from seer_pipe.data.loader import Batch, Loader
+from seer_pipe.data.order import Plan, slots_of
+from seer_pipe.data.stream import Stream
+from seer_pipe.data.views import CropSpec
+from seer_pipe.errors import UserError
+from seer_pipe.shards import ShardSet
+from seer_pipe.store import open_store
+from tests.train.helpers import make_pictures
+
+CROPS = [CropSpec(1, 24, (0.3, 1.0)), CropSpec(1, 16, (0.1, 0.3))]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pictures(tmp_path_factory.mktemp("pictures"), [17, 0, 1, 30])
+
+
+@pytest.fixture(scope="module")
+def remote(pictures: Path) -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        environment.setenv("AWS_ACCESS_KEY_ID", "test")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="pictures")
+        source, target = open_store(pictures), open_store("s3://pictures/set")
+        for entry in source.list():
+            target.put(entry.path, source.get(entry.path))
+        yield "s3://pictures/set"
+    server.stop()
+
+
+def batches(shards: ShardSet, first: int, last: int, rank: int = 0, world: int = 1, **options: int) -> list[Batch]:
+    plan = Plan(shards.counts, 8, seed=3)
+    loader = Loader(shards, plan, slots_of(rank, world, 8), CROPS, seed=3, **options)
+    try:
+        return list(loader.batches(first, last))
+    finally:
+        loader.close()
+
+
+def assert_same(first: list[Batch], second: list[Batch]) -> None:
+    assert [batch.step for batch in first] == [batch.step for batch in second]
+    for one, other in zip(first, second, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.crops, other.crops, strict=True))
+
+
+@pytest.mark.parametrize(("lanes", "chunk"), [(8, None), (8, 5), (2, 5), (4, 3)])
+def test_s3_gives_what_the_folder_gives(pictures: Path, remote: str, lanes: int, chunk: int | None) -> None:
+    read = []
+    for url in (pictures, remote):
+        shards = ShardSet.open(url)
+        plan = Plan(shards.counts, 8, seed=1, lanes=lanes, chunk=chunk)
+        stream = Stream(shards, plan, np.arange(8), threads=3)
+        read.append([[(s.sample, s.data) for s in batch] for batch in stream.batches(2, 11)])
+        stream.close()
+    assert read[0] == read[1]
+    assert all(data for batch in read[0] for _, data in batch)
+
+
+def test_any_start_and_any_prefetch_give_the_same_batches(pictures: Path) -> None:
+    shards = ShardSet.open(pictures)
+    straight = batches(shards, 0, 9)
+    assert_same(straight[4:], batches(shards, 4, 9, ahead=1, threads=1))
+    assert_same(straight, batches(shards, 0, 9, ahead=5, threads=3))
+
+
+def test_ranks_share_the_batch(pictures: Path) -> None:
+    shards = ShardSet.open(pictures)
+    alone = batches(shards, 3, 6)
+    shared = [batches(shards, 3, 6, rank, 4) for rank in range(4)]
+    for step, batch in enumerate(alone):
+        for crop, pixels in enumerate(batch.crops):
+            assert torch.equal(pixels, torch.cat([rank[step].crops[crop] for rank in shared]))
+
+
+def damage(root: Path, shard: str, rows: list[int], how: bytes) -> None:
+    import pyarrow.parquet as pq
+
+    index = pq.read_table(root / f"{shard}.parquet").to_pylist()
+    with (root / f"{shard}.tar").open("r+b") as tar:
+        for row in rows:
+            tar.seek(index[row]["offset"])
+            tar.write(how)
+
+
+def test_bad_bytes_are_replaced_by_rule_and_shift_nothing(tmp_path: Path) -> None:
+    root = make_pictures(tmp_path / "set", [17, 31])
+    whole = batches(ShardSet.open(root), 0, 12)
+    damage(root, "00001", [4, 9], b"no image any more")
+    hurt, again = batches(ShardSet.open(root), 0, 12), batches(ShardSet.open(root), 0, 12, ahead=1)
+    assert_same(hurt, again)
+    replaced = {(r.step, r.slot) for batch in hurt for r in batch.replaced}
+    assert replaced
+    assert {(r.shard, r.index) for batch in hurt for r in batch.replaced} <= {("00001.tar", 4), ("00001.tar", 9)}
+    for one, other in zip(whole, hurt, strict=True):
+        same = [torch.equal(a, b) for a, b in zip(one.crops[0], other.crops[0], strict=True)]
+        assert same == [(one.step, slot) not in replaced for slot in range(8)]
+
+
+def test_an_image_that_does_not_decode_is_replaced(tmp_path: Path) -> None:
+    """Right by its checksum, and still no image: as a set made by other tools may have it."""
+    from seer_pipe.shards import ShardWriter, write_manifest
+
+    root = make_pictures(tmp_path / "set", [20])
+    store = open_store(root)
+    writer = ShardWriter(store, "00001.tar")
+    writer.add("000020", b"\xff\xd8 not much of a JPEG", source="bad", width=100, height=100)
+    writer.commit()
+    write_manifest(store, ["00000.tar", "00001.tar"])
+    made = batches(ShardSet.open(root), 0, 4)
+    told = {(r.shard, r.index) for batch in made for r in batch.replaced}
+    assert told == {("00001.tar", 0)}
+    assert all(bool(torch.isfinite(crop).all()) for batch in made for crop in batch.crops)
+
+
+def test_a_set_without_a_usable_image_ends_with_a_clear_error(tmp_path: Path) -> None:
+    root = make_pictures(tmp_path / "set", [16])
+    (root / "00000.tar").write_bytes(b"")
+    with pytest.raises(UserError, match="substitutes in a row"):
+        batches(ShardSet.open(root), 0, 2)
+
+
+def test_leaving_early_leaves_no_thread(pictures: Path) -> None:
+    import threading
+
+    shards = ShardSet.open(pictures)
+    loader = Loader(shards, Plan(shards.counts, 8, seed=0), np.arange(8), CROPS, seed=0)
+    for _ in loader.batches(0, 1_000_000):
+        break
+    loader.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith(("loader", "stream", "crops"))]

@@ -1,0 +1,122 @@
+"""Configs: every recipe loads, what is derived is right, what is wrong is named."""
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from seer_pipe import config as settings
+from seer_pipe.errors import UserError
+from seer_pipe.models import build_trunk, trunk_names
+
+RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+SEER = "seer_regnety_256gf"
+
+
+def recipe(name: str) -> Path:
+    return next(path for path in RECIPES if path.stem == name)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_whole(path: Path) -> None:
+    config = settings.load(path)
+    derived = settings.derive(config, 1_281_167)
+    assert config.name == path.stem
+    assert config.model.name in trunk_names()
+    assert derived.warmup_steps < derived.steps
+    assert derived.freeze_steps < derived.steps
+    assert derived.peak_lr == pytest.approx(config.optimizer.lr * config.train.batch / 256)
+
+
+def test_there_is_a_recipe_for_every_size() -> None:
+    assert {path.stem for path in RECIPES} == {
+        "quickstart", "imagenette_resnet18", "resnext101_32x8d", "regnety_16gf", "seer_regnety_32gf",
+        "seer_regnety_64gf", "seer_regnety_128gf", "seer_regnety_256gf", "seer_10b",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "peak", "final", "warmup", "steps"),
+    [
+        ("resnext101_32x8d", 4.8, 0.0048, 3128, 312 * 400),  # SwAV: 10 epochs of warm-up from 0.3
+        ("seer_regnety_256gf", 9.6, 0.0096, 8000, 122_070),  # SEER: 122 K iterations
+        ("seer_10b", 9.3, 0.0093, 5500, 126_008),
+    ],
+)
+def test_published_numbers(name: str, peak: float, final: float, warmup: int, steps: int) -> None:
+    config = settings.load(recipe(name))
+    derived = settings.derive(config, 1_281_167)
+    assert derived.peak_lr == pytest.approx(peak)
+    assert derived.peak_lr * config.optimizer.final_lr == pytest.approx(final)
+    assert derived.warmup_steps == warmup
+    assert derived.steps == steps
+    assert derived.freeze_steps == 313
+    assert derived.ln_prototypes == pytest.approx(math.log(config.objective.prototypes))
+
+
+def test_seer_head_fits_its_trunk() -> None:
+    import torch
+
+    config = settings.load(recipe(SEER))
+    with torch.device("meta"):
+        trunk = build_trunk(config.model.name)
+    dims = [trunk.width, *config.objective.head.hidden, config.objective.head.dim]
+    assert dims == [10444, 8192, 8192, 256]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.bacth=64", r"train\.bacth: no such setting; did you mean batch\?"),
+        ("objective.colour=red", r"objective\.colour: no such setting"),
+        ("train.batch=0", r"train\.batch: input should be greater than 0, not 0"),
+        ("train.batch=many", r"train\.batch: input should be a valid integer.* not 'many'"),
+        ("views.augment.flip=1.5", r"views\.augment\.flip: .*less than or equal to 1, not 1\.5"),
+        ("train.images=100", "give either images or passes"),
+        ("objective.prototypes=4096", r"objective\.prototypes 4096 is more than .*\(64\)"),
+        ("objective.queue=100", r"objective\.queue must be a multiple of train\.batch \(64\)"),
+        ("objective.assign=[0,9]", "names crop 9 of 6"),
+        ("data=null", "data: .*dictionary.*not None"),
+        ("train.batch", "an override is key.path=value"),
+        ("name.first=x", "name is a value, not a section"),
+    ],
+)
+def test_what_is_wrong_is_named(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        settings.load(recipe("quickstart"), [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_config(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        settings.load(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(UserError, match="expected sections"):
+        settings.load(tmp_path / "list.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1\n")
+    with pytest.raises(UserError, match="not YAML"):
+        settings.load(tmp_path / "bad.yaml")
+
+
+def test_a_run_keeps_its_config_and_what_follows(tmp_path: Path) -> None:
+    config = settings.load(recipe("quickstart"), ["optimizer.lr=0.5", "data.path=elsewhere"])
+    settings.save(config, settings.derive(config, 600), tmp_path / "config.yaml")
+    assert settings.load(tmp_path / "config.yaml") == config
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["derived"]["peak_lr"] == 0.5 * 64 / 256
+
+
+def test_a_resume_may_change_what_does_not_matter() -> None:
+    config = settings.load(recipe("quickstart"))
+    free = settings.load(recipe("quickstart"), ["data.threads=7", "train.log_every=3", "data.path=moved"])
+    assert settings.differences(config, free) == []
+    other = settings.load(recipe("quickstart"), ["train.batch=128", "seed=2"])
+    assert settings.differences(config, other) == [
+        "seed (0 in the run, 2 now)",
+        "train.batch (64 in the run, 128 now)",
+    ]
+
+
+def test_a_set_too_small_for_a_step_is_refused() -> None:
+    with pytest.raises(UserError, match="less than one batch"):
+        settings.derive(settings.load(recipe("quickstart")), 10)

@@ -1,0 +1,118 @@
+"""Stores on a folder and on an S3-compatible server: whole or not at all, exact ranges, clear refusals."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from seer_pipe.errors import UserError
+from seer_pipe.shards import ShardSet
+from seer_pipe.store import Entry, FolderStore, S3Store, Store, open_store
+from tests.test_shards import make_set
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        environment.setenv("AWS_ACCESS_KEY_ID", "test")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        boto3.client("s3").create_bucket(Bucket="images")
+        yield "s3://images"
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, bucket: str) -> Store:
+    return open_store(tmp_path / "store" if request.param == "folder" else f"{bucket}/{tmp_path.name}")
+
+
+def test_what_is_put_is_got(store: Store, tmp_path: Path) -> None:
+    store.put("a/b.bin", b"0123456789")
+    assert store.get("a/b.bin") == b"0123456789"
+    assert store.get_range("a/b.bin", 3, 4) == b"3456"
+    assert store.get_range("a/b.bin", 3, 0) == b""
+    store.put("a/b.bin", b"over")
+    assert (store.get("a/b.bin"), store.size("a/b.bin")) == (b"over", 4)
+    local = tmp_path / "local.bin"
+    local.write_bytes(b"x" * 1000)
+    store.put_file("c.bin", local)
+    assert not local.exists()
+    assert list(store.list()) == [Entry("a/b.bin", 4), Entry("c.bin", 1000)]
+    assert list(store.list("a/")) == [Entry("a/b.bin", 4)]
+    store.delete("a/b.bin")
+    store.delete("a/b.bin")
+    assert store.size("a/b.bin") is None
+    assert list(store.list()) == [Entry("c.bin", 1000)]
+
+
+def test_what_is_missing_or_short_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(S3Store, "PATIENCE", 1.0)  # a short answer may be a cut connection, so it is tried again
+    with pytest.raises(FileNotFoundError):
+        store.get("nothing")
+    store.put("short", b"abc")
+    with pytest.raises(OSError, match=r"2|416|InvalidRange|short"):
+        store.get_range("short", 2, 5)
+    assert list(store.list("nothing")) == []
+
+
+def test_a_folder_never_shows_a_half_written_file(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    store.put("file", b"0" * 100_000)
+    stop, seen = threading.Event(), set()
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.add(store.get("file")[:1] + store.get("file")[-1:])
+            seen.add(len(store.get("file")))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for turn in range(50):
+        store.put("file", str(turn % 10).encode() * 100_000)
+    stop.set()
+    reader.join()
+    assert {item for item in seen if isinstance(item, int)} == {100_000}
+    assert [entry.path for entry in store.list()] == ["file"]
+
+
+def test_deleting_takes_empty_folders_along(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    store.put("a/b/c", b"1")
+    store.put("a/d", b"2")
+    store.delete("a/b/c")
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["d"]
+
+
+@pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "a/../../b"])
+def test_a_path_cannot_leave_the_folder(tmp_path: Path, path: str) -> None:
+    with pytest.raises(UserError, match="leaves the store"):
+        FolderStore(tmp_path).get(path)
+
+
+def test_addresses_that_are_no_store(bucket: str) -> None:
+    with pytest.raises(UserError, match="not gs://"):
+        open_store("gs://bucket/x")
+    with pytest.raises(UserError, match="no bucket"):
+        open_store("s3:///x")
+    with pytest.raises(UserError, match="there is no bucket"):
+        open_store("s3://nowhere-at-all/x").get("y")
+
+
+def test_a_shard_set_is_the_same_on_s3(bucket: str, tmp_path: Path) -> None:
+    local = make_set(tmp_path / "set", [[b"one", b"two" * 300], [b"three"]])
+    remote_store = open_store(f"{bucket}/set")
+    for entry in local.store.list():
+        remote_store.put(entry.path, local.store.get(entry.path))
+    remote = ShardSet.open(f"{bucket}/set")
+    assert remote.fingerprint == local.fingerprint
+    for shard in range(2):
+        rows = remote.sidecar(shard).to_pylist()
+        assert [remote.read(shard, row) for row in rows] == [local.read(shard, row) for row in rows]
