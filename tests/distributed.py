@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 
 _TIMEOUT = timedelta(seconds=120)
-# A server that has imported torch once and forks every rank: a rank starts in milliseconds, not in seconds.
+# A server that has imported what ranks need (fully_shard loads the compiler) and forks every rank: milliseconds
+# instead of seconds a rank.
 _context = get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.tensor"])
+_context.set_forkserver_preload(["torch.distributed.fsdp", "torch._dynamo", "pytest", "hypothesis"])
 
 
 def run_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:

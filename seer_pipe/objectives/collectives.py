@@ -36,7 +36,7 @@ def all_gather_rows(tensor: Tensor, group: dist.ProcessGroup | None = None) -> T
     if ranks == 1:
         return tensor
     rows = tensor.new_empty(ranks * tensor.shape[0], *tensor.shape[1:])
-    dist.all_gather_into_tensor(rows, tensor.contiguous(), group)
+    dist.all_gather_single(rows, tensor.contiguous(), group)
     return rows
 
 
