@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ app.add_typer(evaluate, name="eval")
 
 ConfigArgument = Annotated[Path, typer.Argument(help="A recipe, e.g. configs/quickstart.yaml")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key.path=value")]
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room for what is to be written
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines for people.")]
 
 
@@ -125,6 +127,12 @@ def run_cli(cli: typer.Typer) -> None:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"error: {error.filename or 'disk'}: {error.strerror}; make room and run the same command again",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(2)
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:

@@ -127,7 +127,7 @@ class Train(Section):
     @model_validator(mode="after")
     def _one_length(self) -> Train:
         if (self.images is None) == (self.passes is None):
-            raise ValueError("give either images or passes")
+            raise ValueError("give either images or passes, and set the other to null")
         return self
 
 
