@@ -1,6 +1,6 @@
 """What is done to the pixels of a crop once it has been cut and resized: colour, grey, blur, solarise, normalise.
 
-Every function takes its array library: numpy, which is the fastest there is for one crop that stays in the cache,
+The functions take their array library: numpy, which is the fastest there is for one crop that stays in the cache,
 or torch, for many crops at once on a GPU. Arrays are planes [k, 3, height, width] of float32 in 0 to 255, changed in
 place; amounts are numbers, or arrays [k, 1, 1, 1]. Each operation is elementwise or a sum of whole numbers, so the
 values of a crop do not depend on the crops beside it.
@@ -24,7 +24,7 @@ MEAN = (123.675, 116.28, 103.53)  # of ImageNet's training images, .485 .456 .40
 STD = (58.395, 57.12, 57.375)  # .229 .224 .225 of 255
 
 
-def grey(xp: ModuleType, x: Any) -> Any:
+def grey(x: Any) -> Any:
     """Luma, [k, 1, height, width]."""
     y = x[:, 0:1] * 0.299
     y += x[:, 1:2] * 0.587
@@ -39,7 +39,7 @@ def adjust_brightness(xp: ModuleType, x: Any, factor: Any) -> None:
 
 def adjust_contrast(xp: ModuleType, x: Any, factor: Any) -> None:
     """Away from, or towards, the mean grey of the crop."""
-    levels = xp.floor(grey(xp, x) * 4096)  # whole numbers add up to the same sum in any order
+    levels = xp.floor(grey(x) * 4096)  # whole numbers add up to the same sum in any order
     total = xp.sum(levels, axis=(1, 2, 3), dtype=xp.float64, keepdims=True)
     mean = xp.asarray(total / (4096 * x.shape[2] * x.shape[3]), dtype=xp.float32)
     x *= factor
@@ -49,7 +49,7 @@ def adjust_contrast(xp: ModuleType, x: Any, factor: Any) -> None:
 
 def adjust_saturation(xp: ModuleType, x: Any, factor: Any) -> None:
     """Away from, or towards, each pixel's own grey."""
-    y = grey(xp, x)
+    y = grey(x)
     y *= 1 - factor
     x *= factor
     x += y
@@ -90,7 +90,7 @@ ADJUST = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)  # 
 
 
 def to_grey(xp: ModuleType, x: Any) -> None:
-    x[:] = grey(xp, x)
+    x[:] = grey(x)
 
 
 def solarise(xp: ModuleType, x: Any) -> None:
@@ -131,7 +131,7 @@ def _convolve(xp: ModuleType, x: Any, weights: Sequence[Any], axis: int) -> None
         x += pair
 
 
-def normalise(xp: ModuleType, x: Any) -> None:
+def normalise(x: Any) -> None:
     """Zero mean and unit variance over ImageNet, channel by channel: what every public backbone expects."""
     for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
         x[:, channel] -= mean
@@ -150,7 +150,7 @@ def finish_one(x: Any, crop: Crops, row: int) -> None:
         blur(np, x, blur_weights(float(crop.sigma[row])))
     if crop.solarise[row]:
         solarise(np, x)
-    normalise(np, x)
+    normalise(x)
 
 
 def finish_many(x: torch.Tensor, crop: Crops) -> None:
@@ -181,4 +181,4 @@ def finish_many(x: torch.Tensor, crop: Crops) -> None:
     on_some(crop.grey, to_grey)
     on_some(crop.sigma > 0, blur, half_kernels)
     on_some(crop.solarise, solarise)
-    normalise(torch, x)
+    normalise(x)

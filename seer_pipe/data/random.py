@@ -16,9 +16,7 @@ U64 = npt.NDArray[np.uint64]
 
 _MASK = (1 << 64) - 1
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, made odd: SplitMix64's step
-_ROOT = np.uint64(
-    0x5EE12B00F7A92D61
-)  # where every key starts; arbitrary, and not zero, which the mixer maps to itself
+_ROOT = np.uint64(0x5EE12B00F7A92D61)  # where every key starts; arbitrary, and not zero, which the mixer maps to itself
 
 
 def _as_u64(value: Ints) -> U64:
@@ -35,9 +33,12 @@ def _as_u64(value: Ints) -> U64:
 def mix64(x: U64) -> U64:
     """SplitMix64's finaliser (David Stafford's variant 13): a bijection of 64-bit words in which every input
     bit turns every output bit with probability close to one half. Any shape, dtype uint64."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 @np.errstate(over="ignore")

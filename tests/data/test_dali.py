@@ -257,8 +257,9 @@ def test_works_in_a_thread_while_others_run(files):
     thread.start()
     turns = 0
     while thread.is_alive():
+        thread.join(0.001)  # comes back only with the lock
         turns += 1
-    assert turns > 1000
+    assert turns > 20
     assert all(torch.equal(a, b) for a, b in zip(result, augment(files * 8, views), strict=True))
 
 
