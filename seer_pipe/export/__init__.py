@@ -2,6 +2,15 @@
 
 from seer_pipe.export.folder import export_backbone, load_backbone
 from seer_pipe.export.formats import FORMATS, Preprocessing
+from seer_pipe.export.recalibrate import recalibrate_batch_norm
 from seer_pipe.export.weights import Loaded, load_weights
 
-__all__ = ["FORMATS", "Loaded", "Preprocessing", "export_backbone", "load_backbone", "load_weights"]
+__all__ = [
+    "FORMATS",
+    "Loaded",
+    "Preprocessing",
+    "export_backbone",
+    "load_backbone",
+    "load_weights",
+    "recalibrate_batch_norm",
+]

@@ -14,6 +14,7 @@ import seer_pipe
 from seer_pipe.errors import UserError
 from seer_pipe.export.formats import FORMATS, Format, Preprocessing
 from seer_pipe.export.names import names_in
+from seer_pipe.export.onnx import require_onnx, run_onnx, write_onnx
 from seer_pipe.export.weights import load_weights, read_weights, write_weights
 from seer_pipe.models import Trunk, build_trunk, multiply_adds
 
@@ -30,6 +31,7 @@ def export_backbone(
     preprocessing: Preprocessing = Preprocessing(),
     sections: Mapping[str, str] | None = None,
     head: nn.Module | None = None,
+    onnx: bool = False,
 ) -> None:
     """Write ``trunk`` to the new folder ``out``: weights, the library's files, and a model card, README.md.
 
@@ -37,6 +39,7 @@ def export_backbone(
     images         [n, 3, H, W], normalised: the folder's features of these must be the trunk's, or nothing is written
     metadata       facts of the run (images_seen, step, method, data, ...), kept in the weight file and the card
     sections       more of the card: {title: Markdown}, such as the data, the recipe, evaluation results
+    onnx           add model.onnx, compared in the same way
 
     A format unknown, or unable to hold this trunk, and a folder that is already there are a `UserError`.
     The trunk is left in the mode, training or not, that it was found in.
@@ -47,6 +50,8 @@ def export_backbone(
         raise ValueError("the full format, and no other, takes a head")
     if out.exists():
         raise UserError(f"{out}: already there; choose another folder, or remove it")
+    if onnx:
+        require_onnx()
     layout = FORMATS[format]
     files = layout.files(trunk, preprocessing)
     identity = {"trunk": trunk.name, "stem": trunk.stem_kind, "layout": format, "seer_pipe": seer_pipe.__version__}
@@ -60,7 +65,11 @@ def export_backbone(
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
         card = _model_card(trunk, layout, preprocessing, metadata, sections or {})
         (folder / "README.md").write_text(card)
-        _check(trunk, folder, images)
+        back = load_backbone(folder).to(next(trunk.parameters()).device)
+        _compare(_features(back, images), _features(trunk, images))
+        if onnx:
+            write_onnx(back.cpu(), folder / "model.onnx", preprocessing.size)
+            _compare(run_onnx(folder / "model.onnx", images), _features(back, images))
         folder.rename(out)
 
 
@@ -90,13 +99,17 @@ def _tensors(trunk: Trunk, head: nn.Module | None, layout: Format) -> dict[str, 
 
 
 @torch.no_grad()
-def _check(trunk: Trunk, folder: Path, images: Tensor) -> None:
-    """Features of the trunk and of the folder must agree; another result is a defect of ours, not of the input."""
-    device = next(trunk.parameters()).device
+def _features(trunk: Trunk, images: Tensor) -> Tensor:
+    """In evaluation mode and whole fp32, brought to the CPU; the trunk's mode is put back."""
     was_training = trunk.training
-    expected = trunk.eval()(images.to(device))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        features = trunk.eval()(images.to(next(trunk.parameters()).device))
     trunk.train(was_training)
-    found = load_backbone(folder).to(device)(images.to(device))
+    return features.cpu()
+
+
+def _compare(found: Tensor, expected: Tensor) -> None:
+    """Another result than the trunk's is a defect of the export, not of what it was given."""
     difference = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
     if not difference <= TOLERANCE:  # so that NaN fails
         raise RuntimeError(f"the exported features differ from the trunk's by {difference:.1e} of the largest")

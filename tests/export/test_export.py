@@ -229,3 +229,15 @@ def test_an_export_that_does_not_come_back_the_same_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="differ"):
         export_backbone(trunk, tmp_path / "out", images=torch.randn(1, 3, 64, 64), metadata=METADATA)
     assert not any(tmp_path.iterdir())
+
+
+def test_onnx_graph_takes_any_number_and_size_of_images(tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    trunk = trained("resnet18", stem="small")
+    export_backbone(trunk, tmp_path / "out", images=torch.randn(1, 3, 64, 64), metadata=METADATA, onnx=True)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    images = torch.randn(3, 3, 48, 80)
+    (features,) = session.run(None, {"images": images.numpy()})
+    with torch.no_grad():
+        assert same(torch.from_numpy(features), trunk.eval()(images))

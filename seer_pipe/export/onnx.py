@@ -1,0 +1,44 @@
+"""A trunk as an ONNX graph: images [n, 3, h, w] in, features [n, width] out, with n, h and w free."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from seer_pipe.errors import UserError
+from seer_pipe.models import Trunk
+
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def require_onnx() -> None:
+    """A `UserError` where a package that writing and checking need is not installed."""
+    absent = [package for package in _PACKAGES if find_spec(package) is None]
+    if absent:
+        raise UserError(f"ONNX needs {', '.join(absent)}: pip install 'seer-pipe[onnx]'")
+
+
+def write_onnx(trunk: Trunk, file: Path, size: int) -> None:
+    """Write the graph, and its weights to ``file``.data, as graphs over 2 GB have to; the trunk is on the CPU."""
+    example = torch.zeros(2, 3, size, size)  # of two images: with one, torch would take n = 1 for a constant
+    torch.onnx.export(
+        trunk.eval(),
+        (example,),
+        file,
+        input_names=["images"],
+        output_names=["features"],
+        dynamic_shapes=({0: "n", 2: "h", 3: "w"},),
+        verbose=False,
+    )
+
+
+def run_onnx(file: Path, images: Tensor) -> Tensor:
+    """What ONNX Runtime makes of the images, on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (features,) = session.run(None, {"images": images.cpu().numpy()})
+    return torch.from_numpy(features)
