@@ -45,9 +45,7 @@ def sinkhorn(scores: Tensor, eps: float, iterations: int, group: dist.ProcessGro
 def _direct(logits: Tensor, iterations: int, group: dist.ProcessGroup | None) -> Tensor:
     peak = all_max_(logits.amax(dim=(1, 2), keepdim=True), group)
     q = (logits - peak).exp_()
-    tiny = torch.finfo(
-        q.dtype
-    ).tiny  # a prototype out of everyone's reach stays unused instead of dividing by zero
+    tiny = torch.finfo(q.dtype).tiny  # a prototype out of everyone's reach stays unused instead of dividing by zero
     for _ in range(iterations):
         q /= all_sum_(q.sum(dim=1, keepdim=True), group).clamp_min_(tiny)
         q /= q.sum(dim=2, keepdim=True).clamp_min_(tiny)

@@ -103,12 +103,10 @@ class Swav(Objective):
         device: torch.device | str | None = None,
     ) -> None:
         if not assignment or not all(0 <= crop < crops for crop in assignment) or crops < 2:
-            raise UserError(
-                f"SwAV needs 2 crops or more and assignment crops among them: got {crops}, {assignment}"
-            )
+            raise UserError(f"SwAV needs 2 crops or more and assignment crops among them: got {crops}, {assignment}")
         self.head = head
         self.crops = crops
-        self.assignment = list(assignment)
+        self.assignment = torch.tensor(assignment, device=device)  # indexing by a list would make the host wait
         self.temperature = temperature
         self.eps = eps
         self.iterations = iterations
@@ -116,7 +114,7 @@ class Swav(Objective):
         self.queue_start = queue_start
         self.group = group
         prototypes, dim = head.prototypes.weight.shape
-        self.queue = torch.zeros(len(self.assignment), queue_length, dim, device=device)
+        self.queue = torch.zeros(len(assignment), queue_length, dim, device=device)
         self.queue_filled = 0
         self.last_nearest = torch.full((prototypes,), -1, device=device)
 
@@ -140,18 +138,18 @@ class Swav(Objective):
 
         Afterwards the batch's embeddings enter the queue in the order of the global batch (ranks in turn).
         """
-        scores = self._by_crop(outputs.scores)[self.assignment]
+        scores = self._by_crop(outputs.scores).index_select(0, self.assignment)
         rows, length = scores.shape[1], self.queue.shape[1]
         if 0 < length == self.queue_filled:
             scores = torch.cat([scores, self._queue_scores()], dim=1)
         if length > 0 and images >= self.queue_start:
-            self._enqueue(self._by_crop(outputs.embeddings)[self.assignment])
+            self._enqueue(self._by_crop(outputs.embeddings).index_select(0, self.assignment))
         return sinkhorn(scores, self.eps, self.iterations, self.group)[:, :rows]
 
     def cross_entropy(self, scores: Tensor, codes: Tensor) -> Tensor:
         """The loss of scores [V · n, K] under the codes [A, n, K] of the assignment crops."""
         log_p = F.log_softmax(self._by_crop(scores) / self.temperature, dim=2)
-        others = log_p.sum(dim=0) - log_p[self.assignment]  # [A, n, K]: all crops but the one that gave the code
+        others = log_p.sum(dim=0) - log_p.index_select(0, self.assignment)  # [A, n, K]: all but the code's own crop
         return -(codes * others).sum() / (codes.shape[0] * codes.shape[1] * (self.crops - 1))
 
     def after_backward(self, images: int) -> None:

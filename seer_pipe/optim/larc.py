@@ -100,7 +100,7 @@ def _local_rates(norms: Tensor, group: dict[str, Any]) -> Tensor:
     rates = group["trust"] * weight / (gradient + group["weight_decay"] * weight + group["eps"])
     if group["clip"]:
         rates = (rates / group["lr"]).clamp_max(1)
-    return torch.where(weight > 0, torch.where(gradient == 0, 0.0, rates), 1.0)
+    return rates.masked_fill(gradient == 0, 0.0).masked_fill(weight == 0, 1.0)
 
 
 def _norms(params: list[Tensor]) -> dict[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """SwAV against the published algorithm written out in float64, its queue and freeze, and itself on several ranks."""
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from seer_pipe.errors import UserError
 from seer_pipe.objectives.base import Network
 from seer_pipe.objectives.swav import Swav, SwavHead, SwavOutput, check_prototypes
 from tests.distributed import run_ranks
+from tests.host_sync import no_host_sync
 from tests.objectives.test_sinkhorn import reference as sinkhorn_reference
 
 CROPS, BATCH, WIDTH, DIM, PROTOTYPES = 4, 12, 10, 6, 20
@@ -271,3 +273,41 @@ def test_it_learns() -> None:
     same_prototype = nearest[:, None] == nearest
     assert same_prototype[~same_kind].float().mean() < 0.1
     assert same_prototype[same_kind].float().mean() > 0.4
+
+
+def test_a_step_makes_the_host_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # meta has none
+    with torch.device("meta"):
+        swav = Swav(SwavHead([WIDTH, DIM], PROTOTYPES, batch_norm=True), crops=CROPS, queue_length=BATCH, device="meta")
+        rows = torch.randn(CROPS * BATCH, WIDTH)
+    with no_host_sync():
+        for step in range(2):  # the second one uses the queue
+            swav.before_step(step * BATCH)
+            loss, _ = swav.loss(swav.head(rows), step * BATCH)
+            loss.backward()
+            swav.after_backward(step * BATCH)
+            swav.after_step(step * BATCH)
+
+
+def test_a_batch_in_pieces_gives_the_gradient_of_the_whole() -> None:
+    """As the interface promises: the loss needs only outputs, so pieces can be run again for their gradient."""
+    batch = features(0)
+
+    def gradients(swav: Swav) -> list[Tensor | None]:
+        return [parameter.grad for parameter in swav.head.parameters()]
+
+    whole = build(queue_length=BATCH)
+    whole.loss(whole.head(batch.flatten(0, 1)), 0)[0].backward()
+
+    swav = build(queue_length=BATCH)
+    pieces = [piece.flatten(0, 1) for piece in batch.split(5, dim=1)]
+    with torch.no_grad():
+        outputs = [[rows.unflatten(0, (CROPS, -1)) for rows in swav.head(piece)] for piece in pieces]
+    joined = SwavOutput(*(torch.cat(rows, dim=1).flatten(0, 1).requires_grad_() for rows in zip(*outputs, strict=True)))
+    swav.loss(joined, 0)[0].backward()
+    assert joined.embeddings.grad is None  # the loss reaches them through the scores
+    assert joined.scores.grad is not None
+    by_piece = joined.scores.grad.unflatten(0, (CROPS, -1)).split(5, dim=1)
+    for piece, gradient in zip(pieces, by_piece, strict=True):
+        swav.head(piece).scores.backward(gradient.flatten(0, 1))
+    torch.testing.assert_close(gradients(swav), gradients(whole), rtol=1e-5, atol=1e-7)

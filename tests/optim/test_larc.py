@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from seer_pipe.optim.larc import Larc
 from tests.distributed import run_ranks
+from tests.host_sync import no_host_sync
 
 SETTINGS = [
     {"weight_decay": 0.01},
@@ -155,3 +156,12 @@ def test_state_survives_the_way_through_a_checkpoint_also_of_a_frozen_parameter(
     optimizer.step()
     fresh.step()
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_a_step_makes_the_host_wait_for_nothing() -> None:
+    params = [nn.Parameter(torch.randn(3, 2, device="meta")), nn.Parameter(torch.randn(3, device="meta"))]
+    optimizer = Larc(params, lr=0.5, weight_decay=0.1, clip=True)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    with no_host_sync():
+        optimizer.step()
