@@ -16,6 +16,7 @@ import typer
 
 from ingest.download import DownloadSettings
 from ingest.image import ImageSettings
+from ingest.index import IndexSink, IndexSource, as_they_are
 from ingest.plan import prepare
 from ingest.reasons import Reason
 from ingest.run import StoppedError, Summary, finish, ingest, pending, sole
@@ -25,9 +26,10 @@ from ingest.sources.folder import FolderSource
 from ingest.sources.urls import UrlSource
 from ingest.sources.warc import WarcSource
 from ingest.sources.webdataset import WebDatasetSource
+from ingest.unit import ShardSink
 from ingest.workers import ImagePool
 from seer_pipe.errors import UserError
-from seer_pipe.store import open_store
+from seer_pipe.store import Store, open_store
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
 MEMORY = 96 << 20  # bytes of images under way, at least
@@ -35,17 +37,28 @@ MEMORY_PER_CONNECTION = 256 << 10
 
 
 @dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """What every run needs to know."""
+class JobOptions:
+    """How a run is done, which changes nothing of what comes out."""
 
-    out: Annotated[str, "where the shard set goes: a folder or s3://bucket/prefix"]
-    unit: Annotated[int, "inputs that make one shard; fewer once they have 1 GiB"] = 10_000
     workers: Annotated[int, "processes that decode; 0: one a core"] = 0
     json: Annotated[bool, "progress and summary as JSON"] = False
 
     def __post_init__(self) -> None:
-        if self.unit < 1 or self.workers < 0:
-            raise UserError("unit is at least 1, workers at least 0")
+        if self.workers < 0:
+            raise UserError(f"workers = {self.workers}: at least 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions(JobOptions):
+    """What every run that makes shards needs to know."""
+
+    out: Annotated[str, "where the shard set goes: a folder or s3://bucket/prefix"]
+    unit: Annotated[int, "inputs that make one shard; fewer once they have 1 GiB"] = 10_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unit < 1:
+            raise UserError(f"unit = {self.unit}: at least 1")
 
 
 IMAGE_HELP = {
@@ -112,7 +125,7 @@ def folder(
     root = open_store(run.out).local_path("")
     if root is not None and root.resolve().is_relative_to(path.resolve()):
         raise UserError(f"{run.out}: inside {path}, which is read; choose a place beside it")
-    execute(source, run, image)
+    execute(source, open_store(run.out), run.unit, run, image)
 
 
 @app.command()
@@ -125,7 +138,7 @@ def archive(
     image: ImageSettings,
 ) -> None:
     """Images in archives, which are not extracted."""
-    execute(ArchiveSource(path, image.max_bytes), run, image)
+    execute(ArchiveSource(path, image.max_bytes), open_store(run.out), run.unit, run, image)
 
 
 @app.command()
@@ -136,7 +149,7 @@ def warc(
     image: ImageSettings,
 ) -> None:
     """Images in web archives."""
-    execute(WarcSource(path, image.max_bytes), run, image)
+    execute(WarcSource(path, image.max_bytes), open_store(run.out), run.unit, run, image)
 
 
 @app.command()
@@ -148,7 +161,7 @@ def webdataset(
     keep_columns: Annotated[str, typer.Option(help="kept in the sidecar: keys of the json members, or txt")] = "",
 ) -> None:
     """Images of an existing set, into new shards."""
-    execute(WebDatasetSource(path, names(keep_columns), image.max_bytes), run, image)
+    execute(WebDatasetSource(path, names(keep_columns), image.max_bytes), open_store(run.out), run.unit, run, image)
 
 
 @app.command()
@@ -165,7 +178,24 @@ def urls(
 ) -> None:
     """Images behind the URLs of a list."""
     source = UrlSource(lists, url_column, names(keep_columns), download, image.max_bytes)
-    execute(source, run, image, connections=download.connections)
+    execute(source, open_store(run.out), run.unit, run, image, connections=download.connections)
+
+
+@app.command()
+@spread
+def index(
+    path: Annotated[str, typer.Argument(help="tar, pattern or folder of WebDataset tars, here or s3://")],
+    job: JobOptions,
+    image: ImageSettings,
+    out: Annotated[str, typer.Option(help="where the sidecars and the manifest go, if not into the folder PATH")] = "",
+    keep_columns: Annotated[str, typer.Option(help="kept in the sidecar: keys of the json members, or txt")] = "",
+) -> None:
+    """Use an existing set where it stands: JPEGs that are fit as they are, no byte of them copied."""
+    if not out and path.endswith(".tar"):
+        raise UserError(f"{path}: no folder; say with --out where the sidecars go")
+    source = IndexSource(path, names(keep_columns), image.max_bytes)
+    store, strict = open_store(out or path), dataclasses.replace(image, reencode="never")
+    execute(source, store, None, job, strict)
 
 
 def names(text: str) -> list[str]:
@@ -173,18 +203,20 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def execute(source: Source, run: RunOptions, image: ImageSettings, connections: int = 0) -> None:
-    """Do what is left to do, write the manifest, print the summary."""
-    store = open_store(run.out)
+def execute(
+    source: Source, store: Store, unit: int | None, job: JobOptions, image: ImageSettings, connections: int = 0
+) -> None:
+    """Do what is left to do, write the manifest, print the summary. Without ``unit`` tars are used in place."""
     with sole(store):
-        plan, resumed = prepare(source, store, {"unit": run.unit, **dataclasses.asdict(image)}, run.unit)
+        plan, resumed = prepare(source, store, {"unit": unit, **dataclasses.asdict(image)}, unit)
         if resumed and (note := source.note(plan.inputs)):
             print(f"note: {note}", file=sys.stderr)
         if todo := pending(plan):
             memory = max(MEMORY, connections * MEMORY_PER_CONNECTION)
-            with ImagePool(image, run.workers or None) as pool:
-                ingest(source, plan, todo, pool.process, memory=memory, as_json=run.json)
-        report(finish(plan), run.json)
+            with ImagePool(image, job.workers or None) as pool:
+                process, sink = (as_they_are(pool.process), IndexSink) if plan.in_place else (pool.process, ShardSink)
+                ingest(source, plan, todo, process, sink, memory=memory, as_json=job.json)
+        report(finish(plan), job.json)
 
 
 def report(summary: Summary, as_json: bool) -> None:

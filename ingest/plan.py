@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from ingest.files import open_in
 from ingest.sources import Source
 from seer_pipe.errors import UserError
-from seer_pipe.shards import MANIFEST
+from seer_pipe.shards import MANIFEST, rejected_path, sidecar_path
 from seer_pipe.store import FolderStore, Store
 
 VERSION = 1
@@ -40,22 +40,34 @@ class Plan:
     store: Store
     inputs: int
     units: int
+    in_place: bool = False  # the shards are tars that exist; only sidecars are written
 
     @cached_property
     def _file(self) -> pq.ParquetFile:
-        return pq.ParquetFile(open_in(self.store, INPUTS))
+        return pq.ParquetFile(self.store.local_path(INPUTS) or open_in(self.store, INPUTS))
+
+    def shard(self, unit: int) -> str:
+        """Path of the unit's tar as the manifest has it: within the store, or absolute or a URL."""
+        if not self.in_place:
+            return f"{unit:05d}.tar"
+        file = str(self._file.read_row_group(unit, ["file"], use_threads=False)["file"][0])
+        file = file if "://" in file else str(Path(file).absolute())
+        return file.removeprefix(self.store.url + "/")
+
+    def sidecar(self, unit: int) -> str:
+        # beside a tar of other making there may be a parquet file of its name
+        return f"index/{unit:05d}.parquet" if self.in_place else sidecar_path(self.shard(unit))
+
+    def rejected(self, unit: int) -> str:
+        return rejected_path(f"{unit:05d}.tar")
 
     def size(self, unit: int) -> int:
         """Number of inputs of a unit."""
         return int(self._file.metadata.row_group(unit).num_rows)
 
     def rows(self, unit: int) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self._file.read_row_group(unit).to_pylist()
+        rows: list[dict[str, Any]] = self._file.read_row_group(unit, use_threads=False).to_pylist()
         return rows
-
-
-def shard_name(unit: int) -> str:
-    return f"{unit:05d}.tar"
 
 
 def open_plan(store: Store) -> tuple[Plan, dict[str, Any]] | None:
@@ -64,7 +76,7 @@ def open_plan(store: Store) -> tuple[Plan, dict[str, Any]] | None:
         about = json.loads(store.get(ABOUT))
         if about["version"] > VERSION:
             raise UserError(f"{store.url}/{ABOUT}: version {about['version']}; this seer-ingest knows {VERSION}")
-        return Plan(store, about["inputs"], about["units"]), about
+        return Plan(store, about["inputs"], about["units"], about["input"]["kind"] == "index"), about
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (KeyError, TypeError, ValueError) as error:
@@ -73,8 +85,11 @@ def open_plan(store: Store) -> tuple[Plan, dict[str, Any]] | None:
         raise UserError(f"{store.url}/{ABOUT}: not readable: {error}") from None
 
 
-def prepare(source: Source, store: Store, settings: Mapping[str, Any], unit: int) -> tuple[Plan, bool]:
-    """The plan for ``source`` in ``store``, made if there is none; whether it was there already."""
+def prepare(source: Source, store: Store, settings: Mapping[str, Any], unit: int | None) -> tuple[Plan, bool]:
+    """The plan for ``source`` in ``store``, made if there is none; whether it was there already.
+
+    ``unit`` is the number of inputs of a unit; None where each table of the source is one.
+    """
     wanted = json.loads(json.dumps({"input": source.identity, "settings": settings}))
     found = open_plan(store)
     if found is not None:
@@ -89,7 +104,7 @@ def prepare(source: Source, store: Store, settings: Mapping[str, Any], unit: int
         raise UserError("the input is empty: there is nothing to ingest")
     about = {"version": VERSION, **wanted, "inputs": sum(counts), "units": len(counts)}
     store.put(ABOUT, (json.dumps(about, indent=1) + "\n").encode())
-    return Plan(store, sum(counts), len(counts)), False
+    return Plan(store, sum(counts), len(counts), source.identity["kind"] == "index"), False
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -103,14 +118,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(found)
 
 
-def write_inputs(source: Source, store: Store, unit: int) -> list[int]:
+def write_inputs(source: Source, store: Store, unit: int | None) -> list[int]:
     """Write ``inputs.parquet``; the number of rows of each unit."""
     counts: list[int] = []
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=beside(store)) as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY}plan-", dir=beside(store)) as folder:
         first, second = Path(folder, "first"), Path(folder, INPUTS)
         hashes = array("Q")
         writer = None
-        for table in cut(source.tables(), unit):
+        for table in source.tables() if unit is None else cut(source.tables(), unit):
             writer = writer or pq.ParquetWriter(first, table.schema, compression="zstd")
             writer.write_table(table, row_group_size=table.num_rows)
             counts.append(table.num_rows)
@@ -175,7 +190,7 @@ def mark(source: Path, target: Path, duplicate: np.ndarray[Any, np.dtype[np.bool
     schema = read.schema_arrow.append(pa.field(DUPLICATE, pa.bool_()))
     with pq.ParquetWriter(target, schema, compression="zstd") as writer:
         for group in range(read.num_row_groups):
-            table = read.read_row_group(group)
+            table = read.read_row_group(group, use_threads=False)
             flags = pa.array(duplicate[start : start + table.num_rows])
             writer.write_table(table.append_column(DUPLICATE, flags), row_group_size=max(1, table.num_rows))
             start += table.num_rows

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import re
 import shutil
 import signal
 from collections import Counter
@@ -14,21 +15,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from ingest.budget import Budget, Lease
+from ingest.files import read_parquet
 from ingest.image import BadImage, Stored
-from ingest.plan import DUPLICATE, INPUTS, TEMPORARY, Plan, shard_name
+from ingest.plan import DUPLICATE, INPUTS, TEMPORARY, Plan
 from ingest.progress import Meter
 from ingest.reasons import Reason
 from ingest.sources import Row, Source, UnfetchedError
-from ingest.unit import Outcome, Rejection, Unit
+from ingest.unit import MakeSink, Outcome, Rejection, ShardSink, Unit
 from seer_pipe.errors import UserError
-from seer_pipe.shards import MANIFEST, rejected_path, sidecar_path, write_manifest
+from seer_pipe.shards import MANIFEST, write_manifest
 from seer_pipe.store import Store
 
 OPEN_UNITS = 4  # one takes in inputs while the others wait for their slowest
+#: Names of unfinished tars, of files not renamed yet, and of the folder in which a plan is made.
+LEFTOVER = re.compile(rf"{re.escape(TEMPORARY)}([0-9a-f]{{32}}\.tar|\d+-.+|plan-\w+)")
 Process = Callable[[bytes], Awaitable[Stored]]
 
 
@@ -43,8 +44,10 @@ class StoppedError(Exception):
 class Run:
     """Fetches, processes and writes the units ``todo``; all in one event loop, but for decoding."""
 
-    def __init__(self, source: Source, plan: Plan, process: Process, meter: Meter, budget: Budget) -> None:
-        self._source, self._plan, self._process = source, plan, process
+    def __init__(
+        self, source: Source, plan: Plan, process: Process, make_sink: MakeSink, meter: Meter, budget: Budget
+    ) -> None:
+        self._source, self._plan, self._process, self._make_sink = source, plan, process, make_sink
         self._meter, self._budget = meter, budget
         self._room = asyncio.Semaphore(OPEN_UNITS)
         self._units: set[Unit] = set()
@@ -55,7 +58,7 @@ class Run:
             async with self._source, asyncio.TaskGroup() as group:
                 for number in todo:
                     await self._room.acquire()
-                    unit = await asyncio.to_thread(Unit, self._plan, self._source, number)
+                    unit = await asyncio.to_thread(Unit, self._plan, self._source, number, self._make_sink)
                     self._units.add(unit)
                     await self._feed(unit, group)
         except BaseExceptionGroup as several:
@@ -109,12 +112,21 @@ class Summary:
     rejected: Mapping[str, int]  # by reason, the most frequent first
 
 
-def ingest(source: Source, plan: Plan, todo: Sequence[int], process: Process, *, memory: int, as_json: bool) -> None:
+def ingest(
+    source: Source,
+    plan: Plan,
+    todo: Sequence[int],
+    process: Process,
+    make_sink: MakeSink = ShardSink,
+    *,
+    memory: int,
+    as_json: bool,
+) -> None:
     """Do the units ``todo`` of ``plan`` with at most about ``memory`` bytes under way. Stops cleanly at the first
     SIGINT or SIGTERM, with StoppedError, and at once at the second."""
     earlier = plan.inputs - sum(map(plan.size, todo))
     with saying_what_is_full(plan.store), Meter(plan.inputs, earlier, as_json) as meter:
-        asyncio.run(stoppable(lambda: Run(source, plan, process, meter, Budget(memory)).work(todo)))
+        asyncio.run(stoppable(lambda: Run(source, plan, process, make_sink, meter, Budget(memory)).work(todo)))
 
 
 async def stoppable(work: Callable[[], Awaitable[None]]) -> None:
@@ -141,25 +153,25 @@ async def stoppable(work: Callable[[], Awaitable[None]]) -> None:
 def pending(plan: Plan) -> list[int]:
     """The units whose shard is not committed yet, in order."""
     there = {entry.path for entry in plan.store.list()}
-    return [unit for unit in range(plan.units) if sidecar_path(shard_name(unit)) not in there]
+    return [unit for unit in range(plan.units) if plan.sidecar(unit) not in there]
 
 
 def finish(plan: Plan) -> Summary:
     """Write the manifest, unless it is there, and say what came of the inputs."""
-    shards = [shard_name(unit) for unit in range(plan.units)]
+    units = range(plan.units)
     if plan.store.size(MANIFEST) is None:
         with saying_what_is_full(plan.store):
-            write_manifest(plan.store, shards)
-    manifest = pq.read_table(pa.BufferReader(plan.store.get(MANIFEST)))
+            sidecars = [plan.sidecar(unit) for unit in units] if plan.in_place else None
+            write_manifest(plan.store, [plan.shard(unit) for unit in units], sidecars)
+    manifest = read_parquet(plan.store.get(MANIFEST), ["samples", "bytes"])
     rejected: Counter[str] = Counter()
 
-    def reasons(shard: str) -> list[str]:
-        table = pq.read_table(pa.BufferReader(plan.store.get(rejected_path(shard))), columns=["reason"])
-        found: list[str] = table["reason"].to_pylist()
+    def reasons(unit: int) -> list[str]:
+        found: list[str] = read_parquet(plan.store.get(plan.rejected(unit)), ["reason"])["reason"].to_pylist()
         return found
 
     with ThreadPoolExecutor(16) as pool:
-        for found in pool.map(reasons, shards):
+        for found in pool.map(reasons, units):
             rejected.update(found)
     return Summary(
         url=plan.store.url,
@@ -193,8 +205,9 @@ def sole(store: Store) -> Iterator[None]:
             pass  # a file system without locks
         if not os.access(root, os.W_OK | os.X_OK):
             raise UserError(f"{root}: cannot write there: no permission")
-        for left in (*root.glob(f"{TEMPORARY}*"), *root.joinpath("rejected").glob(f"{TEMPORARY}*")):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for left in (*root.glob(f"{TEMPORARY}*"), *root.glob(f"*/{TEMPORARY}*")):
+            if LEFTOVER.fullmatch(left.name):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
     finally:
         os.close(folder)

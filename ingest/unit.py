@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import IO
+from typing import IO, Any, Protocol
 
 from ingest.budget import Lease
 from ingest.image import Stored
-from ingest.plan import Plan, beside, shard_name
+from ingest.plan import Plan, beside
 from ingest.reasons import Reason
-from ingest.sources import IMAGE_FIELDS, Source
+from ingest.sources import IMAGE_FIELDS, Row, Source
 from seer_pipe.shards import ShardWriter
 
 
@@ -27,6 +28,42 @@ class Rejection:
 Outcome = Stored | Rejection
 
 
+class Sink(Protocol):
+    """Takes the outcomes of a unit in order: the samples, and the names of what is rejected."""
+
+    def add(self, place: int, row: Row, source: str, image: Stored) -> None: ...
+    def reject(self, source: str, reason: str, detail: str = "") -> None: ...
+    def commit(self) -> None: ...
+    def discard(self) -> None: ...
+
+
+def columns(source: Source, row: Row, image: Stored) -> dict[str, Any]:
+    """What a sidecar says of an image, whatever holds its bytes."""
+    return {
+        "width": image.width,
+        "height": image.height,
+        "phash": image.phash,
+        **{field.name: getattr(image, field.name) for field in IMAGE_FIELDS},
+        **{field.name: row[field.name] for field in source.kept},
+    }
+
+
+class ShardSink:
+    """A new shard."""
+
+    def __init__(self, plan: Plan, source: Source, number: int) -> None:
+        self._number, self._source = number, source
+        self._writer = ShardWriter(plan.store, plan.shard(number), [*IMAGE_FIELDS, *source.kept])
+        self.reject, self.commit, self.discard = self._writer.reject, self._writer.commit, self._writer.discard
+
+    def add(self, place: int, row: Row, source: str, image: Stored) -> None:
+        key = f"{self._number:05d}-{place:06d}"
+        self._writer.add(key, image.jpeg, source=source, **columns(self._source, row, image))
+
+
+MakeSink = Callable[[Plan, Source, int], Sink]
+
+
 class Unit:
     """Number ``number`` of ``plan``. The tar depends on the outcomes alone, not on when they came.
 
@@ -34,11 +71,11 @@ class Unit:
     memory, or in a temporary file when memory is short.
     """
 
-    def __init__(self, plan: Plan, source: Source, number: int) -> None:
+    def __init__(self, plan: Plan, source: Source, number: int, make_sink: MakeSink) -> None:
         self.number = number
         self.rows = plan.rows(number)
         self._plan, self._source = plan, source
-        self._writer = ShardWriter(plan.store, shard_name(number), [*IMAGE_FIELDS, *source.kept])
+        self._sink = make_sink(plan, source, number)
         self._waiting: dict[int, tuple[Outcome, Lease | None, int | None]] = {}
         self._written = 0
         self._seen: dict[bytes, int] = {}
@@ -76,19 +113,10 @@ class Unit:
             digest = hashlib.sha256(outcome.jpeg).digest()
             first = self._seen.setdefault(digest, place)
             if first == place:
-                self._writer.add(
-                    f"{self.number:05d}-{place:06d}",
-                    outcome.jpeg,
-                    source=shown,
-                    width=outcome.width,
-                    height=outcome.height,
-                    phash=outcome.phash,
-                    **{field.name: getattr(outcome, field.name) for field in IMAGE_FIELDS},
-                    **{field.name: row[field.name] for field in self._source.kept},
-                )
+                self._sink.add(place, row, shown, outcome)
                 return outcome
             outcome = Rejection(Reason.DUPLICATE, f"of {self._source.shown(self.rows[first])}")
-        self._writer.reject(shown, outcome.reason, outcome.detail)
+        self._sink.reject(shown, outcome.reason, outcome.detail)
         return outcome
 
     def _spill(self, data: bytes) -> int:
@@ -106,12 +134,12 @@ class Unit:
 
     def commit(self) -> None:
         """Make the shard visible, whole."""
-        self._writer.commit()
+        self._sink.commit()
         self.discard()
 
     def discard(self) -> None:
         """Leave nothing behind but what was committed."""
-        self._writer.discard()
+        self._sink.discard()
         if self._spool is not None:
             with suppress(OSError):
                 self._spool.close()

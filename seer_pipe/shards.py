@@ -7,6 +7,9 @@
 
 A unit of work makes one shard. It is done when its sidecar is there: the tar is put first, then the rejected,
 then the sidecar, each whole or not at all. The manifest is derived from the sidecars and can be written anew.
+
+A set may also index tars that someone else made. Then ``path`` is relative to ROOT or, for a tar that is elsewhere,
+absolute or a URL, and the manifest's column ``sidecar`` says where in ROOT the sidecar is.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,6 +41,7 @@ FORMAT_VERSION = 1
 VERSION_KEY = b"seer_pipe.format_version"
 BLOCK = 512  # bytes of a tar block
 MANIFEST = "manifest.parquet"
+SIDECAR = "sidecar"  # column of the manifest, where sidecars are not beside their tars
 
 MANIFEST_SCHEMA = pa.schema(
     [("path", pa.string()), ("samples", pa.int64()), ("bytes", pa.int64()), ("sha256", pa.string())]
@@ -65,6 +69,16 @@ def sidecar_path(tar: str) -> str:
 
 def rejected_path(tar: str) -> str:
     return f"rejected/{PurePosixPath(tar).stem}.parquet"
+
+
+def is_elsewhere(path: str) -> bool:
+    """Whether the ``path`` of a manifest leads out of the set's own store."""
+    return path.startswith("/") or "://" in path
+
+
+@lru_cache(256)
+def store_at(folder: str) -> Store:
+    return open_store(folder)
 
 
 @dataclass(frozen=True)
@@ -140,16 +154,9 @@ class ShardWriter:
         self._tar.close()
         try:
             self.store.put_file(self.path, self._file)
-            rejected = pa.Table.from_pylist([vars(row) for row in self._rejected], REJECTED_SCHEMA)
-            self.store.put(rejected_path(self.path), to_parquet(rejected))
-            sidecar = pa.Table.from_pylist(self._rows, self.schema).replace_schema_metadata(
-                {
-                    VERSION_KEY: str(FORMAT_VERSION).encode(),
-                    b"seer_pipe.shard_bytes": str(self._written).encode(),
-                    b"seer_pipe.shard_sha256": self._sha256.hexdigest().encode(),
-                }
-            )
-            self.store.put(sidecar_path(self.path), to_parquet(sidecar))
+            put_rejected(self.store, rejected_path(self.path), self._rejected)
+            sidecar = pa.Table.from_pylist(self._rows, self.schema)
+            put_sidecar(self.store, sidecar_path(self.path), sidecar, self._written, self._sha256.hexdigest())
         finally:
             self._file.unlink(missing_ok=True)
 
@@ -157,6 +164,20 @@ class ShardWriter:
         with suppress(OSError):  # a full disk: what was not written is not wanted
             self._tar.close()
         self._file.unlink(missing_ok=True)
+
+
+def put_rejected(store: Store, path: str, rejected: Sequence[Rejected]) -> None:
+    store.put(path, to_parquet(pa.Table.from_pylist([vars(row) for row in rejected], REJECTED_SCHEMA)))
+
+
+def put_sidecar(store: Store, path: str, rows: pa.Table, shard_bytes: int, shard_sha256: str) -> None:
+    """Write the sidecar of a tar of that size and hash; ``rows`` begin with the columns of ``SIDECAR_SCHEMA``."""
+    about = {
+        VERSION_KEY: str(FORMAT_VERSION).encode(),
+        b"seer_pipe.shard_bytes": str(shard_bytes).encode(),
+        b"seer_pipe.shard_sha256": shard_sha256.encode(),
+    }
+    store.put(path, to_parquet(rows.replace_schema_metadata(about)))
 
 
 def to_parquet(table: pa.Table) -> bytes:
@@ -170,11 +191,14 @@ def is_done(store: Store, path: str) -> bool:
     return store.size(sidecar_path(path)) is not None
 
 
-def write_manifest(store: Store, paths: Sequence[str]) -> int:
-    """Write the manifest of the committed shards ``paths`` (tar paths, in order); the number of samples."""
+def write_manifest(store: Store, paths: Sequence[str], sidecars: Sequence[str] | None = None) -> int:
+    """Write the manifest of the committed shards ``paths`` (tar paths, in order); the number of samples.
 
-    def row(path: str) -> dict[str, Any]:
-        meta = pq.read_metadata(pa.BufferReader(store.get(sidecar_path(path))))
+    ``sidecars`` are needed where they are not beside the tars.
+    """
+
+    def row(path: str, sidecar: str) -> dict[str, Any]:
+        meta = pq.read_metadata(pa.BufferReader(store.get(sidecar)))
         about = meta.metadata
         return {
             "path": path,
@@ -184,8 +208,10 @@ def write_manifest(store: Store, paths: Sequence[str]) -> int:
         }
 
     with ThreadPoolExecutor(16) as pool:
-        rows = list(pool.map(row, paths))
+        rows = list(pool.map(row, paths, sidecars or map(sidecar_path, paths)))
     table = pa.Table.from_pylist(rows, MANIFEST_SCHEMA)
+    if sidecars is not None:
+        table = table.append_column(SIDECAR, pa.array(sidecars, pa.string()))
     table = table.replace_schema_metadata({VERSION_KEY: str(FORMAT_VERSION).encode()})
     store.put(MANIFEST, to_parquet(table))
     return sum(r["samples"] for r in rows)
@@ -211,6 +237,8 @@ class ShardSet:
         self.counts: npt.NDArray[np.int64] = manifest["samples"].to_numpy()
         self.bytes: npt.NDArray[np.int64] = manifest["bytes"].to_numpy()
         self._hashes = manifest["sha256"]
+        beside = SIDECAR not in manifest.column_names
+        self.sidecars: list[str] = list(map(sidecar_path, self.paths)) if beside else manifest[SIDECAR].to_pylist()
 
     @classmethod
     def open(cls, url: str | os.PathLike[str]) -> ShardSet:
@@ -258,14 +286,31 @@ class ShardSet:
 
     def sidecar(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Sidecar of shard number ``shard``, whole or some columns."""
-        path = sidecar_path(self.paths[shard])
+        path = self.sidecars[shard]
         local = self.store.local_path(path)
         source = local if local is not None else pa.BufferReader(self.store.get(path))
         return pq.read_table(source, columns=columns)
 
+    def url(self, shard: int) -> str:
+        """Where the tar of shard number ``shard`` is: a path, or a URL."""
+        path = self.paths[shard]
+        return path if is_elsewhere(path) else f"{self.store.url}/{path}"
+
+    def is_local(self) -> bool:
+        """Whether all tars are in folders."""
+        return self.store.local_path("") is not None and not any("://" in path for path in self.paths)
+
+    def get_range(self, shard: int, start: int, length: int) -> bytes:
+        """Exactly ``length`` bytes from byte ``start`` of the tar of shard number ``shard``."""
+        path = self.paths[shard]
+        if not is_elsewhere(path):
+            return self.store.get_range(path, start, length)
+        folder, _, name = path.rpartition("/")
+        return store_at(folder).get_range(name, start, length)
+
     def read(self, shard: int, row: Mapping[str, Any]) -> bytes:
         """The bytes of one image, given its sidecar row; an ``OSError`` when the checksum fails."""
-        data = self.store.get_range(self.paths[shard], int(row["offset"]), int(row["length"]))
+        data = self.get_range(shard, int(row["offset"]), int(row["length"]))
         if google_crc32c.value(data) != row["crc32c"]:
-            raise OSError(f"{self.store.url}/{self.paths[shard]}: {row.get('key', '')}: checksum mismatch")
+            raise OSError(f"{self.url(shard)}: {row.get('key', '')}: checksum mismatch")
         return data

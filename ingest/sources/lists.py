@@ -137,7 +137,7 @@ def row_tables(rows: Rows) -> Iterator[pa.Table]:
 def parquet_tables(data: BinaryIO, file: str, url: str, keep: Sequence[str]) -> Iterator[pa.Table]:
     parquet = pq.ParquetFile(data)
     columns = [find(column, parquet.schema_arrow.names, file) for column in (url, *keep)]
-    for batch in parquet.iter_batches(BATCH, columns=list(dict.fromkeys(columns))):
+    for batch in parquet.iter_batches(BATCH, columns=list(dict.fromkeys(columns)), use_threads=False):
         yield pa.Table.from_batches([batch]).select(columns)
 
 

@@ -25,7 +25,12 @@ BATCH = 10_000  # rows of a table
 #: What a sample's image may be called; a name says which member it is, its content says what it is.
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm", "img", "image")
 LONGEST_TEXT = 1 << 20  # bytes of a member that is read for its columns
-FIELDS = [pa.field("source", pa.string()), pa.field("size", pa.int64()), pa.field("place", pa.int64())]
+FIELDS = [
+    pa.field("source", pa.string()),
+    pa.field("key", pa.string()),
+    pa.field("size", pa.int64()),
+    pa.field("place", pa.int64()),
+]
 
 
 class WebDatasetSource(Plain):
@@ -35,11 +40,13 @@ class WebDatasetSource(Plain):
     their extension (``txt``); of a set of ours, columns of the sidecars.
     """
 
+    knows_ours = True
+
     def __init__(self, where: str, keep: Sequence[str], max_bytes: int) -> None:
         self._keep, self._max_bytes = list(keep), max_bytes
         self._readers = Readers(lambda file: TarReader(open_file(file)))
         self._set: ShardSet | None = None
-        if is_shard_set(where):
+        if self.knows_ours and is_shard_set(where):
             self._set = ShardSet.open(where)
             identity = self._set.fingerprint
             schema = self._set.sidecar(0).schema if self._set.paths else pa.schema([])
@@ -63,11 +70,11 @@ class WebDatasetSource(Plain):
                 yield pa.table([*map(list, zip(*batch, strict=True))], schema=self._schema)
 
     def _own_tables(self, shards: ShardSet) -> Iterator[pa.Table]:
-        for number, path in enumerate(shards.paths):
-            table = shards.sidecar(number, ["source", "length", "offset", *self._columns])
+        for number in range(len(shards.paths)):
+            table = shards.sidecar(number, ["source", "key", "length", "offset", *self._columns])
             nothing = pa.nulls(table.num_rows, pa.string())
-            file = pa.array([f"{shards.store.url}/{path}"] * table.num_rows, pa.string())
-            columns = [*table.columns[:3], nothing, nothing, file, *table.columns[3:]]
+            file = pa.array([shards.url(number)] * table.num_rows, pa.string())
+            columns = [*table.columns[:4], nothing, nothing, file, *table.columns[4:]]
             yield pa.table(columns, self._schema.names).cast(self._schema)
 
     async def fetch(self, row: Row, lease: Lease) -> bytes:
@@ -98,7 +105,7 @@ def samples(file: str, label: str, keep: Sequence[str]) -> Iterator[tuple[Any, .
             if image is None:
                 has = ", ".join(filter(None, parts)) or "no extension"
                 image = odd or Member(key, 0, 0, Reason.NOT_AN_IMAGE, f"no image among its members: {has}")
-            yield f"{label}/{key}", *image[1:], file, *(columns(data, parts, keep) if keep else ())
+            yield f"{label}/{key}", key, *image[1:], file, *(columns(data, parts, keep) if keep else ())
 
 
 def split(name: str) -> tuple[str, str]:

@@ -76,7 +76,7 @@ class Stream:
         self._threads, self._ahead = threads, ahead
         self._indices = _Indices(shards)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="stream")
-        self._is_folder = shards.store.local_path("") is not None
+        self._is_folder = shards.is_local()
         self._chunks: OrderedDict[int, Future[list[_Read]]] = OrderedDict()
         share = plan.batch // plan.lanes
         lanes = len(set((slots // share).tolist()))
@@ -119,8 +119,7 @@ class Stream:
             shard, at = row.shard, row.at
             try:
                 index = self._indices[shard]
-                path = self._shards.paths[shard]
-                data = self._shards.store.get_range(path, int(index.offset[at]), int(index.length[at]))
+                data = self._shards.get_range(shard, int(index.offset[at]), int(index.length[at]))
             except OSError as error:
                 samples.append(row.unreadable(error))
                 continue
@@ -134,7 +133,7 @@ class Stream:
                 index = self._indices[run.shard]
                 start = int(index.offset[run.start])
                 length = int(index.offset[run.stop - 1] + index.length[run.stop - 1]) - start
-                data = self._shards.store.get_range(self._shards.paths[run.shard], start, length)
+                data = self._shards.get_range(run.shard, start, length)
                 reads.append(_Read(run, start, data))
             except OSError as error:
                 reads.append(_Read(run, 0, error))

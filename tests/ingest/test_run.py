@@ -272,7 +272,7 @@ def test_what_waits_goes_to_disk_when_memory_is_short(tmp_path: Path) -> None:
         (["folder", "{tmp}", "--out", "{tmp}/out"], "{tmp}/out: inside {tmp}, which is read"),
         (["folder", "{tmp}/empty", "--out", "{tmp}/file"], "{tmp}/file: cannot write there"),
         (["folder", "{tmp}/empty", "--out", "{tmp}/out", "--quality", "101"], "quality = 101"),
-        (["folder", "{tmp}/empty", "--out", "{tmp}/out", "--unit", "0"], "unit is at least 1"),
+        (["folder", "{tmp}/empty", "--out", "{tmp}/out", "--unit", "0"], "unit = 0: at least 1"),
         (["urls", "{tmp}/none.txt", "--out", "{tmp}/out"], "{tmp}/none.txt: no such file"),
         (["urls", "{tmp}/blank.txt", "--out", "{tmp}/out"], "the input is empty"),
         (["urls", "{tmp}/list.csv", "--out", "{tmp}/out"], "no column 'url'; it has 'link'"),
