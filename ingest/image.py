@@ -233,8 +233,8 @@ def _decoded(jpeg: Jpeg, mode: str, least: tuple[int, int]) -> Image.Image:
     """Decode strictly, scaled down in the DCT to not less than ``least`` (width, height)."""
     layout = "GRAY" if mode == "L" else mode
     pixels = simplejpeg.decode_jpeg(jpeg.data, layout, min_width=least[0], min_height=least[1])
-    if mode == "CMYK" and jpeg.adobe:
-        pixels = 255 - pixels
+    if mode == "CMYK":
+        pixels = 255 - pixels  # JPEG's CMYK is inverted, by Adobe's example
     return Image.frombytes(mode, (pixels.shape[1], pixels.shape[0]), pixels.data)
 
 

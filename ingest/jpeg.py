@@ -24,7 +24,6 @@ class Jpeg:
     height: int
     exif: bytes | None
     icc: bytes | None
-    adobe: bool  # whether Adobe's segment is there, whose CMYK is inverted
     ended: bool  # whether the end marker was there; ``data`` has one in any case
 
 
@@ -44,7 +43,7 @@ def parse_jpeg(data: bytes) -> Jpeg:
     frame = precision = width = height = scans = 0
     exif: bytes | None = None
     icc: dict[int, bytes] = {}
-    at, adobe, ended = len(SOI), False, False
+    at, ended = len(SOI), False
     while at < len(data) and not ended:
         start = at
         if data[at] != 0xFF:
@@ -70,7 +69,6 @@ def parse_jpeg(data: bytes) -> Jpeg:
             elif marker == 0xE2 and body.startswith(b"ICC_PROFILE\0") and len(body) > 14:
                 icc[body[12]] = body[14:]  # profiles over 64 KiB come in numbered parts
             elif marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
-                adobe = True
                 kept.append(b"\xff\xee\0\x0e" + body[:12])
         elif marker != COMMENT:
             if marker in SOF and not frame:
@@ -90,4 +88,4 @@ def parse_jpeg(data: bytes) -> Jpeg:
         raise NotAJpeg("no image in it", truncated=not ended)
     kept.append(EOI)
     profile = b"".join(part for _, part in sorted(icc.items())) or None
-    return Jpeg(b"".join(kept), frame, precision, width, height, exif, profile, adobe, ended)
+    return Jpeg(b"".join(kept), frame, precision, width, height, exif, profile, ended)
