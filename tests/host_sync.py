@@ -1,4 +1,4 @@
-"""Finds what would make the host wait for a GPU, without a GPU."""
+"""Finds what makes the host wait for the GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,18 @@ class _NoHostTensors(TorchDispatchMode):
 
 
 @contextmanager
-def no_host_sync() -> Iterator[None]:
-    """Fails on operations that take tensors from the host. For tensors on ``meta``, whose values cannot be read."""
-    with _NoHostTensors():
+def no_host_sync(device: str) -> Iterator[None]:
+    """Fails where the host waits for `device`.
+
+    Tensors on ``meta`` need no GPU: they have no values to read, and operations must not take host tensors. On
+    ``cuda`` torch watches itself, and also sees the small copies that it makes on its own.
+    """
+    if device == "meta":
+        with _NoHostTensors():
+            yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
         yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from seer_pipe.errors import UserError
 from seer_pipe.objectives.base import Network
 from seer_pipe.objectives.swav import Swav, SwavHead, SwavOutput, check_prototypes
+from seer_pipe.optim.larc import Larc
 from tests.distributed import run_ranks
 from tests.host_sync import no_host_sync
 from tests.objectives.test_sinkhorn import reference as sinkhorn_reference
@@ -275,18 +276,31 @@ def test_it_learns() -> None:
     assert same_prototype[same_kind].float().mean() > 0.4
 
 
-def test_a_step_makes_the_host_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # meta has none
-    with torch.device("meta"):
-        swav = Swav(SwavHead([WIDTH, DIM], PROTOTYPES, batch_norm=True), crops=CROPS, queue_length=BATCH, device="meta")
+def two_steps(device: str) -> None:
+    """The second one uses the queue."""
+    with torch.device(device):
+        swav = Swav(SwavHead([WIDTH, DIM], PROTOTYPES, batch_norm=True), crops=CROPS, queue_length=BATCH, device=device)
+        optimizer = Larc(swav.head.parameters(), lr=0.1, weight_decay=1e-6)
         rows = torch.randn(CROPS * BATCH, WIDTH)
-    with no_host_sync():
-        for step in range(2):  # the second one uses the queue
+    with no_host_sync(device):
+        for step in range(2):
             swav.before_step(step * BATCH)
             loss, _ = swav.loss(swav.head(rows), step * BATCH)
             loss.backward()
             swav.after_backward(step * BATCH)
+            optimizer.step()
             swav.after_step(step * BATCH)
+    assert swav.queue_filled == BATCH
+
+
+def test_a_step_makes_the_host_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # meta has none
+    two_steps("meta")
+
+
+@pytest.mark.gpu
+def test_a_step_makes_the_host_wait_for_nothing_on_a_gpu() -> None:
+    two_steps("cuda")
 
 
 def test_a_batch_in_pieces_gives_the_gradient_of_the_whole() -> None:

@@ -163,5 +163,5 @@ def test_a_step_makes_the_host_wait_for_nothing() -> None:
     optimizer = Larc(params, lr=0.5, weight_decay=0.1, clip=True)
     for p in params:
         p.grad = torch.randn_like(p)
-    with no_host_sync():
+    with no_host_sync("meta"):
         optimizer.step()
