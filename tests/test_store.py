@@ -1,12 +1,10 @@
 """Stores on a folder and on an S3-compatible server: whole or not at all, exact ranges, clear refusals."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from seer_pipe.errors import UserError
 from seer_pipe.shards import ShardSet
@@ -15,18 +13,9 @@ from tests.test_shards import make_set
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        environment.setenv("AWS_ACCESS_KEY_ID", "test")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        boto3.client("s3").create_bucket(Bucket="images")
-        yield "s3://images"
-    server.stop()
+def bucket(s3: Any) -> str:
+    s3.create_bucket(Bucket="images")
+    return "s3://images"
 
 
 @pytest.fixture(params=["folder", "s3"])

@@ -53,22 +53,6 @@ class SwavHead(nn.Module):
             return SwavOutput(embeddings, self.prototypes(embeddings))
 
 
-def check_prototypes(prototypes: int, batch: int, queue_length: int) -> None:
-    """Refuses more prototypes than samples to assign to them: some would be empty in every step.
-
-    Args:
-        prototypes: K.
-        batch: images of a step over all ranks and accumulated micro-batches.
-        queue_length: embeddings in the queue of an assignment crop over all ranks.
-    """
-    if batch + queue_length < prototypes:
-        raise UserError(
-            f"{prototypes} prototypes for {batch + queue_length} samples a step (batch {batch} + queue "
-            f"{queue_length}): prototypes would stay empty and the loss at ln K; take at most "
-            f"{batch + queue_length} prototypes, or a queue of at least {prototypes - batch}"
-        )
-
-
 class Swav(Objective):
     """SwAV with multi-crop and queue.
 

@@ -3,14 +3,6 @@
 import math
 
 
-def scaled_lr(base: float, batch: int, reference: int = 256) -> float:
-    """The linear scaling rule (Goyal et al. 2017): `base` is the rate of a batch of `reference` images.
-
-    SwAV and SEER scale 0.3: 4.8 at a batch of 4096, 9.6 at 8192.
-    """
-    return base * batch / reference
-
-
 def learning_rate(
     images: int, *, peak: float, final: float, warmup_images: int, total_images: int, warmup_start: float = 0.0
 ) -> float:

@@ -1,13 +1,11 @@
 """Stream and loader: the same bytes and batches from a folder and from S3, on any world size, with bad images."""
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import boto3
 import numpy as np
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 
 from seer_pipe.data.loader import Batch, Loader
 from seer_pipe.data.order import Plan, slots_of
@@ -27,20 +25,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def remote(pictures: Path) -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        environment.setenv("AWS_ACCESS_KEY_ID", "test")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="pictures")
-        source, target = open_store(pictures), open_store("s3://pictures/set")
-        for entry in source.list():
-            target.put(entry.path, source.get(entry.path))
-        yield "s3://pictures/set"
-    server.stop()
+def remote(pictures: Path, s3: Any) -> str:
+    s3.create_bucket(Bucket="pictures")
+    source, target = open_store(pictures), open_store("s3://pictures/set")
+    for entry in source.list():
+        target.put(entry.path, source.get(entry.path))
+    return "s3://pictures/set"
 
 
 def batches(shards: ShardSet, first: int, last: int, rank: int = 0, world: int = 1, **options: int) -> list[Batch]:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from seer_pipe.errors import UserError
 from seer_pipe.objectives.base import Network
-from seer_pipe.objectives.swav import Swav, SwavHead, SwavOutput, check_prototypes
+from seer_pipe.objectives.swav import Swav, SwavHead, SwavOutput
 from seer_pipe.optim.larc import Larc
 from tests.distributed import run_ranks
 from tests.host_sync import no_host_sync
@@ -178,13 +178,6 @@ def test_autocast_leaves_loss_and_scores_in_float32() -> None:
     torch.testing.assert_close(output.embeddings.norm(dim=1), torch.ones(len(rows)))
     plain = build(queue_length=BATCH)
     torch.testing.assert_close(losses, [plain.loss(output, step * BATCH)[0] for step in range(2)], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(("prototypes", "batch", "queue"), [(3000, 256, 2743), (16, 8, 0)])
-def test_more_prototypes_than_samples_are_refused_with_the_reason(prototypes: int, batch: int, queue: int) -> None:
-    with pytest.raises(UserError, match=f"at most {batch + queue} prototypes"):
-        check_prototypes(prototypes, batch, queue)
-    check_prototypes(batch + queue, batch, queue)
 
 
 @pytest.mark.parametrize("assignment", [[], [4], [-1]])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seer_pipe.optim.schedule import constant_learning_rate, learning_rate, scaled_lr
+from seer_pipe.optim.schedule import constant_learning_rate, learning_rate
 
 rates = st.floats(0, 100)
 lengths = st.integers(1, 10**10)
@@ -40,9 +40,6 @@ def test_it_rises_then_falls_within_its_bounds(data: st.DataObject, warmup: int,
 
 
 def test_published_values() -> None:
-    assert scaled_lr(0.3, 4096) == pytest.approx(4.8)
-    assert scaled_lr(0.3, 8192) == pytest.approx(9.6)
-    assert scaled_lr(0.3, 7936) == pytest.approx(9.3)
     epoch = 1281167
     rate = plan(4.8, 0.0048, 10 * epoch, 90 * epoch, 0.3)
     assert rate(5 * epoch) == pytest.approx(0.3 + 4.5 / 2)
