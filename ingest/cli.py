@@ -16,18 +16,17 @@ import typer
 
 from ingest.download import DownloadSettings
 from ingest.image import ImageSettings
-from ingest.index import IndexSink, IndexSource, as_they_are
+from ingest.index import IndexSource
 from ingest.plan import prepare
 from ingest.reasons import Reason
-from ingest.run import StoppedError, Summary, finish, ingest, pending, sole
+from ingest.run import StoppedError, Summary, finish, pending, sole
 from ingest.sources import Source
 from ingest.sources.archive import ArchiveSource
 from ingest.sources.folder import FolderSource
 from ingest.sources.urls import UrlSource
 from ingest.sources.warc import WarcSource
 from ingest.sources.webdataset import WebDatasetSource
-from ingest.unit import ShardSink
-from ingest.workers import ImagePool
+from ingest.spread import Share, spread
 from seer_pipe.errors import UserError
 from seer_pipe.store import Store, open_store
 
@@ -42,10 +41,13 @@ class JobOptions:
 
     workers: Annotated[int, "processes that decode; 0: one a core"] = 0
     json: Annotated[bool, "progress and summary as JSON"] = False
+    slurm: Annotated[bool, "spread the work over a Slurm job array, or processes here where there is no Slurm"] = False
+    tasks: Annotated[int, "jobs of the array"] = 8
+    slurm_parameters: Annotated[str, "name=value,… for the jobs: partition, cpus_per_task, timeout_min, …"] = ""
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise UserError(f"workers = {self.workers}: at least 0")
+        if self.workers < 0 or self.tasks < 1:
+            raise UserError("workers is at least 0, tasks at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ IMAGE_HELP = {
 }
 
 
-def spread(verb: Callable[..., None]) -> Callable[..., None]:
+def options(verb: Callable[..., None]) -> Callable[..., None]:
     """Turn parameters that are settings (dataclasses) into one option a field, by the fields' names and defaults."""
     parameters: list[inspect.Parameter] = []
     kinds: dict[str, Any] = {}
@@ -114,7 +116,7 @@ def spread(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 @app.command()
-@spread
+@options
 def folder(
     path: Annotated[Path, typer.Argument(help="a folder of images, with all folders in it")],
     run: RunOptions,
@@ -129,7 +131,7 @@ def folder(
 
 
 @app.command()
-@spread
+@options
 def archive(
     path: Annotated[
         str, typer.Argument(help="archive, pattern or folder of archives, here or s3://: tar, tar.gz, zip")
@@ -142,7 +144,7 @@ def archive(
 
 
 @app.command()
-@spread
+@options
 def warc(
     path: Annotated[str, typer.Argument(help="file, pattern or folder of WARC or ARC files, here or s3://")],
     run: RunOptions,
@@ -153,7 +155,7 @@ def warc(
 
 
 @app.command()
-@spread
+@options
 def webdataset(
     path: Annotated[str, typer.Argument(help="tar, pattern or folder of tars, or a shard set, here or s3://")],
     run: RunOptions,
@@ -165,7 +167,7 @@ def webdataset(
 
 
 @app.command()
-@spread
+@options
 def urls(
     lists: Annotated[
         str, typer.Argument(help="list, pattern or folder of lists, here or s3://: txt, csv, tsv, jsonl, parquet")
@@ -182,7 +184,7 @@ def urls(
 
 
 @app.command()
-@spread
+@options
 def index(
     path: Annotated[str, typer.Argument(help="tar, pattern or folder of WebDataset tars, here or s3://")],
     job: JobOptions,
@@ -213,9 +215,11 @@ def execute(
             print(f"note: {note}", file=sys.stderr)
         if todo := pending(plan):
             memory = max(MEMORY, connections * MEMORY_PER_CONNECTION)
-            with ImagePool(image, job.workers or None) as pool:
-                process, sink = (as_they_are(pool.process), IndexSink) if plan.in_place else (pool.process, ShardSink)
-                ingest(source, plan, todo, process, sink, memory=memory, as_json=job.json)
+            share = Share(source, plan, todo, image, job.workers or None, memory, job.json)
+            if job.slurm:
+                spread(share, job.tasks, job.slurm_parameters)
+            else:
+                share()
         report(finish(plan), job.json)
 
 

@@ -107,12 +107,12 @@ class Downloader:
         self._guard = AddressGuard(settings.allow_network)
         self._blocklist = Blocklist.read(settings.blocklist) if settings.blocklist else Blocklist()
         self._getaddrinfo = getaddrinfo
-        self._hosts: WeakValueDictionary[str, Host] = WeakValueDictionary()
 
     async def __aenter__(self) -> Self:
         settings = self.settings
         raise_file_limit(settings.connections + 256)
         self._slots = asyncio.Semaphore(settings.connections)
+        self._hosts: WeakValueDictionary[str, Host] = WeakValueDictionary()
         self._resolver = GuardedResolver(self._guard, self._getaddrinfo)
         connector = aiohttp.TCPConnector(
             resolver=self._resolver,

@@ -13,7 +13,7 @@ import json
 import tempfile
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,9 @@ class Plan:
     inputs: int
     units: int
     in_place: bool = False  # the shards are tars that exist; only sidecars are written
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # without the open file
 
     @cached_property
     def _file(self) -> pq.ParquetFile:

@@ -1,0 +1,106 @@
+"""The units of a run spread over a Slurm job array, or over processes here where there is no Slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ingest.image import ImageSettings
+from ingest.index import IndexSink, as_they_are
+from ingest.plan import INPUTS, Plan
+from ingest.run import ingest, pending
+from ingest.sources import Source
+from ingest.unit import ShardSink
+from ingest.workers import ImagePool
+from seer_pipe.errors import UserError
+
+EVERY = 10.0  # seconds between two lines of progress
+LOOK = 1.0  # seconds between two looks at the jobs
+MINUTES = 24 * 60  # of a job, where the parameters say nothing else
+
+
+@dataclass(frozen=True)
+class Share:
+    """Some units of a plan, and all that is needed to do those of them that are not done."""
+
+    source: Source
+    plan: Plan
+    units: Sequence[int]
+    image: ImageSettings
+    workers: int | None
+    memory: int  # bytes under way
+    as_json: bool
+
+    def __call__(self) -> None:
+        left = set(pending(self.plan))
+        todo = [unit for unit in self.units if unit in left]
+        if todo:
+            with ImagePool(self.image, self.workers) as pool:
+                process, sink = (
+                    (as_they_are(pool.process), IndexSink) if self.plan.in_place else (pool.process, ShardSink)
+                )
+                ingest(self.source, self.plan, todo, process, sink, memory=self.memory, as_json=self.as_json)
+
+    def checkpoint(self) -> Any:
+        """What Slurm is to do again after a preemption or a time-out: the same, which goes on from there."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def spread(share: Share, tasks: int, parameters: str) -> None:
+    """Do ``share`` in ``tasks`` jobs, and wait for them. ChildProcessError where some units are not done then."""
+    import submitit
+
+    root = share.plan.store.local_path(INPUTS)
+    folder = root.parent / "jobs" if root is not None else Path("seer-ingest-jobs").absolute()
+    executor = submitit.AutoExecutor(folder)
+    here = executor.cluster == "local"
+    workers = share.workers or (max(1, len(os.sched_getaffinity(0)) // tasks) if here else None)
+    shares = [replace(share, units=share.units[task::tasks], workers=workers, as_json=True) for task in range(tasks)]
+    try:
+        executor.update_parameters(**{"name": "seer-ingest", "timeout_min": MINUTES} | parsed(parameters))
+    except (NameError, TypeError) as error:
+        raise UserError(f"slurm_parameters: {str(error).splitlines()[0]}") from None
+    jobs = executor.map_array(Share.__call__, [part for part in shares if part.units])
+    shown = time.monotonic()
+    try:
+        while any(not job.done() for job in jobs):
+            time.sleep(LOOK)
+            if time.monotonic() - shown >= EVERY:
+                shown = time.monotonic()
+                say(share.plan, sum(not job.done() for job in jobs), share.as_json)
+    except BaseException:
+        for job in jobs:
+            job.cancel()
+        raise
+    if left := pending(share.plan):
+        raise ChildProcessError(
+            f"{len(left)} of {share.plan.units} units are not done, {folder} tells why; the same command goes on"
+        )
+
+
+def parsed(parameters: str) -> dict[str, Any]:
+    """``name=value,…`` as submitit wants it: what is not one of its general parameters is Slurm's own."""
+    general = ("cpus_per_task", "gpus_per_node", "mem_gb", "name", "timeout_min")
+    found: dict[str, Any] = {}
+    for part in filter(None, parameters.split(",")):
+        name, equals, value = part.strip().partition("=")
+        if not equals:
+            raise UserError(f"slurm_parameters: {part!r}: write name=value,name=value")
+        found[name if name in general else f"slurm_{name}"] = int(value) if value.isdecimal() else value
+    return found
+
+
+def say(plan: Plan, running: int, as_json: bool) -> None:
+    done = plan.inputs - sum(map(plan.size, pending(plan)))
+    if as_json or not sys.stderr.isatty():
+        print(json.dumps({"done": done, "inputs": plan.inputs, "jobs": running}), file=sys.stderr, flush=True)
+    else:
+        print(f"{done} of {plan.inputs} inputs done, {running} jobs at work", file=sys.stderr, flush=True)

@@ -1,0 +1,81 @@
+"""Work spread over jobs: the same set as one process makes, also after a job was killed."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from ingest.spread import parsed
+from seer_pipe.errors import UserError
+from tests.ingest.helpers import COMMAND, files, seer_ingest
+from tests.ingest.test_run import fill
+from tests.ingest.web import Web
+
+
+def made(root: Path) -> dict[str, bytes]:
+    return {name: data for name, data in files(root).items() if not name.startswith("jobs/")}
+
+
+def test_jobs_make_what_one_process_makes(tmp_path: Path, server: Web) -> None:
+    (tmp_path / "list.txt").write_text("".join(server.url(f"/jpeg/{number % 25}\n") for number in range(30)))
+    for out, arguments in (("one", []), ("many", ["--slurm", "--tasks", 3])):
+        run = seer_ingest(
+            "urls", tmp_path / "list.txt", "--out", tmp_path / out, "--unit", 6, "--allow-network", "127.0.0.0/8",
+            "--workers", 1, *arguments,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+    assert made(tmp_path / "many") == made(tmp_path / "one")
+    assert len(list((tmp_path / "many" / "jobs").glob("*submitted.pkl"))) == 3
+
+
+def test_a_killed_job_is_told_and_its_units_are_done_next_time(tmp_path: Path, server: Web) -> None:
+    (tmp_path / "list.txt").write_text(server.url("/jpeg/1\n") + server.url("/silent\n"))
+    listed, out = tmp_path / "list.txt", tmp_path / "out"
+    arguments = ["urls", listed, "--out", out, "--unit", 1, "--allow-network", "127.0.0.0/8"]
+    command = [*COMMAND, *map(str, [*arguments, "--slurm", "--tasks", 2])]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "out" / "00000.parquet").exists() or not (jobs := unfinished(tmp_path / "out" / "jobs")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for job in jobs:
+            os.kill(job, signal.SIGKILL)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith("error: 1 of 2 units are not done")
+    run = seer_ingest(*arguments, "--read-timeout", 0.5, "--tries", 1)
+    assert run.returncode == 0, run.stderr
+    assert "1 images in 2 shards" in run.stdout
+
+
+def unfinished(jobs: Path) -> list[int]:
+    """The processes of jobs that have no result yet. A local job's name is the process that looks after it."""
+    finished = {path.name.split("_")[0] for path in jobs.glob("*_result.pkl")}
+    keepers = {path.name.split("_")[0] for path in jobs.glob("*_submitted.pkl")} - finished
+    children = (Path(f"/proc/{keeper}/task/{keeper}/children") for keeper in keepers)
+    return [int(pid) for path in children if path.exists() for pid in path.read_text().split()]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        ("timeout_min=60, partition=cpu", {"timeout_min": 60, "slurm_partition": "cpu"}),
+        ("cpus_per_task=16,qos=low", {"cpus_per_task": 16, "slurm_qos": "low"}),
+    ],
+)
+def test_parameters(text: str, expected: dict[str, object]) -> None:
+    assert parsed(text) == expected
+
+
+def test_parameters_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="write name=value"):
+        parsed("partition")
+    arguments = ["folder", fill(tmp_path / "in", 1), "--out", tmp_path / "out", "--slurm", "--slurm-parameters"]
+    run = seer_ingest(*arguments, "bogus=1")
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: slurm_parameters: ")
+    assert run.stderr.count("\n") == 1
