@@ -30,7 +30,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object inst
 def train(
     config: ConfigArgument,
     overrides: Overrides = None,
-    run: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/NAME.")] = None,
 ) -> None:
     """Train a recipe, or go on where its run was stopped.
 
@@ -40,7 +40,7 @@ def train(
     from seer_pipe.train.loop import train as train_run
 
     recipe = settings.load(config, overrides or [])
-    finished = train_run(recipe, run or Path("runs") / recipe.name)
+    finished = train_run(recipe, out or Path("runs") / recipe.name)
     raise typer.Exit(0 if finished else 130)
 
 

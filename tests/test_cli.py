@@ -101,7 +101,7 @@ def test_bad_input_is_one_line(
         for word, path in words.items():
             arguments = [argument.replace(word, str(path)) for argument in arguments]
         if arguments[0] == "train":
-            arguments += ["--run", str(tmp_path / "new")]
+            arguments += ["--out", str(tmp_path / "new")]
         done = call(*arguments)
         assert done.returncode == 2, done.stderr
         lines = done.stderr.strip().splitlines()
@@ -122,7 +122,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(pictures: Path, tmp_path: Pa
     """Files may not grow past 2 MB here, as on a disk that is full: no checkpoint, one line, and later it goes on."""
     config = small(pictures, train={"images": 32, "checkpoint_every": 2})
     settings.save(config, settings.derive(config, 40), tmp_path / "recipe.yaml")
-    words = f"{sys.executable} -m seer_pipe train {tmp_path / 'recipe.yaml'} --run {tmp_path / 'run'}"
+    words = f"{sys.executable} -m seer_pipe train {tmp_path / 'recipe.yaml'} --out {tmp_path / 'run'}"
     full = subprocess.run(["bash", "-c", f"ulimit -f 2000; {words}"], capture_output=True, text=True, check=False)
     assert full.returncode == 2, full.stderr
     assert full.stderr.strip().startswith("error: ")

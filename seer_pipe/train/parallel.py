@@ -106,6 +106,8 @@ def spread(network: nn.Module, units: Iterable[nn.Module], mode: str, world: Wor
         return DistributedDataParallel(
             network, device_ids=[world.device] if on_gpu else None, forward_sync_buffers=False
         )
+    if not all(parameter.is_contiguous() for parameter in network.parameters()):
+        raise UserError("train.channels_last: fsdp2 cannot shard it; set it to false, or train.parallel to ddp")
     mesh = init_device_mesh(world.device.type, (world.size,))
     for unit in units:
         fully_shard(unit, mesh=mesh)

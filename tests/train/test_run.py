@@ -74,7 +74,7 @@ def test_killed_at_random_and_resumed_gives_the_same_weights(straight: Path, pic
     config = small(pictures)
     settings.save(config, settings.derive(config, 34), tmp_path / "recipe.yaml")
     run, kills = tmp_path / "run", 0
-    command = [sys.executable, "-m", "seer_pipe", "train", str(tmp_path / "recipe.yaml"), "--run", str(run)]
+    command = [sys.executable, "-m", "seer_pipe", "train", str(tmp_path / "recipe.yaml"), "--out", str(run)]
     dice = random.Random(0)
     while True:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
