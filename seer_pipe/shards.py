@@ -236,7 +236,7 @@ class ShardSet:
         self.paths: list[str] = manifest["path"].to_pylist()
         self.counts: npt.NDArray[np.int64] = manifest["samples"].to_numpy()
         self.bytes: npt.NDArray[np.int64] = manifest["bytes"].to_numpy()
-        self._hashes = manifest["sha256"]
+        self.sha256: list[str] = manifest["sha256"].to_pylist()
         beside = SIDECAR not in manifest.column_names
         self.sidecars: list[str] = list(map(sidecar_path, self.paths)) if beside else manifest[SIDECAR].to_pylist()
 
@@ -272,7 +272,7 @@ class ShardSet:
     def fingerprint(self) -> str:
         """SHA-256 over the manifest's rows: another order, number or content of shards is another set."""
         digest = hashlib.sha256()
-        for path, samples, sha256 in zip(self.paths, self.counts.tolist(), self._hashes.to_pylist(), strict=True):
+        for path, samples, sha256 in zip(self.paths, self.counts.tolist(), self.sha256, strict=True):
             digest.update(f"{path}\t{samples}\t{sha256}\n".encode())
         return digest.hexdigest()
 

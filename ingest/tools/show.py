@@ -1,0 +1,102 @@
+"""A contact sheet: what was stored, by random samples, and what was not, by reasons."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ingest.tools.rejected import EXPLANATIONS, rejected_tables
+from seer_pipe.errors import UserError
+from seer_pipe.shards import ShardSet
+
+TILE, GAP, MARGIN, COLUMNS = 160, 6, 24, 8  # pixels, pixels, pixels, tiles
+PANEL, LINE, EXAMPLES = 620, 20, 2  # pixels, pixels, sources shown of each reason
+INK, FAINT, BAR, PAPER = "#1a1a1a", "#6b6b6b", "#c7d7ea", "#ffffff"
+
+
+def show(root: str | os.PathLike[str], out: str | os.PathLike[str], samples: int = 48, seed: int = 0) -> None:
+    """Write the PNG ``out``: ``samples`` images chosen by ``seed``, beside the reasons for rejection.
+
+    UserError where there is no shard set or no place for the PNG.
+    """
+    if samples < 1:
+        raise UserError(f"samples = {samples}: at least 1")
+    shards = ShardSet.open(root)
+    tiles, reasons = _tiles(shards, samples, seed), _reasons(shards)
+    height = max(MARGIN * 2 + 40 + _rows(len(tiles)) * (TILE + GAP), _panel_height(reasons))
+    sheet = Image.new("RGB", (MARGIN * 3 + COLUMNS * (TILE + GAP) + PANEL, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN), f"{len(tiles)} of {len(shards):,} stored", INK, ImageFont.load_default(20))
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, COLUMNS)
+        left = MARGIN + column * (TILE + GAP) + (TILE - tile.width) // 2
+        sheet.paste(tile, (left, MARGIN + 40 + row * (TILE + GAP) + (TILE - tile.height) // 2))
+    _draw_reasons(draw, MARGIN * 2 + COLUMNS * (TILE + GAP), reasons)
+    try:
+        sheet.save(Path(out), "PNG")
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+
+
+def _rows(tiles: int) -> int:
+    return -(-tiles // COLUMNS)
+
+
+def _tiles(shards: ShardSet, samples: int, seed: int) -> list[Image.Image]:
+    total = len(shards)
+    chosen = np.sort(np.random.default_rng(seed).choice(total, min(samples, total), replace=False))
+    firsts = np.concatenate([[0], np.cumsum(shards.counts)])
+    tiles = []
+    shard_of = np.searchsorted(firsts, chosen, side="right") - 1
+    for shard in np.unique(shard_of).tolist():
+        rows = shards.sidecar(shard, ["key", "offset", "length", "crc32c"])
+        for row in rows.take(chosen[shard_of == shard] - firsts[shard]).to_pylist():
+            with Image.open(BytesIO(shards.read(shard, row))) as image:
+                image.thumbnail((TILE, TILE))
+                tiles.append(image.convert("RGB"))
+    return tiles
+
+
+def _reasons(shards: ShardSet) -> list[tuple[str, int, list[str]]]:
+    """Each reason, how often it occurs and some of the sources; the most frequent first."""
+    counts: Counter[str] = Counter()
+    sources: defaultdict[str, list[str]] = defaultdict(list)
+    for table in rejected_tables(shards.store):
+        counts.update(table["reason"].to_pylist())
+        for row in table.select(["reason", "source"]).to_pylist():
+            if len(sources[row["reason"]]) < EXAMPLES:
+                sources[row["reason"]].append(row["source"])
+    return [(reason, count, sources[reason]) for reason, count in counts.most_common()]
+
+
+def _panel_height(reasons: list[tuple[str, int, list[str]]]) -> int:
+    return MARGIN * 2 + 40 + sum(LINE * (2 + len(sources)) + GAP * 2 for _, _, sources in reasons)
+
+
+def _draw_reasons(draw: ImageDraw.ImageDraw, left: int, reasons: list[tuple[str, int, list[str]]]) -> None:
+    title, text, small = (ImageFont.load_default(size) for size in (20, 15, 13))
+    total = sum(count for _, count, _ in reasons)
+    draw.text((left, MARGIN), f"{total:,} rejected", INK, title)
+    top = MARGIN + 40
+    for reason, count, sources in reasons:
+        draw.rectangle((left, top, left + PANEL * count / total, top + LINE - 2), BAR)
+        draw.text((left + 4, top), f"{reason}  {count:,}", INK, text)
+        for number, line in enumerate([EXPLANATIONS.get(reason, ""), *sources], 1):
+            draw.text((left + 4, top + number * LINE), _fitted(line, small), INK if number == 1 else FAINT, small)
+        top += LINE * (2 + len(sources)) + GAP * 2
+
+
+def _fitted(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The line, or its two ends where the panel is too narrow for it."""
+    line = line.encode("latin-1", "replace").decode("latin-1")  # what the font has
+    kept = len(line)
+    shown = line
+    while font.getlength(shown) > PANEL and kept:
+        kept -= 4
+        shown = f"{line[: kept // 2]} … {line[-(kept // 2) :]}"
+    return shown
