@@ -10,7 +10,7 @@ SOF = {0xC0 + n for n in range(16)} - {0xC4, 0xC8, 0xCC}  # frame headers; the o
 BASELINE, PROGRESSIVE = 0xC0, 0xC2
 SOS, END = 0xDA, 0xD9
 APPLICATION, COMMENT = range(0xE0, 0xF0), 0xFE
-AFTER_SCAN = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # a marker that is neither stuffing nor a restart
+AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # a marker that is neither stuffing nor a restart
 JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"  # version 1.1, square pixels, no thumbnail
 MOST_SCANS = 500  # a small file of very many scans keeps a decoder busy for minutes
 
