@@ -8,25 +8,22 @@ import asyncio
 class Budget:
     """``limit`` bytes for all inputs under way.
 
-    An input is admitted with the mean size of those before it, and whatever more it turns out to hold is let in
-    without waiting: to pause a half-read answer would only make it time out. So the limit is overshot by little, as
-    long as sizes are near their mean. Past twice the limit, only ``LANES`` inputs at a time may grow; this bounds
-    the memory whatever servers send.
+    An input is admitted with the mean size of those that came (``learn``), and whatever more it turns out to hold
+    is let in without waiting: to pause a half-read answer would only make it time out. So the limit is overshot by
+    little, as long as sizes are near their mean. Past twice the limit, only ``LANES`` inputs at a time may grow;
+    this bounds the memory whatever servers send.
     """
 
     LANES = 4
-    LEAST = 64 << 10  # bytes taken for an input, which also bounds how many are under way
+    LEAST = 32 << 10  # bytes taken for an input, which also bounds how many are under way
+    FIRST = 512 << 10  # bytes, the mean size before any is known, which weighs as much as WEIGHT inputs
+    WEIGHT, LONGEST = 8, 64  # inputs; the mean is that of the last LONGEST or so
 
     def __init__(self, limit: int) -> None:
         self.limit, self.held = limit, 0
-        self._mean = float(self.LEAST)
+        self._mean, self._seen = float(self.FIRST), self.WEIGHT
         self._freed = asyncio.Event()
         self.lanes = asyncio.Semaphore(self.LANES)
-
-    @property
-    def tight(self) -> bool:
-        """Whether what merely waits should make room."""
-        return 2 * self.held > self.limit
 
     async def admit(self) -> Lease:
         """Wait until there is room for one more input."""
@@ -43,7 +40,9 @@ class Budget:
             self._freed.set()
 
     def learn(self, size: int) -> None:
-        self._mean += (size - self._mean) / 64
+        """An input turned out to have ``size`` bytes."""
+        self._seen = min(self._seen + 1, self.LONGEST)
+        self._mean += (size - self._mean) / self._seen
 
 
 class Lease:
@@ -52,7 +51,6 @@ class Lease:
     def __init__(self, budget: Budget, admitted: int) -> None:
         self._budget, self._admitted = budget, admitted
         self._taken = admitted
-        self._largest = 0
         self._lane = False
 
     async def hold(self, size: int) -> None:
@@ -63,13 +61,11 @@ class Lease:
             self._lane = True
         taken = max(size, self._admitted)
         budget.change(taken - self._taken)
-        self._taken, self._largest = taken, max(self._largest, size)
+        self._taken = taken
 
     def release(self) -> None:
         if self._lane:
             self._budget.lanes.release()
             self._lane = False
-        if self._largest:
-            self._budget.learn(self._largest)
         self._budget.change(-self._taken)
-        self._taken = self._admitted = self._largest = 0
+        self._taken = self._admitted = 0

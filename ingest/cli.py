@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -31,8 +32,8 @@ from seer_pipe.errors import UserError
 from seer_pipe.store import Store, open_store
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
-MEMORY = 96 << 20  # bytes of images under way, at least
-MEMORY_PER_CONNECTION = 256 << 10
+#: Bytes of images under way: at least, for each connection, for each worker
+MEMORY, MEMORY_PER_CONNECTION, MEMORY_PER_WORKER = 32 << 20, 128 << 10, 8 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +215,8 @@ def execute(
         if resumed and (note := source.note(plan.inputs)):
             print(f"note: {note}", file=sys.stderr)
         if todo := pending(plan):
-            memory = max(MEMORY, connections * MEMORY_PER_CONNECTION)
+            workers = job.workers or len(os.sched_getaffinity(0))
+            memory = max(MEMORY, connections * MEMORY_PER_CONNECTION, workers * MEMORY_PER_WORKER)
             share = Share(source, plan, todo, image, job.workers or None, memory, job.json)
             if job.slurm:
                 spread(share, job.tasks, job.slurm_parameters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import asyncio.sslproto
 import random
 import resource
 import socket
@@ -28,6 +29,8 @@ from ingest.reasons import Reason
 from ingest.sources import UnfetchedError
 from seer_pipe.errors import UserError
 
+# asyncio keeps a buffer of this size for every TLS connection, 256 KiB if it is left to it; a TLS record has 16
+asyncio.sslproto.SSLProtocol.max_size = 32 << 10
 REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -96,6 +99,7 @@ class Downloader:
     LONGEST_WAIT = 30.0  # seconds; a server that asks for more is not asked again
     GIVE_UP = 16  # tries in a row without any answer, after which the waiting URLs of a host are not tried
     CHUNK = 64 << 10
+    BUFFER = 16 << 10  # bytes of a connection that are read ahead
 
     def __init__(
         self,
@@ -130,6 +134,7 @@ class Downloader:
                 sock_read=settings.read_timeout,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
+            read_bufsize=self.BUFFER,
             auto_decompress=False,  # decompressed here, within bounds
         )
         return self

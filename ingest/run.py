@@ -80,13 +80,14 @@ class Run:
         outcome: Outcome
         try:
             data = await self._source.fetch(row, lease)
+            self._budget.learn(len(data))
             outcome = await self._process(data)
         except (UnfetchedError, BadImage) as error:
             outcome = Rejection(error.reason, error.detail)
         await self._settle(unit, place, outcome, lease)
 
     async def _settle(self, unit: Unit, place: int, outcome: Outcome, lease: Lease | None = None) -> None:
-        for written in unit.put(place, outcome, lease, tight=self._budget.tight):
+        for written in unit.put(place, outcome, lease, room=self._budget.limit // OPEN_UNITS):
             if isinstance(written, Stored):
                 self._meter.add_stored(len(written.jpeg))
             else:

@@ -78,6 +78,7 @@ class Unit:
         self._sink = make_sink(plan, source, number)
         self._waiting: dict[int, tuple[Outcome, Lease | None, int | None]] = {}
         self._written = 0
+        self._parked = 0  # bytes of images that wait in memory
         self._seen: dict[bytes, int] = {}
         self._spool: IO[bytes] | None = None
 
@@ -85,12 +86,17 @@ class Unit:
     def complete(self) -> bool:
         return self._written == len(self.rows)
 
-    def put(self, place: int, outcome: Outcome, lease: Lease | None = None, *, tight: bool = False) -> list[Outcome]:
-        """Take the outcome of row ``place``; the outcomes that were written down now."""
+    def put(self, place: int, outcome: Outcome, lease: Lease | None = None, *, room: int = 0) -> list[Outcome]:
+        """Take the outcome of row ``place``; the outcomes that were written down now.
+
+        ``room``: bytes of images that may wait in memory; those of more wait in a file, and give back their lease.
+        """
         spooled = None
-        if isinstance(outcome, Stored) and tight and place != self._written:
-            spooled = self._spill(outcome.jpeg)
-            outcome = replace(outcome, jpeg=b"")
+        if isinstance(outcome, Stored) and place != self._written:
+            if self._parked + len(outcome.jpeg) > room:
+                spooled = self._spill(outcome.jpeg)
+                outcome = replace(outcome, jpeg=b"")
+            self._parked += len(outcome.jpeg)
         if lease is not None and (spooled is not None or isinstance(outcome, Rejection)):
             lease.release()
             lease = None
@@ -98,8 +104,11 @@ class Unit:
         written = []
         while (waiting := self._waiting.pop(self._written, None)) is not None:
             outcome, lease, spooled = waiting
-            if isinstance(outcome, Stored) and spooled is not None:
-                outcome = replace(outcome, jpeg=self._fetch(spooled))
+            if isinstance(outcome, Stored):
+                if self._written != place:
+                    self._parked -= len(outcome.jpeg)
+                if spooled is not None:
+                    outcome = replace(outcome, jpeg=self._fetch(spooled))
             written.append(self._write(self._written, outcome))
             self._written += 1
             if lease is not None:

@@ -46,7 +46,7 @@ def test_what_grows_past_twice_the_limit_is_bounded_by_the_lanes() -> None:
                 group.create_task(one(budget, await budget.admit()))
 
     asyncio.run(run())
-    started = LIMIT // Budget.LEAST  # all that can be in when the first begins to grow
+    started = LIMIT // Budget.FIRST  # all that can be in when the first begins to grow
     assert most <= 2 * LIMIT + (started + Budget.LANES) * size // 8 + Budget.LANES * size
 
 
@@ -54,15 +54,15 @@ def test_admission_follows_the_mean_size() -> None:
     async def run() -> tuple[int, int]:
         budget = Budget(LIMIT)
         first = await budget.admit()
-        small = budget.held
+        before = budget.held
         first.release()
         for _ in range(300):
             lease = await budget.admit()
-            await lease.hold(LIMIT // 2)
+            budget.learn(LIMIT // 8)
             lease.release()
         await budget.admit()
-        return small, budget.held
+        return before, budget.held
 
-    small, large = asyncio.run(run())
-    assert small == Budget.LEAST
-    assert large > LIMIT // 3
+    first, later = asyncio.run(run())
+    assert first == Budget.FIRST
+    assert abs(later - LIMIT // 8) < LIMIT // 100
