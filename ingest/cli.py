@@ -15,11 +15,11 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from ingest.cli_tools import counted, print_rejected, tools
 from ingest.download import DownloadSettings
 from ingest.image import ImageSettings
 from ingest.index import IndexSource
 from ingest.plan import prepare
-from ingest.reasons import Reason
 from ingest.run import StoppedError, Summary, finish, pending, sole
 from ingest.sources import Source
 from ingest.sources.archive import ArchiveSource
@@ -31,7 +31,13 @@ from ingest.spread import Share, spread
 from seer_pipe.errors import UserError
 from seer_pipe.store import Store, open_store
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Images from anywhere into a shard set.",
+)
+app.add_typer(tools)
 #: Bytes of images under way: at least, for each connection, for each worker
 MEMORY, MEMORY_PER_CONNECTION, MEMORY_PER_WORKER = 32 << 20, 128 << 10, 8 << 20
 
@@ -229,11 +235,9 @@ def report(summary: Summary, as_json: bool) -> None:
     if as_json:
         print(json.dumps(dataclasses.asdict(summary)))
         return
-    shards = "1 shard" if summary.shards == 1 else f"{summary.shards} shards"
-    print(f"{summary.url}: {summary.stored} images in {shards}, {summary.bytes / 1e6:.1f} MB")
+    print(f"{summary.url}: {summary.stored} images in {counted(summary.shards)}, {summary.bytes / 1e6:.1f} MB")
     print(f"{summary.inputs} inputs: {summary.stored} stored, {summary.inputs - summary.stored} rejected")
-    for reason, count in summary.rejected.items():
-        print(f"{count:10}  {reason:20} {Reason[reason.upper()].explanation}")
+    print_rejected(dict(summary.rejected))
 
 
 def stop(number: int, _: object) -> None:
