@@ -2,7 +2,6 @@
 
 import io
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -81,7 +80,7 @@ def test_an_index_can_be_made_into_shards(tmp_path: Path, existing: Path) -> Non
 
 
 def test_what_cannot_be_indexed_is_said(tmp_path: Path, existing: Path) -> None:
-    def said(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    def said(*arguments: object) -> str:
         run = seer_ingest("index", *arguments)
         assert run.returncode == 2
         assert run.stderr.count("\n") == 1

@@ -17,7 +17,7 @@ import pytest
 
 from ingest.image import ImageSettings
 from ingest.plan import prepare
-from ingest.run import finish, ingest, pending
+from ingest.run import finish, ingest, pending, sole
 from ingest.sources import Row
 from ingest.sources.folder import FolderSource
 from ingest.workers import ImagePool
@@ -280,31 +280,19 @@ def test_what_waits_goes_to_disk_when_memory_is_short(tmp_path: Path) -> None:
         (["urls", "{tmp}/blank.txt", "--out", "ftp://x/y"], "a store is a folder or s3://"),
     ],
 )
-def test_bad_input_is_one_line_and_code_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str], message: str,
-) -> None:  # fmt: skip
-    from ingest.cli import main
-
+def test_bad_input_is_one_line_and_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "blank.txt").write_text("\n \n")
     (tmp_path / "list.csv").write_text("link\n")
-    monkeypatch.setattr("sys.argv", ["seer-ingest", *(part.format(tmp=tmp_path) for part in arguments)])
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    said = capsys.readouterr()
-    assert exit_.value.code == 2
-    assert said.err.startswith("error: ")
-    assert message.format(tmp=tmp_path) in said.err
-    assert said.err.count("\n") == 1
-    assert said.out == ""
+    run = seer_ingest(*(part.format(tmp=tmp_path) for part in arguments))
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("error: ")
+    assert message.format(tmp=tmp_path) in run.stderr
+    assert run.stderr.count("\n") == 1
 
 
 def test_two_at_once_in_one_place_are_one_too_many(tmp_path: Path) -> None:
-    from ingest.run import sole
-
     folder = fill(tmp_path / "in", 1)
     with sole(open_store(tmp_path / "out")):
         run = seer_ingest("folder", folder, "--out", tmp_path / "out")
