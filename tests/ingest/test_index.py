@@ -2,16 +2,21 @@
 
 import io
 import json
+import os
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from ingest.sources.webdataset import is_shard_set
+from seer_pipe.data.order import Plan
+from seer_pipe.data.stream import Stream
 from seer_pipe.shards import ShardSet
 from tests.ingest.helpers import files, rejected, seer_ingest
 from tests.ingest.test_webdataset import about, png, write_tar
-from tests.ingest.web import jpeg
+from tests.ingest.web import Web, jpeg
 
 
 def turned(number: int) -> bytes:
@@ -91,3 +96,33 @@ def test_what_cannot_be_indexed_is_said(tmp_path: Path, existing: Path) -> None:
     assert "short_side and repair need encoding" in said(existing, "--short-side", 64)
     assert seer_ingest("index", existing).returncode == 0
     assert "min_side (32, now 8)" in said(existing, "--min-side", 8)
+
+
+@pytest.mark.slow
+def test_what_img2dataset_makes_trains_in_place(tmp_path: Path, server: Web) -> None:
+    """The real package, in an environment of its own (it pins what we do not), from its output to batches."""
+    python = os.environ.get("SEER_PIPE_IMG2DATASET")
+    if python is None:
+        pytest.skip("SEER_PIPE_IMG2DATASET names no Python that has img2dataset 1.47")
+    rows = (f"{server.url(f'/jpeg/{number}')},no {number}\n" for number in range(40))
+    (tmp_path / "list.csv").write_text("url,caption\n" + "".join(rows))
+    out = tmp_path / "made"
+    subprocess.run(
+        [
+            *(python, "-m", "img2dataset.main", "--url_list", tmp_path / "list.csv", "--input_format", "csv"),
+            *("--caption_col", "caption", "--output_format", "webdataset", "--output_folder", out),
+            *("--number_sample_per_shard", "15", "--image_size", "64", "--processes_count", "1"),
+        ],
+        check=True, capture_output=True, timeout=200, env=os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"},
+    )  # fmt: skip
+    run = seer_ingest("index", out, "--keep-columns", "caption,url", "--json")
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["stored"] == 40
+    shards = ShardSet.open(out)
+    assert shards.sidecar(1).to_pylist()[0]["caption"] == "no 15"
+    plan = Plan(shards.counts, seed=0, batch=8, lanes=4, chunk=5)
+    stream = Stream(shards, plan, np.arange(8))
+    batches = list(stream.batches(0, plan.steps_per_pass))
+    stream.close()
+    assert sorted(sample.sample for batch in batches for sample in batch) == list(range(40))
+    assert all(sample.data is not None for batch in batches for sample in batch)
