@@ -14,8 +14,8 @@ from tests.test_shards import make_set
 
 @pytest.fixture(scope="module")
 def bucket(s3: Any) -> str:
-    s3.create_bucket(Bucket="images")
-    return "s3://images"
+    s3.create_bucket(Bucket="stores")
+    return "s3://stores"
 
 
 @pytest.fixture(params=["folder", "s3"])
