@@ -87,6 +87,10 @@ def precision(config: settings.Train, world: World) -> torch.dtype | None:
     return torch.bfloat16 if config.precision == "bf16" else None
 
 
+def layout(config: settings.Train) -> torch.memory_format:
+    return torch.channels_last if config.channels_last else torch.contiguous_format
+
+
 def set_threads(config: settings.Train, world: World) -> None:
     """CPU threads of the network's arithmetic: sums depend on their number, so an exact resume keeps it."""
     if config.threads is not None:

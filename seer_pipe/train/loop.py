@@ -12,7 +12,7 @@ import fcntl
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from seer_pipe.store import open_store
 from seer_pipe.train import build, checkpoint, syncbn
 from seer_pipe.train.checkpoint import Checkpoints
 from seer_pipe.train.parallel import World, join, recompute, spread
+from seer_pipe.train.step import TrainStep
 from seer_pipe.train.telemetry import Metrics, Quarantine
 
 Say = Callable[[str], None]
@@ -127,10 +128,9 @@ class Trainer:
             shards.counts, config.train.batch, seed=config.seed, lanes=config.data.lanes, chunk=config.data.chunk
         )
         self.identity = {"shards": shards.fingerprint, "plan": self.plan.fingerprint}
-        self.layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        self.network, self.objective, self.forward = self._build()
+        self.network, self.objective, forward = self._build()
         self.optimizer: Optimizer = build.build_optimizer(config.optimizer, self.network)
-        self.autocast = build.precision(config.train, world)
+        self.train_step = TrainStep(config, derived, forward, self.objective, self.optimizer, world)
         self.checkpoints = Checkpoints(open_store(run / "checkpoints"))
         self.step = self._restore()  # finished steps
         self.loader = Loader(
@@ -145,7 +145,7 @@ class Trainer:
     def _build(self) -> tuple[Network, Objective, nn.Module]:
         config, world = self.config, self.world
         network, trunk, objective = build.build_network(config, world.device)
-        network.to(memory_format=self.layout)  # type: ignore[call-overload]  # the stubs lack it
+        network.to(memory_format=build.layout(config.train))  # type: ignore[call-overload]  # the stubs lack it
         if world.size > 1 and config.train.sync_bn:
             syncbn.convert(network)
         if config.train.activation_checkpointing:
@@ -200,26 +200,14 @@ class Trainer:
             yield batch
 
     def _step(self, batch: Batch, clock: _Clock) -> None:
-        images = self.step * self.config.train.batch  # seen before this step
-        rate = build.rate_at(self.config.optimizer, self.derived, images)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         finished = self.step + 1
         log = finished % self.config.train.log_every == 0 or finished in (1, self.derived.steps)
-        self.objective.before_step(images)
-        with torch.autocast(self.world.device.type, self.autocast) if self.autocast else nullcontext():
-            outputs = self.forward([crop.contiguous(memory_format=self.layout) for crop in batch.crops])
-        loss, metrics = self.objective.loss(outputs, images, log)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.objective.after_backward(images)
-        self.optimizer.step()
-        self.objective.after_step(images)
+        told = self.train_step(batch.crops, self.step * self.config.train.batch, log)
         self.step = finished
         clock.images += self.config.train.batch
         self._replaced += batch.replaced
         if log:
-            self._log({**{name: float(value) for name, value in metrics.items()}, "lr": rate, **clock.rates()})
+            self._log({name: float(value) for name, value in told.items()} | clock.rates())
 
     def _log(self, values: dict[str, float]) -> None:
         self._collect_replaced()

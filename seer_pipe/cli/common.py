@@ -1,0 +1,45 @@
+"""What the verbs share: arguments, printing, and how an error ends a command."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from seer_pipe.errors import UserError
+
+ConfigArgument = Annotated[Path, typer.Argument(help="A recipe, e.g. configs/quickstart.yaml")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key.path=value")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines for people.")]
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room for what is to be written
+
+
+def run_cli(cli: typer.Typer) -> None:
+    try:
+        cli()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"error: {error.filename or 'disk'}: {error.strerror}; make room and run the same command again",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(2)
+
+
+def show(result: dict[str, Any], as_json: bool) -> None:
+    """Print a result, a line a value or as JSON."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name.replace('_', ' ')}: {f'{value:.4f}' if isinstance(value, float) else value}")

@@ -1,0 +1,57 @@
+"""What the features are worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seer_pipe.cli.common import AsJson, show
+
+evaluate = typer.Typer(help="What the features of a run or an export are worth.", no_args_is_help=True)
+verbs = typer.Typer()
+verbs.add_typer(evaluate, name="eval")
+
+
+@evaluate.command()
+def knn(
+    subject: Annotated[Path, typer.Argument(help="A run's folder, or an exported backbone's.")],
+    data: Annotated[str, typer.Option(help="Shard set with the images.")],
+    labels: Annotated[str, typer.Option(help="CSV file (source,label), or 'folder': an image's folder is its class.")],
+    queries: Annotated[str | None, typer.Option(help="Shard set to classify, if another one.")] = None,
+    k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
+    temperature: Annotated[float, typer.Option(min=0.001, help="Of the votes' weights.")] = 0.07,
+    untrained: Annotated[bool, typer.Option(help="The run's first weights instead of its last.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Classify images by their nearest neighbours among the features of labelled ones."""
+    from seer_pipe.evaluate.verbs import evaluate_knn
+
+    show(evaluate_knn(subject, data, labels, queries, k=k, temperature=temperature, untrained=untrained), as_json)
+
+
+@evaluate.command()
+def retrieval(
+    subject: Annotated[Path, typer.Argument(help="A run's folder, or an exported backbone's.")],
+    data: Annotated[str, typer.Option(help="Shard set with the images.")],
+    untrained: Annotated[bool, typer.Option(help="The run's first weights instead of its last.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find an image's other half among all images' other halves: needs no labels."""
+    from seer_pipe.evaluate.verbs import evaluate_retrieval
+
+    show(evaluate_retrieval(subject, data, untrained=untrained), as_json)
+
+
+@evaluate.command()
+def neighbours(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    data: Annotated[str, typer.Option(help="Shard set with the images.")],
+    out: Annotated[Path, typer.Option(help="PNG file to write.")],
+) -> None:
+    """Draw images with their nearest neighbours, under the run's first weights and under its last."""
+    from seer_pipe.evaluate.sheet import draw_neighbours
+
+    draw_neighbours(run, data, out)
+    print(out)
