@@ -95,6 +95,23 @@ def dedup(
 
 
 @tools.command()
+def exclude(
+    root: Root,
+    keys: Annotated[str, typer.Option(help="list of keys: txt, one a line; csv, tsv, jsonl, parquet: column key")],
+    as_json: AsJson = False,
+) -> None:
+    """Leave samples out of training, by their keys; no shard is rewritten."""
+    from ingest.tools.excluded import EXCLUDED
+    from ingest.tools.excluded import exclude as leave_out
+
+    named, total = leave_out(root, keys)
+    if as_json:
+        print(json.dumps({"named": named, "excluded": total}))
+    else:
+        print(f"{named} images named, {total} excluded by now: {root.rstrip('/')}/{EXCLUDED}")
+
+
+@tools.command()
 def show(
     root: Root,
     out: Annotated[Path, typer.Argument(help="the PNG to write")],

@@ -1,1 +1,4 @@
-"""What can be asked of a finished shard set: ``stats``, ``verify``, ``dedup``, ``show``. They return; a CLI prints."""
+"""What can be done with a finished shard set: ``stats``, ``verify``, ``dedup``, ``exclude``, ``show``.
+
+They return; a CLI prints.
+"""

@@ -1,8 +1,4 @@
-"""Duplicates over a whole shard set, found out of core; nothing is rewritten.
-
-    ROOT/excluded.parquet   a row an excluded sample, in the order of the set: its number in the set, its key,
-                            the number of the earlier sample ``of`` that it repeats, and their ``distance`` in bits
-                            of the perceptual hash (null where the bytes are the same)
+"""Duplicates over a whole shard set, found out of core and listed to be left out; nothing is rewritten.
 
 Of samples of the same bytes all but the first are excluded. So is every sample whose perceptual hash differs from
 an earlier sample's in at most ``distance`` bits, be that one excluded or not: of a chain of copies the first stays,
@@ -26,14 +22,11 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ingest.tools.excluded import EXCLUDED, by_hand, merged, read, write
 from seer_pipe.errors import UserError
 from seer_pipe.shards import ShardSet
 
-EXCLUDED = "excluded.parquet"
-FINGERPRINT_KEY = b"seer_pipe.fingerprint"  # of the set that the numbers are of
-EXCLUDED_SCHEMA = pa.schema([("sample", pa.int64()), ("key", pa.string()), ("of", pa.int64()), ("distance", pa.int8())])
 MATCHING = 3  # blocks
 MOST = 8  # bits; further apart than that are other pictures
 
@@ -50,18 +43,19 @@ def dedup(root: str | os.PathLike[str], distance: int = 4, memory: int = 3 << 30
     """Find duplicates and write the list of them. ``memory``: bytes that the joins may take; the disk serves beyond.
 
     ``distance`` bits of 64 may differ between near duplicates. Equal pictures of another size or quality are mostly
-    within 4 bits, others hardly ever (``ingest.image.phash``). UserError where there is no set.
+    within 4 bits, others hardly ever (``ingest.image.phash``). What was excluded by hand stays so, and what repeats it
+    is a duplicate still. UserError where there is no set, or its list is of another one.
     """
     if not 0 <= distance <= MOST:
         raise UserError(f"distance = {distance}: from 0 (equal hashes alone) to {MOST} bits")
     shards = ShardSet.open(root)
-    with tempfile.TemporaryDirectory(prefix="dedup-") as folder:
-        with duckdb.connect(Path(folder, "samples.db")) as db:
-            db.execute(f"SET memory_limit = '{memory} B'; SET preserve_insertion_order = false")
-            _load(db, shards)
-            _find(db, distance)
-            found = db.execute('SELECT sample, "of", distance FROM excluded ORDER BY sample').fetchnumpy()
-        _write(shards, found, Path(folder, EXCLUDED))
+    earlier = read(shards)
+    with tempfile.TemporaryDirectory(prefix="dedup-") as folder, duckdb.connect(Path(folder, "samples.db")) as db:
+        db.execute(f"SET memory_limit = '{memory} B'; SET preserve_insertion_order = false")
+        _load(db, shards)
+        _find(db, distance)
+        found = db.execute('SELECT sample, "of", distance FROM excluded ORDER BY sample').fetchnumpy()
+    write(shards, merged(pa.table(found), by_hand(earlier)))
     same = int(np.ma.count_masked(found["distance"]))
     return Dedup(f"{shards.store.url}/{EXCLUDED}", len(shards), same, len(found["sample"]) - same)
 
@@ -111,17 +105,3 @@ def block_masks(distance: int) -> Iterator[tuple[int, list[int]]]:
     for chosen in combinations(range(len(blocks)), MATCHING):
         others = [blocks[block] for block in range(chosen[-1]) if block not in chosen]
         yield sum(blocks[block] for block in chosen), others
-
-
-def _write(shards: ShardSet, found: dict[str, np.ndarray], local: Path) -> None:
-    schema = EXCLUDED_SCHEMA.with_metadata({FINGERPRINT_KEY: shards.fingerprint})
-    firsts = np.concatenate([[0], np.cumsum(shards.counts)])
-    cuts = np.searchsorted(found["sample"], firsts)
-    with pq.ParquetWriter(local, schema, compression="zstd") as writer:
-        for shard, (start, stop) in enumerate(pairwise(cuts)):
-            if start < stop:
-                columns = {name: values[start:stop] for name, values in found.items()}
-                rows = columns["sample"] - firsts[shard]
-                columns["key"] = shards.sidecar(shard, ["key"])["key"].take(rows)
-                writer.write_table(pa.table({field.name: columns[field.name] for field in schema}, schema))
-    shards.store.put_file(EXCLUDED, local)

@@ -19,7 +19,8 @@ from ingest.cli import app
 from ingest.image import ImageSettings, process
 from ingest.reasons import Reason
 from ingest.sources import IMAGE_FIELDS
-from ingest.tools.dedup import EXCLUDED, FINGERPRINT_KEY, MOST, Dedup, block_masks, dedup
+from ingest.tools.dedup import MOST, Dedup, block_masks, dedup
+from ingest.tools.excluded import EXCLUDED, FINGERPRINT_KEY
 from ingest.tools.show import show
 from ingest.tools.stats import percentiles, stats
 from ingest.tools.verify import verify
