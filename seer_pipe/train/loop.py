@@ -31,6 +31,7 @@ from seer_pipe.shards import ShardSet
 from seer_pipe.store import open_store
 from seer_pipe.train import build, checkpoint, syncbn
 from seer_pipe.train.checkpoint import Checkpoints
+from seer_pipe.train.events import Event, Events
 from seer_pipe.train.parallel import World, join, recompute, spread
 from seer_pipe.train.step import TrainStep
 from seer_pipe.train.telemetry import Metrics, Quarantine
@@ -47,11 +48,19 @@ def train(config: Config, run: Path, say: Say = print) -> bool:
         build.check_world(derived, config.train.batch, world)
         build.set_threads(config.train, world)
         _lay_out(config, derived, run, world, say_once)
-        trainer = Trainer(config, derived, shards, run, world, say_once)
+        note = Events(run).write if world.is_first else _no_event
+        trainer = Trainer(config, derived, shards, run, world, say_once, note)
         try:
             return trainer.run()
+        except Exception as error:
+            note("error", trainer.step, reason=f"{type(error).__name__}: {error}")
+            raise
         finally:
             trainer.close()
+
+
+def _no_event(event: Event, step: int, **details: Any) -> None:
+    """What the other ranks do with an event."""
 
 
 @contextmanager
@@ -121,9 +130,10 @@ class Trainer:
     """The parts of one process of a run, and its steps."""
 
     def __init__(
-        self, config: Config, derived: Derived, shards: ShardSet, run: Path, world: World, say: Say
-    ) -> None:
-        self.config, self.derived, self.world, self.say = config, derived, world, say
+        self, config: Config, derived: Derived, shards: ShardSet, run: Path, world: World, say: Say,
+        note: Callable[..., None],
+    ) -> None:  # fmt: skip
+        self.config, self.derived, self.world, self.say, self.note = config, derived, world, say, note
         self.plan = Plan(
             shards.counts, config.train.batch, seed=config.seed, lanes=config.data.lanes, chunk=config.data.chunk
         )
@@ -172,6 +182,7 @@ class Trainer:
         return int(found.state["step"])
 
     def run(self) -> bool:
+        self.note("resume" if self.step else "start", self.step, steps=self.derived.steps, world=self.world.size)
         stop, clock = _StopRequest(), _Clock(time.perf_counter())
         self.network.train()
         try:
@@ -181,10 +192,12 @@ class Trainer:
                 if stopping or self.step % self.config.train.checkpoint_every == 0:
                     self._commit()
                 if stopping:
+                    self.note("stop", self.step)
                     self.say(f"stopped after {self.step} of {self.derived.steps} steps; the same command goes on")
                     return False
             if self.step not in self.checkpoints.steps():
                 self._commit()
+            self.note("done", self.step)
             self.say(f"done: {self.derived.steps} steps, {self.derived.images} images")
             return True
         finally:
@@ -256,6 +269,7 @@ class Trainer:
                 "derived": asdict(self.derived),
             }
             self.checkpoints.save(self.step, parts, state)
+            self.note("checkpoint", self.step)
             self.checkpoints.tidy(self.config.train.keep)
         self.world.barrier()
 

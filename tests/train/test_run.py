@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
+from seer_pipe.train.events import read_events
 from seer_pipe.train.loop import train
 from seer_pipe.train.telemetry import read_metrics
 from tests.distributed import run_ranks
@@ -67,6 +68,8 @@ def test_a_run_leaves_what_it_should(straight: Path) -> None:
     assert resolved["derived"]["peak_lr"] == pytest.approx(1.0 * 8 / 256)
     assert pq.read_table(straight / "quarantine.parquet").num_rows == 0
     assert any((straight / "tensorboard").iterdir())
+    told = [(event["event"], event["step"]) for event in read_events(straight)]
+    assert told == [("start", 0), *[("checkpoint", step) for step in (3, 6, 9, 12)], ("done", 12)]
 
 
 def test_killed_at_random_and_resumed_gives_the_same_weights(straight: Path, pictures: Path, tmp_path: Path) -> None:
@@ -104,6 +107,7 @@ def test_sigterm_commits_and_the_same_command_goes_on(straight: Path, pictures: 
 
     assert not train(small(pictures), run, say=stop_after_five)
     assert (run / "checkpoints/step-00000005/COMMITTED.json").exists()
+    assert [event["event"] for event in read_events(run)] == ["start", "checkpoint", "checkpoint", "stop"]
     assert train(small(pictures), run, say=lambda _: None)
     assert_same_weights(straight, run)
     assert losses(run) == losses(straight)

@@ -1,0 +1,44 @@
+"""RUN/events.jsonl: what happened to a run, a line an event, in the order of time.
+
+``{"time": "2026-01-31T12:00:00.000+00:00", "event": "checkpoint", "step": 1000, …}``; more keys by event. Unlike the
+metrics it is never cut back: after a resume it tells of steps that were lost as well.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+Event = Literal["start", "resume", "checkpoint", "skip", "rollback", "stop", "error", "done", "warning"]
+
+
+class Events:
+    """Appends to the events of a run; every line is out at once. For one process at a time."""
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / "events.jsonl"
+        if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
+            self._append("\n")  # a kill cut the last line short; the next must not be glued to it
+
+    def write(self, event: Event, step: int, **details: Any) -> None:
+        """``step``: finished steps when it happened; ``details``: JSON values."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._append(json.dumps({"time": now, "event": event, "step": step, **details}) + "\n")
+
+    def _append(self, text: str) -> None:
+        with self._path.open("a") as file:
+            file.write(text)
+
+
+def read_events(run: Path) -> list[dict[str, Any]]:
+    """The events of a run, oldest first; lines that a kill cut short are left out."""
+    path = run / "events.jsonl"
+    events = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return events
