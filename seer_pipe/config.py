@@ -44,6 +44,7 @@ class Augment(Section):
     flip: Probability = 0.5
     jitter: tuple[Rate, Rate, Rate, Annotated[float, Field(ge=0, le=0.5)]] = (0.8, 0.8, 0.8, 0.2)
     jitter_p: Probability = 0.8
+    jitter_order: Literal["random", "fixed"] = "random"
     grey_p: Probability = 0.2
     blur_p: Probability = 0.5
     blur_sigma: tuple[Rate, Rate] = (0.1, 2.0)
@@ -55,6 +56,7 @@ class Crop(Section):
     count: Positive
     size: Annotated[int, Field(ge=8, le=2048)] = Field(description="pixels")
     scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
+    augment: Augment | None = Field(None, description="what differs from views.augment for these crops")
 
     @model_validator(mode="after")
     def _ordered(self) -> Crop:
@@ -66,6 +68,28 @@ class Crop(Section):
 class Views(Section):
     crops: Annotated[list[Crop], Field(min_length=1)]
     augment: Augment = Augment()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, tree: Any) -> Any:
+        """A crop's own strengths are those of all crops but for what it sets itself."""
+        common = tree.get("augment", {}) if isinstance(tree, dict) else None
+        if not isinstance(common, dict) or not isinstance(tree.get("crops"), list):
+            return tree  # what is wrong is told by the fields' own checks
+
+        def complete(crop: Any) -> Any:
+            own = crop.get("augment") if isinstance(crop, dict) else None
+            return {**crop, "augment": {**common, **own}} if isinstance(own, dict) else crop
+
+        return tree | {"crops": [complete(crop) for crop in tree["crops"]]}
+
+    @model_validator(mode="after")
+    def _blurrable(self) -> Views:
+        for crop in self.crops:
+            augment = crop.augment or self.augment
+            if augment.blur_p > 0 and 3 * max(augment.blur_sigma) > crop.size - 1:
+                raise ValueError(f"blur_sigma {max(augment.blur_sigma)} reaches past a crop of {crop.size} pixels")
+        return self
 
     @property
     def count(self) -> int:

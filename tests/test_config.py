@@ -1,14 +1,17 @@
 """Configs: every recipe loads, what is derived is right, what is wrong is named."""
 
 import math
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from seer_pipe import config as settings
+from seer_pipe.data import views
 from seer_pipe.errors import UserError
 from seer_pipe.models import build_trunk, trunk_names
+from seer_pipe.train.build import build_crops
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 SEER = "seer_regnety_256gf"
@@ -73,6 +76,11 @@ def test_seer_head_fits_its_trunk() -> None:
         ("train.batch=0", r"train\.batch: input should be greater than 0, not 0"),
         ("train.batch=many", r"train\.batch: input should be a valid integer.* not 'many'"),
         ("views.augment.flip=1.5", r"views\.augment\.flip: .*less than or equal to 1, not 1\.5"),
+        ("views.augment={blur_p: 1, blur_sigma: [0.1, 14]}", "views: blur_sigma 14.0 reaches past a crop of 40 pixels"),
+        ("views.crops=[{count: 1, size: 64, scale: [0.5, 1], augment: {blur: 1}}]", r"augment\.blur: no such setting"),
+        ("views.crops=[{count: 1, size: 64, scale: [0.5, 1], augment: 3}]", r"views\.crops\.0\.augment: .*not 3"),
+        ("views.crops=[3]", r"views\.crops\.0: .*not 3"),
+        ("views.augment=3", r"views\.augment: .*not 3"),
         ("train.images=100", "give either images or passes"),
         ("objective.prototypes=4096", r"objective\.prototypes 4096 is more than .*\(64\)"),
         ("objective.queue=100", r"objective\.queue must be a multiple of train\.batch \(64\)"),
@@ -86,6 +94,43 @@ def test_what_is_wrong_is_named(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         settings.load(recipe("quickstart"), [override])
     assert "\n" not in str(caught.value)
+
+
+#: (count, size, scale) of the published plans, and those for small images
+PLANS = {
+    "regnety_16gf": [(2, 224, (0.14, 1)), (6, 96, (0.05, 0.14))],
+    "resnext101_32x8d": [(2, 224, (0.14, 1)), (6, 96, (0.05, 0.14))],
+    "seer_regnety_256gf": [(2, 224, (0.14, 1)), (4, 96, (0.05, 0.14))],
+    "seer_10b": [(2, 160, (0.14, 1)), (4, 96, (0.05, 0.14))],
+    "imagenette_resnet18": [(2, 128, (0.14, 1)), (6, 64, (0.05, 0.14))],
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_crop_plans(name: str) -> None:
+    specs = build_crops(settings.load(recipe(name)).views)
+    assert [(spec.count, spec.size, spec.scale) for spec in specs] == PLANS[name]
+    if name != "imagenette_resnet18":
+        assert all(spec.augment == views.Augment() for spec in specs)  # SwAV's and SEER's
+
+
+def test_a_crop_has_strengths_of_its_own(tmp_path: Path) -> None:
+    """BYOL's two views: what a crop does not set is that of all crops, then and after a run's config is read back."""
+    crops = "{count: 1, size: 224, scale: [0.08, 1]"
+    asymmetric = [
+        "views.augment={jitter: [0.4, 0.4, 0.2, 0.1], blur_p: 1.0, jitter_order: fixed}",
+        f"views.crops=[{crops}}}, {crops}, augment: {{blur_p: 0.1, solarise_p: 0.2}}}}]",
+    ]
+    config = settings.load(recipe("quickstart"), [*asymmetric, "objective.assign=[0, 1]"])
+    common = views.Augment(jitter=(0.4, 0.4, 0.2, 0.1), blur_p=1.0, jitter_order="fixed")
+    wanted = [common, replace(common, blur_p=0.1, solarise_p=0.2)]
+    assert [spec.augment for spec in build_crops(config.views)] == wanted
+    settings.save(config, settings.derive(config, 600), tmp_path / "config.yaml")
+    assert settings.load(tmp_path / "config.yaml") == config
+
+
+def test_strengths_are_the_same_in_configs_and_views() -> None:
+    assert settings.Augment().model_dump() == asdict(views.Augment())
 
 
 def test_files_that_are_no_config(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import permutations
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -34,13 +34,15 @@ class Augment:
     """How strongly one kind of crop is disturbed; the defaults are SwAV's and SEER's.
 
     Probabilities in [0, 1]. `jitter` is (brightness, contrast, saturation, hue) as torchvision's ColorJitter takes
-    it: factors from [max(0, 1 - x), 1 + x], and hue shifts from [-x, x] of a turn. `blur_sigma` in pixels of the
-    crop. `ratio` is the range of width / height of the box.
+    it: factors from [max(0, 1 - x), 1 + x], and hue shifts from [-x, x] of a turn; the four are applied in an order
+    drawn for each crop, as torchvision does, or in this one. `blur_sigma` in pixels of the crop. `ratio` is the range
+    of width / height of the box.
     """
 
     flip: float = 0.5
     jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
     jitter_p: float = 0.8
+    jitter_order: Literal["random", "fixed"] = "random"
     grey_p: float = 0.2
     blur_p: float = 0.5
     blur_sigma: Range = (0.1, 2.0)
@@ -114,12 +116,13 @@ def _draw_crop(key: U64, height: Array, width: Array, spec: CropSpec) -> Crops:
         np.where(jittered, _between(uniform(key, _FACTORS + i), low, high), UNCHANGED[i])
         for i, (low, high) in enumerate(_jitter_ranges(augment.jitter))
     ], axis=1)  # fmt: skip
+    order = (uniform(key, _ORDER) * len(ORDERS)).astype(np.intp)
     blurred = uniform(key, _BLURRED) < augment.blur_p
     return Crops(
         box=_draw_box(key, height, width, spec.scale, augment.ratio),
         flip=uniform(key, _FLIP) < augment.flip,
         factors=factors.astype(np.float32),
-        order=ORDERS[(uniform(key, _ORDER) * len(ORDERS)).astype(np.intp)],
+        order=ORDERS[order if augment.jitter_order == "random" else np.zeros_like(order)],
         grey=uniform(key, _GREY) < augment.grey_p,
         sigma=np.where(blurred, _between(uniform(key, _SIGMA), *augment.blur_sigma), 0).astype(np.float32),
         solarise=uniform(key, _SOLARISE) < augment.solarise_p,

@@ -20,8 +20,10 @@ from seer_pipe.train.parallel import World
 
 
 def build_crops(config: settings.Views) -> list[views.CropSpec]:
-    augment = views.Augment(**config.augment.model_dump())
-    return [views.CropSpec(crop.count, crop.size, crop.scale, augment) for crop in config.crops]
+    def augment(crop: settings.Crop) -> views.Augment:
+        return views.Augment(**(crop.augment or config.augment).model_dump())
+
+    return [views.CropSpec(crop.count, crop.size, crop.scale, augment(crop)) for crop in config.crops]
 
 
 def build_network(

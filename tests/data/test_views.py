@@ -161,6 +161,14 @@ def test_jitter_is_distributed_as_torchvisions(torchvision):
     assert (np.abs(orders[1] / n - 1 / 24) < 5 * math.sqrt(1 / 24 / n)).all()
 
 
+def test_a_fixed_jitter_order_changes_the_order_alone():
+    n, size = np.arange(60), np.full(60, 300)
+    fixed = [dataclasses.replace(spec, augment=Augment(jitter_order="fixed")) for spec in SEER]
+    for drawn, crop in zip(draw(1, 0, n, size, size, SEER), draw(1, 0, n, size, size, fixed), strict=True):
+        assert (crop.order == [0, 1, 2, 3]).all()
+        assert same(dataclasses.replace(drawn, order=crop.order), crop)
+
+
 def test_probabilities():
     n = 20000
     crop = one_crop(n, 200, 300, dataclasses.replace(SEER[0], augment=Augment(solarise_p=0.3)))
