@@ -29,13 +29,37 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Data(Section):
+class Source(Section):
     path: str = Field(description="shard set: a folder or s3://bucket/prefix")
+    weight: Annotated[float, Field(gt=0)] = Field(description="share of the batch, in proportion to the others'")
+
+
+class Cache(Section):
+    path: str = Field(description="folder on a disk of the node, for what comes from an object store")
+    gb: Annotated[float, Field(gt=0)] = Field(description="that all processes of the node together keep there")
+
+
+class Data(Section):
+    path: str | None = Field(None, description="shard set: a folder or s3://bucket/prefix; or give sources")
+    sources: Annotated[list[Source], Field(min_length=1)] | None = Field(None, description="shard sets to be mixed")
     lanes: Positive | None = Field(None, description="sequential readers a batch; divides it; default: the batch")
     chunk: Positive | None = Field(None, description="samples read at once; default: up to 128")
     threads: Positive = Field(2, description="decoding threads a rank")
     ahead: Positive = Field(2, description="batches made in advance")
+    memory_gb: Annotated[float, Field(gt=0)] = Field(1.0, description="that a rank reads in advance")
+    cache: Cache | None = None
     max_bad_fraction: Probability = Field(0.01, description="stop when more images than this had to be replaced")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Data:
+        if (self.path is None) == (self.sources is None):
+            raise ValueError("give either path or sources, and set the other to null")
+        return self
+
+    @property
+    def paths(self) -> list[str]:
+        """Of all shard sets."""
+        return [self.path] if self.path is not None else [source.path for source in self.sources or []]
 
 
 class Augment(Section):
@@ -136,7 +160,7 @@ class Optimizer(Section):
 class Train(Section):
     batch: Positive = Field(description="images a step, over all ranks")
     images: Positive | None = Field(None, description="images in all; or give passes")
-    passes: Annotated[float, Field(gt=0)] | None = None
+    passes: Annotated[float, Field(gt=0)] | None = Field(None, description="times through the set; default: one")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive | None = Field(None, description="CPU threads a rank for the network; default: torch's")
     parallel: Literal["auto", "none", "ddp", "fsdp2"] = "auto"
@@ -150,7 +174,7 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
-        if (self.images is None) == (self.passes is None):
+        if self.images is not None and self.passes is not None:
             raise ValueError("give either images or passes, and set the other to null")
         return self
 
@@ -206,8 +230,7 @@ def derive(config: Config, images_in_set: int, world: int = 1) -> Derived:
     if config.train.images is not None:
         steps = config.train.images // batch
     else:
-        assert config.train.passes is not None
-        steps = round(config.train.passes * per_pass)
+        steps = round((config.train.passes or 1) * per_pass)
     if steps < 1:
         raise UserError(f"train: less than one batch of {batch} in all; give more images or passes")
     return Derived(
@@ -293,8 +316,9 @@ def save(config: Config, derived: Derived, path: Path) -> str:
 
 
 #: Settings that a resumed run may change: they touch neither the data nor the arithmetic.
-FREE = ("name", "data.path", "data.threads", "data.ahead", "data.max_bad_fraction", "train.device",
-        "train.threads", "train.parallel", "train.log_every", "train.checkpoint_every", "train.keep")  # fmt: skip
+FREE = ("name", "data.path", "data.sources", "data.threads", "data.ahead", "data.memory_gb", "data.cache",
+        "data.cache.path", "data.cache.gb", "data.max_bad_fraction", "train.device", "train.threads",
+        "train.parallel", "train.log_every", "train.checkpoint_every", "train.keep")  # fmt: skip
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -4,6 +4,7 @@
     ROOT/00000.tar                USTAR WebDataset tar: KEY.jpg
     ROOT/00000.parquet            the sidecar, a row a sample, in the order of the tar
     ROOT/rejected/00000.parquet   a row a rejected input: source, reason, detail
+    ROOT/excluded.parquet         where samples are left out of training: a row each, by number in the set
 
 A unit of work makes one shard. It is done when its sidecar is there: the tar is put first, then the rejected,
 then the sidecar, each whole or not at all. The manifest is derived from the sidecars and can be written anew.
@@ -42,6 +43,9 @@ VERSION_KEY = b"seer_pipe.format_version"
 BLOCK = 512  # bytes of a tar block
 MANIFEST = "manifest.parquet"
 SIDECAR = "sidecar"  # column of the manifest, where sidecars are not beside their tars
+EXCLUDED = "excluded.parquet"
+FINGERPRINT_KEY = b"seer_pipe.fingerprint"  # of the set that the numbers in EXCLUDED are of
+SMALL = 1000  # samples: a sidecar of no more is fetched whole
 
 MANIFEST_SCHEMA = pa.schema(
     [("path", pa.string()), ("samples", pa.int64()), ("bytes", pa.int64()), ("sha256", pa.string())]
@@ -228,6 +232,35 @@ class ShardIndex:
     height: npt.NDArray[np.int32]
 
 
+INDEX_TYPES = {"offset": np.int64, "length": np.int64, "crc32c": np.uint32, "width": np.int32, "height": np.int32}
+
+
+class _Remote(io.RawIOBase):
+    """An object in a store as a file that is read by ranges."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        size = store.size(path)
+        if size is None:
+            raise FileNotFoundError(f"{store.url}/{path}")
+        self._store, self._path, self._size, self._at = store, path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        length = max(0, min(len(buffer), self._size - self._at))
+        buffer[:length] = self._store.get_range(self._path, self._at, length)
+        self._at += length
+        return length
+
+
 class ShardSet:
     """A committed shard set, read-only. ``ShardSet.open`` a folder or ``s3://bucket/prefix``."""
 
@@ -276,13 +309,47 @@ class ShardSet:
             digest.update(f"{path}\t{samples}\t{sha256}\n".encode())
         return digest.hexdigest()
 
+    @cached_property
+    def excluded(self) -> npt.NDArray[np.int64]:
+        """Numbers of the samples that training leaves out, rising. UserError where the list is of another set."""
+        where = f"{self.store.url}/{EXCLUDED}"
+        try:
+            with self._file(EXCLUDED) as file:
+                table = pq.read_table(file, columns=["sample"])
+        except FileNotFoundError:
+            return np.zeros(0, np.int64)
+        except pa.ArrowException as error:
+            raise UserError(f"{where}: not readable: {error}") from None
+        if (table.schema.metadata or {}).get(FINGERPRINT_KEY) != self.fingerprint.encode():
+            raise UserError(f"{where}: was made when the set was another one; delete it and exclude anew")
+        numbers: npt.NDArray[np.int64] = table["sample"].to_numpy()
+        if len(numbers) and (numbers[0] < 0 or numbers[-1] >= len(self) or (np.diff(numbers) <= 0).any()):
+            raise UserError(f"{where}: numbers that are not rising or not of the set; delete it and exclude anew")
+        return numbers
+
     def index(self, shard: int) -> ShardIndex:
-        """The columns of ``ShardIndex`` of shard number ``shard``, out of its sidecar."""
-        names = list(ShardIndex.__dataclass_fields__)
-        table = self.sidecar(shard, names)
-        if table.num_rows != self.counts[shard]:
-            raise OSError(f"{self.store.url}/{self.paths[shard]}: sidecar and manifest disagree")
-        return ShardIndex(**{name: table[name].to_numpy() for name in names})
+        """The columns of ``ShardIndex`` of shard number ``shard``, out of its sidecar, and nothing else of it."""
+        path, fields = self.sidecars[shard], ShardIndex.__dataclass_fields__
+        try:
+            with self._file(path, whole=self.counts[shard] <= SMALL) as file:
+                table = pq.read_table(file, columns=list(fields), use_threads=False)
+            if table.num_rows != self.counts[shard]:
+                raise OSError("has another number of rows than the manifest says")
+            # copies, so that the table can go
+            return ShardIndex(**{name: np.array(table[name], INDEX_TYPES[name]) for name in fields})
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.store.url}/{path}: no such sidecar; seer-ingest index makes it") from None
+        except (OSError, pa.ArrowException, KeyError, OverflowError) as error:
+            raise OSError(f"{self.store.url}/{path}: {error}") from None
+
+    def _file(self, path: str, whole: bool = False) -> Any:
+        """A file to read a part of: of an object no more than that is fetched, if not ``whole``."""
+        local = self.store.local_path(path)
+        if local is not None:
+            return local.open("rb")
+        if whole:
+            return io.BytesIO(self.store.get(path))
+        return io.BufferedReader(_Remote(self.store, path), 1 << 16)
 
     def sidecar(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Sidecar of shard number ``shard``, whole or some columns."""
@@ -295,6 +362,11 @@ class ShardSet:
         """Where the tar of shard number ``shard`` is: a path, or a URL."""
         path = self.paths[shard]
         return path if is_elsewhere(path) else f"{self.store.url}/{path}"
+
+    def probe(self, shard: int) -> None:
+        """Ask for a sign of life of the store that holds shard number ``shard``; an ``OSError`` where none comes."""
+        if not is_elsewhere(self.paths[shard]):
+            self.store.size(MANIFEST)
 
     def is_local(self) -> bool:
         """Whether all tars are in folders."""

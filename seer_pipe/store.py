@@ -21,6 +21,14 @@ from seer_pipe.errors import UserError
 
 T = TypeVar("T")
 
+#: What S3 servers answer to credentials that are wrong or no longer valid.
+CREDENTIALS = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId",
+               "SignatureDoesNotMatch", "RequestTimeTooSkewed", "InvalidClientTokenId"}  # fmt: skip
+
+
+class RefusedError(UserError, PermissionError):
+    """The server does not give this object: the end of a command, and to the stream an object that cannot be read."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -228,8 +236,11 @@ class S3Store:
                     raise FileNotFoundError(f"{self.url}/{path}") from None
                 if code == "NoSuchBucket":
                     raise UserError(f"{self.url}: there is no bucket {self.bucket}") from None
+                if code in CREDENTIALS:
+                    raise UserError(f"{self.url}: the server does not take the credentials: {code}; renew them "
+                                    "and start again: what is finished is kept") from None  # fmt: skip
                 if status < 500 and status != 429 and code not in ("SlowDown", "RequestTimeout"):
-                    raise UserError(f"{self.url}/{path}: refused by the server: {code}") from None
+                    raise RefusedError(f"{self.url}/{path}: refused by the server: {code}") from None
                 failure: Exception = error
             except Exception as error:  # every transport error is worth another try
                 failure = error
@@ -253,12 +264,20 @@ class S3Store:
         if length == 0:
             return b""
 
+        got: list[bytes] = []  # what has come stays: after a cut, only the rest is asked for
+
         def request() -> bytes:
-            span = f"bytes={start}-{start + length - 1}"
-            data = self.client.get_object(Bucket=self.bucket, Key=self._key(path), Range=span)["Body"].read()
+            begin = start + sum(map(len, got))
+            span = f"bytes={begin}-{start + length - 1}"
+            answer = self.client.get_object(Bucket=self.bucket, Key=self._key(path), Range=span)
+            if answer["ContentLength"] != start + length - begin:  # the whole object, or it ends before
+                raise OSError(f"{answer['ContentLength']} bytes at {begin} instead of {start + length - begin}")
+            for block in answer["Body"].iter_chunks(1 << 20):
+                got.append(block)
+            data = b"".join(got)
             if len(data) != length:
                 raise OSError(f"{len(data)} bytes at {start} instead of {length}")
-            return bytes(data)
+            return data
 
         return self._retry(path, request)
 

@@ -24,10 +24,8 @@ import pyarrow.parquet as pq
 from ingest.files import expand
 from ingest.sources.lists import SUFFIXES, tables
 from seer_pipe.errors import UserError
-from seer_pipe.shards import ShardSet
+from seer_pipe.shards import EXCLUDED, FINGERPRINT_KEY, ShardSet
 
-EXCLUDED = "excluded.parquet"
-FINGERPRINT_KEY = b"seer_pipe.fingerprint"  # of the set that the numbers are of
 EXCLUDED_SCHEMA = pa.schema([("sample", pa.int64()), ("key", pa.string()), ("of", pa.int64()), ("distance", pa.int8())])
 SHOWN = 3  # keys named in an error
 Samples = npt.NDArray[np.int64]

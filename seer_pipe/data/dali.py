@@ -56,7 +56,7 @@ class Augmenter:
         with ndd.Device(device):
             self._context = ndd.EvalContext(num_threads=threads, cuda_stream=self._stream)
 
-    def __call__(self, jpegs: Sequence[bytes], views: Sequence[Crops]) -> list[torch.Tensor]:
+    def __call__(self, jpegs: Sequence[bytes | np.ndarray], views: Sequence[Crops]) -> list[torch.Tensor]:
         """The crops of n encoded images: for each of `views` a float32 tensor [n, 3, size, size] on the device.
 
         Any format DALI decodes (JPEG of any colour space, PNG, WebP, TIFF, BMP, JPEG 2000); EXIF orientation is
@@ -86,7 +86,7 @@ class Augmenter:
     def close(self) -> None:
         self._pool.shutdown()
 
-    def _faults(self, jpegs: Sequence[bytes], crops: Sequence[Crops]) -> dict[int, str]:
+    def _faults(self, jpegs: Sequence[bytes | np.ndarray], crops: Sequence[Crops]) -> dict[int, str]:
         """Each image alone: a failed batch does not tell which of them it was, nor whether there are more."""
         faults = {}
         for i, jpeg in enumerate(jpegs):
@@ -114,7 +114,7 @@ class Augmenter:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
 
-def _decode(jpegs: Sequence[bytes], crops: Sequence[Crops], device: str) -> Any:
+def _decode(jpegs: Sequence[bytes | np.ndarray], crops: Sequence[Crops], device: str) -> Any:
     """RGB images, a DALI batch on the device. RuntimeError or ValueError where one cannot be used."""
     encoded = ndd.as_batch([np.frombuffer(jpeg, np.uint8) for jpeg in jpegs])
     shapes = ndd.peek_image_shape(encoded, adjust_orientation=False)

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from seer_pipe.data.cache import Cache
+from seer_pipe.data.chunks import Samples
 from seer_pipe.data.dali import Augmenter, BadImages
-from seer_pipe.data.order import Ints, Plan
-from seer_pipe.data.stream import Sample, Stream
+from seer_pipe.data.order import Ints
+from seer_pipe.data.sources import Order, Shards
+from seer_pipe.data.stream import Stream
 from seer_pipe.data.views import CropSpec, draw
 from seer_pipe.errors import UserError
-from seer_pipe.shards import ShardSet
 
 #: One place asks for so many substitutes before the run stops: the set must be broken throughout.
 ATTEMPTS = 16
@@ -50,13 +52,13 @@ class Loader:
     """The batches of one rank: the images at ``slots`` of every step, as ``crops``.
 
     ``seed`` keys the views. ``device``: where DALI works and the tensors are. ``ahead``: batches made in
-    advance; memory grows with it, the content does not change.
+    advance; memory grows with it, the content does not change. ``memory`` and ``cache``: of the ``Stream``.
     """
 
     def __init__(
         self,
-        shards: ShardSet,
-        plan: Plan,
+        shards: Shards,
+        plan: Order,
         slots: Ints,
         crops: Sequence[CropSpec],
         *,
@@ -64,10 +66,14 @@ class Loader:
         device: str = "cpu",
         threads: int = 2,
         ahead: int = 2,
+        memory: int = 1 << 30,
+        cache: Cache | None = None,
     ) -> None:
         self._shards, self._plan, self._slots = shards, plan, slots
         self._crops, self._seed, self._ahead = crops, seed, ahead
-        self._stream = Stream(shards, plan, slots, threads=max(4, threads), ahead=ahead)
+        self._stream = Stream(
+            shards, plan, slots, threads=max(4, threads), ahead=ahead, memory=memory, cache=cache
+        )
         self._augmenter = Augmenter(crops, device=device, threads=threads, max_batch=len(slots))
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -116,31 +122,31 @@ class Loader:
         except BaseException as error:  # the trainer's thread is the one to raise it
             hand_over(error)
 
-    def _make(self, step: int, samples: list[Sample]) -> Batch:
+    def _make(self, step: int, samples: Samples) -> Batch:
         replaced: list[Replaced] = []
         attempts = np.zeros(len(samples), np.int64)
         while True:
-            bad = {i: sample.reason for i, sample in enumerate(samples) if sample.data is None}
+            bad = samples.reasons
             if not bad:
                 try:
                     return Batch(step, self._augment(step, samples), replaced)
                 except BadImages as error:
                     bad = dict(zip(error.indices, error.reasons, strict=True))
             rows = np.array(sorted(bad))
-            for i in rows.tolist():
-                shard = self._shards.paths[samples[i].shard]
-                replaced.append(Replaced(step, int(self._slots[i]), shard, samples[i].index, bad[i]))
+            for row in rows.tolist():
+                shard = self._shards.paths[int(samples.places.shard[row])]
+                index = int(samples.places.index[row])
+                replaced.append(Replaced(step, int(self._slots[row]), shard, index, bad[row]))
             if attempts.max() == ATTEMPTS:
                 raise UserError(
-                    f"{self._shards.store.url}: {ATTEMPTS} substitutes in a row cannot be used, the last for: "
+                    f"{ATTEMPTS} substitutes in a row cannot be used, the last for: "
                     f"{replaced[-1].shard}: {replaced[-1].reason}; run seer-ingest verify on the set"
                 )
             substitutes = self._plan.substitute(step, self._slots[rows], attempts[rows])
-            for i, sample in zip(rows.tolist(), self._stream.read(substitutes), strict=True):
-                samples[i] = sample
+            samples.put(rows, self._stream.read(substitutes))
             attempts[rows] += 1
 
-    def _augment(self, step: int, samples: Sequence[Sample]) -> list[torch.Tensor]:
-        numbers, heights, widths = np.array([(s.sample, s.height, s.width) for s in samples]).T
-        views = draw(self._seed, self._plan.pass_of(step), numbers, heights, widths, self._crops)
-        return self._augmenter([s.data for s in samples if s.data is not None], views)
+    def _augment(self, step: int, samples: Samples) -> list[torch.Tensor]:
+        passes = self._plan.pass_of(step, self._slots)
+        views = draw(self._seed, passes, samples.places.sample, samples.height, samples.width, self._crops)
+        return self._augmenter([image for image in samples.data if image is not None], views)

@@ -6,8 +6,11 @@ laid end to end they are N positions, cut into L equal *lanes*. Step *s* takes t
 lane. So a batch of B images comes from L chunks, every lane reads chunk after chunk from front to end, and the
 state of it all is the number of finished steps.
 
-Nothing here grows with the number of samples or chunks: all chunks but one have the same size, so a position is
-turned into a chunk by a division, and the permutation is a Feistel network that is evaluated where it is needed.
+Samples that are excluded are left out of all counting: positions are those of the kept samples.
+
+Nothing here grows with the number of samples or chunks, but for the list of the excluded: all chunks but one have
+the same size, so a position is turned into a chunk by a division, and the permutation is a Feistel network that is
+evaluated where it is needed.
 
     position ──▶ place in the permuted row of chunks ──Feistel──▶ chunk ──▶ shard and sample in it
 """
@@ -17,8 +20,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,15 +81,22 @@ class Places:
     shard: Ints  # number of the shard in the manifest
     index: Ints  # number of the sample in its shard
     sample: Ints  # number of the sample in the whole set, the same in every plan
+    chunk: Ints  # number of the chunk that it is read with, the same in every pass
+    inside: Ints  # its place in that chunk
 
+    def __len__(self) -> int:
+        return len(self.sample)
 
-@dataclass(frozen=True)
-class Run:
-    """Contiguous samples of one shard."""
+    def __getitem__(self, rows: Any) -> Places:
+        return Places(*(getattr(self, field.name)[rows] for field in fields(self)))
 
-    shard: int
-    start: int
-    stop: int
+    def __setitem__(self, rows: Any, others: Places) -> None:
+        for field in fields(self):
+            getattr(self, field.name)[rows] = getattr(others, field.name)
+
+    @classmethod
+    def empty(cls, n: int) -> Places:
+        return cls(*(np.empty(n, np.int64) for _ in fields(cls)))
 
 
 def slots_of(rank: int, world: int, batch: int) -> Ints:
@@ -105,6 +116,7 @@ class Plan:
     """The order of a shard set for one global batch size.
 
     ``counts``: samples of each shard, [S]. ``batch``: B, images a step over all ranks. ``seed``: of the order.
+    ``excluded``: numbers of samples that are left out, rising; the order is one of the others alone.
     ``chunk``: samples a chunk; by default at most 128, and less where the set is small, so that a batch mixes
     as a full shuffle does. ``lanes``: L, a divisor of B; by default B. With fewer lanes than images a batch,
     a lane permutes its samples inside a window of ``window`` chunks.
@@ -116,11 +128,19 @@ class Plan:
         batch: int,
         *,
         seed: int,
+        excluded: Sequence[int] | Ints = (),
         lanes: int | None = None,
         chunk: int | None = None,
         window: int = 4,
     ) -> None:
-        self.counts: Ints = np.asarray(counts, np.int64)
+        everything: Ints = np.asarray(counts, np.int64)
+        self._first: Ints = np.cumsum(everything) - everything  # number of each shard's first sample
+        self.samples = int(everything.sum())  # excluded ones too
+        out = np.asarray(excluded, np.int64)
+        per_shard = np.diff(np.searchsorted(out, np.append(self._first, self.samples)))
+        self.counts: Ints = everything - per_shard  # of the samples that are kept
+        # Kept samples before each excluded one. The one thing that grows, so 4 bytes each where that will do.
+        self._gaps = (out - np.arange(len(out))).astype(np.uint32 if self.samples < 2**32 else np.int64)
         self.total = int(self.counts.sum())
         self.batch, self.seed, self.window = batch, seed, window
         self.lanes = batch if lanes is None else lanes
@@ -130,7 +150,7 @@ class Plan:
             raise UserError(f"{self.total} images are fewer than a batch of {batch}: lower train.batch")
         self.chunk = chunk or min(MAX_CHUNK, max(1, self.total // (8 * self.lanes)))
         whole, left = np.divmod(self.counts, self.chunk)
-        self._shard_start: Ints = np.cumsum(self.counts) - self.counts
+        self._kept_start: Ints = np.cumsum(self.counts) - self.counts  # kept samples before each shard
         self._whole_end: Ints = np.cumsum(whole)  # whole chunks up to each shard's end
         self._whole_before: Ints = self._whole_end - whole
         self._left_start: Ints = whole * self.chunk  # first sample of a shard's left-over
@@ -157,15 +177,17 @@ class Plan:
     def fingerprint(self) -> str:
         """Says whether a state of one plan means the same in another."""
         about = [ORDER_VERSION, self.batch, self.lanes, self.chunk, self.window, self.seed, self.counts.tolist()]
+        if len(self._gaps):
+            about.append(hashlib.sha256(self._gaps.astype(np.int64).tobytes()).hexdigest())
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
-    def pass_of(self, step: int) -> int:
-        """The pass, from 0, that ``step``, from 0, belongs to."""
-        return step // self.steps_per_pass
+    def pass_of(self, step: int, slots: Ints) -> Ints:
+        """The pass, from 0, that each of ``slots`` [n] is in at step ``step``, from 0."""
+        return np.full(len(slots), step // self.steps_per_pass)
 
-    def locate(self, step: int, slots: Ints) -> Places:
-        """The samples at ``slots`` (0 … B-1, [n]) of step ``step`` (from 0): n places."""
-        pass_, turn = divmod(step, self.steps_per_pass)
+    def locate(self, step: int | Ints, slots: Ints) -> Places:
+        """The samples at ``slots`` (0 … B-1, [n]) of step ``step`` (from 0, or one a slot, [n]): n places."""
+        pass_, turn = np.divmod(np.asarray(step), self.steps_per_pass)
         share = self.batch // self.lanes
         lane, nth = np.divmod(slots, share)
         start = lane * self.total // self.lanes
@@ -173,19 +195,21 @@ class Plan:
         if share > 1:
             length = (lane + 1) * self.total // self.lanes - start
             along = self._inside_window(pass_, lane, along, length)
-        return self._at(*self._row(pass_, start + along))
+        chunk, inside = self._row(pass_, start + along)
+        return self._at(chunk, inside)
 
-    def _inside_window(self, pass_: int, lane: Ints, along: Ints, length: Ints) -> Ints:
+    def _inside_window(self, pass_: Ints, lane: Ints, along: Ints, length: Ints) -> Ints:
         """Permute the way along each lane inside windows of some chunks."""
         size = self.window * self.chunk
         number, inside = np.divmod(along, size)
         key = derive_key(self.seed, _WINDOW, pass_, lane, number)
         return number * size + permute(inside, np.minimum(size, length - number * size), key)
 
-    def _row(self, pass_: int, position: Ints) -> tuple[Ints, Ints]:
+    def _row(self, pass_: Ints, position: Ints) -> tuple[Ints, Ints]:
         """The chunk at each position [n] of the permuted row, and the place inside it."""
         key = derive_key(self.seed, _CHUNKS, pass_)
-        before = int(derive_key(self.seed, _RAGGED, pass_)) % (self._equal + 1) * self.chunk
+        turned = derive_key(self.seed, _RAGGED, pass_) % np.uint64(self._equal + 1)
+        before = turned.astype(np.int64) * self.chunk
         past = position - before  # the ragged chunk stands somewhere else in every pass
         ragged = (past >= 0) & (past < self._ragged)
         place, inside = np.divmod(np.where(past < self._ragged, position, position - self._ragged), self.chunk)
@@ -201,30 +225,24 @@ class Plan:
             np.searchsorted(self._whole_end, chunk, side="right"),
             np.searchsorted(self._left_end, left, side="right"),
         )
-        index = np.where(
+        kept = np.where(
             whole,
             (chunk - self._whole_before[shard]) * self.chunk + inside,
             self._left_start[shard] + left - self._left_before[shard],
         )
-        return Places(shard, index, self._shard_start[shard] + index)
+        sample = self._number(self._kept_start[shard] + kept)
+        return Places(shard, sample - self._first[shard], sample, chunk, inside)
 
-    def chunk_of(self, places: Places) -> Ints:
-        """The number of the chunk, the same in every pass, that each place [n] is read with."""
-        past = places.index - self._left_start[places.shard]
-        whole = self._whole_before[places.shard] + places.index // self.chunk
-        left = self._whole + (self._left_before[places.shard] + past) // self.chunk
-        return np.where(past < 0, whole, left)
+    def _number(self, kept: Ints) -> Ints:
+        """The numbers in the whole set of the samples that are number ``kept``, [n], among the kept ones."""
+        if not len(self._gaps):
+            return kept
+        return kept + np.searchsorted(self._gaps, kept.astype(self._gaps.dtype), side="right")
 
-    def runs(self, chunk: int) -> list[Run]:
-        """The contiguous reads that make up chunk number ``chunk``: one, but for left-overs of several shards."""
+    def members(self, chunk: int) -> Places:
+        """All samples of chunk number ``chunk``, in order: of one shard, but for left-overs of several."""
         size = self._ragged if chunk == self._equal else self.chunk
-        places = self._at(np.full(size, chunk), np.arange(size))
-        edges = np.flatnonzero(np.diff(places.shard)) + 1
-        starts, stops = [0, *edges], [*edges, size]
-        return [
-            Run(int(places.shard[a]), int(places.index[a]), int(places.index[b - 1]) + 1)
-            for a, b in zip(starts, stops, strict=True)
-        ]
+        return self._at(np.full(size, chunk), np.arange(size))
 
     def substitute(self, step: int, slots: Ints, attempt: int | Ints) -> Places:
         """What stands in for unusable samples: any sample of the set, drawn by place and ``attempt`` alone.
@@ -234,7 +252,11 @@ class Plan:
         draw = uniform(derive_key(self.seed, _SUBSTITUTE, step, slots), attempt)
         return self.places(np.minimum((draw * self.total).astype(np.int64), self.total - 1))
 
-    def places(self, samples: Ints) -> Places:
-        """Where the samples of these numbers, [n], stand."""
-        shard = np.searchsorted(self._shard_start, samples, side="right") - 1
-        return Places(shard, samples - self._shard_start[shard], samples)
+    def places(self, kept: Ints) -> Places:
+        """Where the samples stand that are number ``kept``, [n], among those that are not excluded."""
+        shard = np.searchsorted(self._kept_start, kept, side="right") - 1
+        sample, index = self._number(kept), kept - self._kept_start[shard]
+        past = index - self._left_start[shard]  # place among the shard's left-overs
+        number, place = np.divmod(np.where(past < 0, index, self._left_before[shard] + past), self.chunk)
+        chunk = np.where(past < 0, self._whole_before[shard], self._whole) + number
+        return Places(shard, sample - self._first[shard], sample, chunk, place)

@@ -1,179 +1,198 @@
 """The bytes of the images, in the order of a plan.
 
-From a folder each image is one ``pread``, which the page cache serves well. From an object store each chunk is
-one ranged read (one a shard that it spans), begun before its first image is needed and dropped after its last.
-Every payload is checked against its CRC32C. What cannot be read is not raised but handed on, for the loader
-to replace.
+Chunks are read in *pieces*: as many samples of a chunk at once as memory allows for. From an object store that is the
+whole chunk, if the rank holds few enough lanes; from a folder, or from the cache on the node's disk, about a megabyte.
+Reads are begun before they are needed, every payload is checked against its CRC32C, and a piece is let go after its
+last sample. What cannot be read is not raised but handed on, for the loader to replace.
+
+Threads do it, in the trainer's process: reading lets go of Python's lock.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from threading import Lock
-from typing import NamedTuple
+from collections.abc import Iterator
+from concurrent.futures import Future
+from functools import lru_cache
+from itertools import islice
 
-import google_crc32c
+import numpy as np
 
-from seer_pipe.data.order import Ints, Places, Plan, Run
-from seer_pipe.shards import ShardIndex, ShardSet
+from seer_pipe.data.cache import Cache
+from seer_pipe.data.chunks import Chunk, Get, Piece, Samples, read_piece
+from seer_pipe.data.fetch import Folder, Remote, ThroughCache
+from seer_pipe.data.order import Ints, Places
+from seer_pipe.data.sources import Order, Shards
+from seer_pipe.data.threads import Kept, Pool
 
-
-@dataclass(frozen=True)
-class Sample:
-    """One image as it stands in the store; ``data`` is None where it cannot be read, for ``reason``."""
-
-    shard: int
-    index: int
-    sample: int  # number in the whole set
-    height: int  # pixels
-    width: int
-    data: bytes | None
-    reason: str = ""
-
-
-class _Indices:
-    """The sidecars' indices of the shards in use, a bounded number of them."""
-
-    KEEP = 1024
-
-    def __init__(self, shards: ShardSet) -> None:
-        self._shards = shards
-        self._kept: OrderedDict[int, Future[ShardIndex]] = OrderedDict()
-        self._lock = Lock()
-
-    def __getitem__(self, shard: int) -> ShardIndex:
-        with self._lock:
-            mine = shard not in self._kept
-            if mine:
-                self._kept[shard] = Future()
-                if len(self._kept) > self.KEEP:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(shard)
-            future = self._kept[shard]
-        if mine:
-            try:
-                future.set_result(self._shards.index(shard))
-            except BaseException as error:
-                with self._lock:
-                    self._kept.pop(shard, None)  # another read may succeed
-                future.set_exception(error)
-        return future.result()
+REQUESTS = 32  # to an object store, at a time
+DISK_PIECE = 1 << 20  # bytes: what comes from a disk is read in no more at once
+FURTHEST = 256  # steps that reading may be ahead
+INDEXED = 4_000_000  # samples whose index is kept: 24 bytes each
+WORTH_KEEPING = 31 << 20  # bytes; see Stream
 
 
 class Stream:
-    """Reads the samples at ``slots`` of one step after another, ``ahead`` steps in advance, with ``threads``.
+    """Reads the samples at ``slots`` of one step after another, with ``threads``.
 
-    ``batches(first, last)`` yields a list of samples, one a slot, for every step of [first, last).
-    ``read(places)`` reads any samples at once.
+    ``batches(first, last)`` yields ``Samples``, one a slot, for every step of [first, last). It reads at least
+    ``ahead`` steps in advance, and further while what it holds is less than ``memory`` bytes; only what the steps in
+    ``ahead`` and open windows of lanes need may go beyond. ``read(places)`` reads any samples at once.
     """
 
-    def __init__(self, shards: ShardSet, plan: Plan, slots: Ints, *, threads: int = 8, ahead: int = 2) -> None:
-        self._shards, self._plan, self._slots = shards, plan, slots
-        self._threads, self._ahead = threads, ahead
-        self._indices = _Indices(shards)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="stream")
-        self._is_folder = shards.is_local()
-        self._chunks: OrderedDict[int, Future[list[_Read]]] = OrderedDict()
+    def __init__(
+        self,
+        shards: Shards,
+        plan: Order,
+        slots: Ints,
+        *,
+        threads: int = 8,
+        ahead: int = 2,
+        memory: int = 1 << 30,
+        cache: Cache | None = None,
+    ) -> None:
+        self._plan, self._slots, self._ahead, self._memory = plan, slots, ahead, memory
         share = plan.batch // plan.lanes
-        lanes = len(set((slots // share).tolist()))
-        self._keep_chunks = 2 * lanes * (plan.window if share > 1 else 1) + threads
+        lanes = len(np.unique(slots // share))
+        chunks = 2 * lanes * (plan.window if share > 1 else 1) + REQUESTS  # in use at a time, and some more
+        mean = max(1.0, float(shards.bytes.sum()) / max(1, len(shards)))  # bytes a sample
+        self.remote: Remote | None = None
+        self._get: Get
+        if shards.is_local():
+            self._get, self._again, most = Folder(shards).get, None, DISK_PIECE
+        else:
+            self.remote = Remote(shards)
+            self._get, self._again, most = self.remote.get, self.remote.get, memory
+            threads = max(threads, REQUESTS)
+            if cache is not None:
+                self._get, most = ThroughCache(shards, self.remote, cache, chunks).get, DISK_PIECE
+        self._size = int(np.clip(min(most, memory // (2 * lanes)) / mean, 1, plan.chunk))  # samples a piece
+        self._parts = -(-plan.chunk // self._size)  # pieces a chunk
+        self._guess = int(self._size * mean)  # bytes a piece
+        # A piece of a lane is followed by the lane's next one; in a window it may be come back to.
+        self._stale = 2 * plan.window * plan.chunk // share if share > 1 else 0
+        counts = max(1, len(shards) // max(1, len(shards.counts)))
+        index = Kept(shards.index, max(16, INDEXED // counts))
+        self._chunk = lru_cache(chunks)(lambda chunk: Chunk(plan.members(chunk), index.__getitem__))
+        self._pieces: OrderedDict[int, _Held] = OrderedDict()  # by the step that last took of them
+        self._held = 0  # bytes, of those
+        self._pool, self._threads = Pool(threads, "stream"), threads
+        # glibc gives freed memory back to the system at once, and gets it anew for a good part of a read's time,
+        # unless it has seen a large block freed: then it keeps some of its size.
+        bytearray(WORTH_KEEPING)
 
-    def batches(self, first: int, last: int) -> Iterator[list[Sample]]:
-        coming: deque[list[Callable[[], list[Sample]]]] = deque()
-        for step in range(first, last + self._ahead):
-            if step < last:
-                coming.append(self._begin(self._plan.locate(step, self._slots)))
-            if step >= first + self._ahead:
-                yield [sample for finish in coming.popleft() for sample in finish()]
+    def batches(self, first: int, last: int) -> Iterator[Samples]:
+        self._pieces.clear()
+        self._held = 0
+        located = self._located(first, last)
+        coming: deque[tuple[int, Places, list[_Held]]] = deque()
+        while True:
+            depth = len(coming) + 2 if self._has_room() and len(coming) < FURTHEST else self._ahead + 1
+            depth = max(depth, self._ahead + 1)
+            for step, places in islice(located, max(0, depth - len(coming))):
+                coming.append((step, places, self._begin(step, places)))
+            if not coming:
+                return
+            yield self._finish(*coming.popleft())
 
-    def read(self, places: Places) -> list[Sample]:
-        return self._read_each(_rows(places))
+    def read(self, places: Places) -> Samples:
+        """The samples at ``places``, those of one piece with one read."""
+        rows: dict[int, list[int]] = {}
+        for row, key in enumerate(self._keys(places).tolist()):
+            rows.setdefault(key, []).append(row)
+        futures: dict[int, Future[Piece]] = {}
+        at = places.inside.copy()
+        for key, group in rows.items():
+            first, last = int(places.inside[group].min()), int(places.inside[group].max())
+            future = self._pool.submit(self._fetch, key // self._parts, first, last + 1)
+            futures |= dict.fromkeys(group, future)
+            at[group] -= first
+        return _collect(places, [futures[row].result() for row in range(len(places))], at)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.close()
 
-    def _begin(self, places: Places) -> list[Callable[[], list[Sample]]]:
-        """Set the reads of one step going; what finishes them, in order."""
-        rows = _rows(places)
-        if self._is_folder:
-            share = -(-len(rows) // self._threads)
-            parts = [rows[i : i + share] for i in range(0, len(rows), share)]
-            return [self._pool.submit(self._read_each, part).result for part in parts]
-        finish: list[Callable[[], list[Sample]]] = []
-        for chunk, row in zip(self._plan.chunk_of(places).tolist(), rows, strict=True):
-            if chunk not in self._chunks:
-                self._chunks[chunk] = self._pool.submit(self._fetch, chunk)
-            self._chunks.move_to_end(chunk)
-            finish.append(partial(self._cut, self._chunks[chunk], row))
-        while len(self._chunks) > self._keep_chunks:  # a chunk that was left is not touched again
-            self._chunks.popitem(last=False)
-        return finish
+    def _located(self, first: int, last: int) -> Iterator[tuple[int, Places]]:
+        """Steps and their places; computed for many steps at once, which costs little more than for one."""
+        n = len(self._slots)
+        block = max(1, 8192 // n)
+        for start in range(first, last, block):
+            steps = np.arange(start, min(start + block, last))
+            places = self._plan.locate(np.repeat(steps, n), np.tile(self._slots, len(steps)))
+            for i, step in enumerate(steps.tolist()):
+                yield step, places[i * n : (i + 1) * n]
 
-    def _read_each(self, rows: Sequence[_Row]) -> list[Sample]:
-        samples = []
-        for row in rows:
-            shard, at = row.shard, row.at
-            try:
-                index = self._indices[shard]
-                data = self._shards.get_range(shard, int(index.offset[at]), int(index.length[at]))
-            except OSError as error:
-                samples.append(row.unreadable(error))
-                continue
-            samples.append(self._checked(row, index, data))
-        return samples
+    def _keys(self, places: Places) -> Ints:
+        """The numbers of the pieces that hold the samples."""
+        return places.chunk * self._parts + places.inside // self._size
 
-    def _fetch(self, chunk: int) -> list[_Read]:
-        reads = []
-        for run in self._plan.runs(chunk):
-            try:
-                index = self._indices[run.shard]
-                start = int(index.offset[run.start])
-                length = int(index.offset[run.stop - 1] + index.length[run.stop - 1]) - start
-                data = self._shards.get_range(run.shard, start, length)
-                reads.append(_Read(run, start, data))
-            except OSError as error:
-                reads.append(_Read(run, 0, error))
-        return reads
+    def _has_room(self) -> bool:
+        return self._held + self._threads * self._guess < self._memory and self._pool.waiting() < self._threads
 
-    def _cut(self, chunk: Future[list[_Read]], row: _Row) -> list[Sample]:
-        """One sample out of the bytes of its chunk."""
-        for read in chunk.result():
-            if read.run.shard == row.shard and read.run.start <= row.at < read.run.stop:
-                if isinstance(read.data, OSError):
-                    return [row.unreadable(read.data)]
-                index = self._indices[row.shard]
-                start = int(index.offset[row.at]) - read.start
-                data = read.data[start : start + int(index.length[row.at])]
-                return [self._checked(row, index, data)]
-        raise AssertionError(f"{row} is not in its chunk")
+    def _begin(self, step: int, places: Places) -> list[_Held]:
+        """Set the reads of one step going; the pieces that hold its samples."""
+        pieces = []
+        for key in self._keys(places).tolist():
+            piece = self._pieces.get(key)
+            if piece is None:
+                chunk, part = divmod(key, self._parts)
+                future = self._pool.submit(self._fetch, chunk, part * self._size, (part + 1) * self._size)
+                piece = self._pieces[key] = _Held(future, self._guess)
+                self._held += self._guess
+            else:
+                self._pieces.move_to_end(key)
+            piece.step = step
+            pieces.append(piece)
+        return pieces
 
-    def _checked(self, row: _Row, index: ShardIndex, data: bytes) -> Sample:
-        if google_crc32c.value(data) != index.crc32c[row.at]:
-            return row.unreadable(OSError(f"{self._shards.paths[row.shard]}: checksum mismatch"))
-        return Sample(*row, int(index.height[row.at]), int(index.width[row.at]), data)
+    def _finish(self, step: int, places: Places, pieces: list[_Held]) -> Samples:
+        contents = []
+        for key, piece in zip(self._keys(places).tolist(), pieces, strict=True):
+            if piece.content is None:
+                piece.content = piece.future.result()
+                piece.left = len(piece.content.data)
+                if self._pieces.get(key) is piece:
+                    self._held += piece.content.bytes - piece.bytes
+                    piece.bytes = piece.content.bytes
+            contents.append(piece.content)
+            piece.left -= 1
+            if piece.left == 0 and self._pieces.get(key) is piece:
+                self._drop(key)
+        while self._pieces:  # what was left before its end: at an edge of a lane, say
+            key, piece = next(iter(self._pieces.items()))
+            if piece.step >= step - self._stale:
+                break
+            self._drop(key)
+        return _collect(places, contents, places.inside % self._size)
 
+    def _drop(self, key: int) -> None:
+        self._held -= self._pieces.pop(key).bytes
 
-class _Row(NamedTuple):
-    """One of ``Places``."""
-
-    shard: int
-    at: int  # number of the sample in its shard
-    sample: int
-
-    def unreadable(self, error: OSError) -> Sample:
-        return Sample(*self, 0, 0, None, str(error))
+    def _fetch(self, chunk: int, first: int, stop: int) -> Piece:
+        samples = self._chunk(chunk)
+        return read_piece(samples, first, min(stop, len(samples.offset)), self._get, self._again)
 
 
-class _Read(NamedTuple):
-    run: Run
-    start: int  # offset in the tar of the first byte
-    data: bytes | OSError
+class _Held:
+    """A piece that is there or on its way."""
+
+    __slots__ = ("bytes", "content", "future", "left", "step")
+
+    def __init__(self, future: Future[Piece], guess: int) -> None:
+        self.future, self.bytes = future, guess
+        self.content: Piece | None = None
+        self.left = 0  # samples that were not taken yet
+        self.step = 0  # the last that takes of it, as far as is known
 
 
-def _rows(places: Places) -> list[_Row]:
-    columns = (places.shard.tolist(), places.index.tolist(), places.sample.tolist())
-    return [_Row(*row) for row in zip(*columns, strict=True)]
+def _collect(places: Places, pieces: list[Piece], at: Ints) -> Samples:
+    """Number ``at`` [n] of each of the n ``pieces``."""
+    pairs = list(zip(pieces, at.tolist(), strict=True))
+    data = [piece.data[i] for piece, i in pairs]
+    return Samples(
+        places,
+        data,
+        np.array([piece.height[i] for piece, i in pairs], np.int64),
+        np.array([piece.width[i] for piece, i in pairs], np.int64),
+        {row: pairs[row][0].reasons[pairs[row][1]] for row, image in enumerate(data) if image is None},
+    )

@@ -80,12 +80,14 @@ class Crops:
         return type(self)(*(getattr(self, field.name)[np.asarray(rows, np.intp)] for field in fields(self)))
 
 
-def draw(seed: int, pass_: int, sample: Array, height: Array, width: Array, crops: Sequence[CropSpec]) -> list[Crops]:
+def draw(
+    seed: int, pass_: int | Array, sample: Array, height: Array, width: Array, crops: Sequence[CropSpec]
+) -> list[Crops]:
     """The views of n samples: one `Crops` a crop, in the order of `crops`.
 
     `sample` (integers that name the images within the data set), `height` and `width` (pixels, at least 1) are
-    arrays of length n. A crop depends on (seed, pass_, its sample, its place among the crops), on its own
-    image's size and its own spec, and on nothing else.
+    arrays of length n; `pass_` is the pass of all of them, or of each. A crop depends on (seed, pass_, its sample,
+    its place among the crops), on its own image's size and its own spec, and on nothing else.
     """
     specs = [spec for spec in crops for _ in range(spec.count)]
     image = derive_key(seed, pass_, np.asarray(sample))

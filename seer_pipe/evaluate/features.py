@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from seer_pipe.data.chunks import Samples
 from seer_pipe.data.dali import Augmenter, BadImages
 from seer_pipe.data.order import Plan
-from seer_pipe.data.stream import Sample, Stream
+from seer_pipe.data.stream import Stream
 from seer_pipe.data.views import Crops, CropSpec, centre
 from seer_pipe.errors import UserError
 from seer_pipe.shards import ShardSet
@@ -52,18 +53,18 @@ class Images:
         """Numbers of the samples, and their pixels [n, 3, size, size], until the set is through."""
         for start in range(0, self._total, self._batch):
             numbers = np.arange(start, min(start + self._batch, self._total))
-            samples = [s for s in self._stream.read(self._plan.places(numbers)) if s.data is not None]
-            while samples:
+            samples = self._stream.read(self._plan.places(numbers))
+            samples = samples.take([row for row in range(len(samples)) if row not in samples.reasons])
+            while len(samples):
                 try:
-                    yield [s.sample for s in samples], self._decode(samples, view or self.centre)
+                    yield samples.places.sample.tolist(), self._decode(samples, view or self.centre)
                     break
                 except BadImages as error:
-                    bad = set(error.indices)
-                    samples = [s for i, s in enumerate(samples) if i not in bad]
+                    samples = samples.take([row for row in range(len(samples)) if row not in set(error.indices)])
 
-    def _decode(self, samples: list[Sample], view: Callable[[np.ndarray, np.ndarray], Crops]) -> torch.Tensor:
-        heights, widths = np.array([(s.height, s.width) for s in samples]).T
-        return self._augmenter([s.data for s in samples if s.data is not None], [view(heights, widths)])[0]
+    def _decode(self, samples: Samples, view: Callable[[np.ndarray, np.ndarray], Crops]) -> torch.Tensor:
+        images = [image for image in samples.data if image is not None]
+        return self._augmenter(images, [view(samples.height, samples.width)])[0]
 
     def close(self) -> None:
         self._stream.close()

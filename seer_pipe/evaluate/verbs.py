@@ -107,7 +107,7 @@ def export_run(run: Path, out: Path, format: str = "torchvision") -> None:
     if format not in FORMATS:
         raise UserError(f"no export format {format!r}: choose {', '.join(FORMATS)}")
     subject, config, network = load_run(run)
-    images = Images(ShardSet.open(config.data.path), subject.size, batch=8)
+    images = Images(ShardSet.open(config.data.paths[0]), subject.size, batch=8)
     try:
         _, pixels = next(images.batches())
     finally:

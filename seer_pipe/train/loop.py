@@ -24,10 +24,10 @@ from torch.optim import Optimizer
 from seer_pipe import config as settings
 from seer_pipe.config import Config, Derived
 from seer_pipe.data.loader import Batch, Loader
-from seer_pipe.data.order import Plan, slots_of
+from seer_pipe.data.order import slots_of
+from seer_pipe.data.sources import Order, Shards, open_cache, open_data
 from seer_pipe.errors import UserError
 from seer_pipe.objectives.base import Network, Objective
-from seer_pipe.shards import ShardSet
 from seer_pipe.store import open_store
 from seer_pipe.train import build, checkpoint, syncbn
 from seer_pipe.train.checkpoint import Checkpoints
@@ -43,13 +43,13 @@ def train(config: Config, run: Path, say: Say = print) -> bool:
     """Train, or go on with, the run in folder ``run``; whether it came to its end (False: it was asked to stop)."""
     with join(config.train.device) as world, _only_start(run, world):
         say_once: Say = say if world.is_first else lambda _: None
-        shards = ShardSet.open(config.data.path)
-        derived = settings.derive(config, len(shards), world.size)
+        shards, plan = open_data(config.data, config.train.batch, config.seed)
+        derived = settings.derive(config, plan.total, world.size)
         build.check_world(derived, config.train.batch, world)
         build.set_threads(config.train, world)
         _lay_out(config, derived, run, world, say_once)
         note = Events(run).write if world.is_first else _no_event
-        trainer = Trainer(config, derived, shards, run, world, say_once, note)
+        trainer = Trainer(config, derived, shards, plan, run, world, say_once, note)
         try:
             return trainer.run()
         except Exception as error:
@@ -130,23 +130,21 @@ class Trainer:
     """The parts of one process of a run, and its steps."""
 
     def __init__(
-        self, config: Config, derived: Derived, shards: ShardSet, run: Path, world: World, say: Say,
+        self, config: Config, derived: Derived, shards: Shards, plan: Order, run: Path, world: World, say: Say,
         note: Callable[..., None],
     ) -> None:  # fmt: skip
         self.config, self.derived, self.world, self.say, self.note = config, derived, world, say, note
-        self.plan = Plan(
-            shards.counts, config.train.batch, seed=config.seed, lanes=config.data.lanes, chunk=config.data.chunk
-        )
-        self.identity = {"shards": shards.fingerprint, "plan": self.plan.fingerprint}
+        self.identity = {"shards": shards.fingerprint, "plan": plan.fingerprint}
         self.network, self.objective, forward = self._build()
         self.optimizer: Optimizer = build.build_optimizer(config.optimizer, self.network)
         self.train_step = TrainStep(config, derived, forward, self.objective, self.optimizer, world)
         self.checkpoints = Checkpoints(open_store(run / "checkpoints"))
         self.step = self._restore()  # finished steps
         self.loader = Loader(
-            shards, self.plan, slots_of(world.rank, world.size, config.train.batch),
+            shards, plan, slots_of(world.rank, world.size, config.train.batch),
             build.build_crops(config.views), seed=config.seed, device=world.device.type,
             threads=config.data.threads, ahead=config.data.ahead,
+            memory=int(config.data.memory_gb * 1e9), cache=open_cache(config.data),
         )  # fmt: skip
         self.metrics = Metrics(run, self.step) if world.is_first else None
         self.quarantine = Quarantine(run, self.step) if world.is_first else None

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from seer_pipe.data.chunks import Samples
 from seer_pipe.data.loader import Batch, Loader
 from seer_pipe.data.order import Plan, slots_of
 from seer_pipe.data.stream import Stream
@@ -42,6 +43,12 @@ def batches(shards: ShardSet, first: int, last: int, rank: int = 0, world: int =
         loader.close()
 
 
+def told(samples: Samples) -> list[tuple[int, bytes]]:
+    """The numbers of the samples and their bytes."""
+    assert not samples.reasons
+    return [(n, bytes(image)) for n, image in zip(samples.places.sample.tolist(), samples.data, strict=True)]
+
+
 def assert_same(first: list[Batch], second: list[Batch]) -> None:
     assert [batch.step for batch in first] == [batch.step for batch in second]
     for one, other in zip(first, second, strict=True):
@@ -55,7 +62,7 @@ def test_s3_gives_what_the_folder_gives(pictures: Path, remote: str, lanes: int,
         shards = ShardSet.open(url)
         plan = Plan(shards.counts, 8, seed=1, lanes=lanes, chunk=chunk)
         stream = Stream(shards, plan, np.arange(8), threads=3)
-        read.append([[(s.sample, s.data) for s in batch] for batch in stream.batches(2, 11)])
+        read.append([told(samples) for samples in stream.batches(2, 11)])
         stream.close()
     assert read[0] == read[1]
     assert all(data for batch in read[0] for _, data in batch)

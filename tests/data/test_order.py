@@ -25,9 +25,9 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 def whole_pass(plan: Plan, pass_: int) -> np.ndarray:
-    slots = np.arange(plan.batch)
-    first = pass_ * plan.steps_per_pass
-    return np.stack([plan.locate(first + s, slots).sample for s in range(plan.steps_per_pass)])
+    steps = pass_ * plan.steps_per_pass + np.arange(plan.steps_per_pass)
+    places = plan.locate(np.repeat(steps, plan.batch), np.tile(np.arange(plan.batch), len(steps)))
+    return places.sample.reshape(len(steps), plan.batch)
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1))
@@ -75,19 +75,55 @@ def test_every_world_size_sees_the_same_batch(plan: Plan, step: int, data: st.Da
 @given(plans(), st.integers(0, 200))
 def test_places_agree_with_each_other(plan: Plan, step: int) -> None:
     slots = np.arange(plan.batch)
+    starts = np.cumsum(plan.counts) - plan.counts
     for places in (plan.locate(step, slots), plan.substitute(step, slots, 3)):
-        starts = np.cumsum(plan.counts) - plan.counts
         assert np.all(places.index < plan.counts[places.shard])
         assert np.array_equal(starts[places.shard] + places.index, places.sample)
-        for shard, index, chunk in zip(places.shard, places.index, plan.chunk_of(places), strict=True):
-            assert any(r.shard == shard and r.start <= index < r.stop for r in plan.runs(int(chunk)))
+        again = plan.places(places.sample)
+        assert np.array_equal(again.chunk, places.chunk)
+        assert np.array_equal(again.inside, places.inside)
+        for sample, chunk, inside in zip(places.sample, places.chunk, places.inside, strict=True):
+            assert plan.members(int(chunk)).sample[inside] == sample
 
 
 @given(plans())
 def test_chunks_cover_the_set(plan: Plan) -> None:
-    runs = [run for chunk in range(plan.chunks) for run in plan.runs(chunk)]
-    samples = [(run.shard, i) for run in runs for i in range(run.start, run.stop)]
-    assert len(samples) == len(set(samples)) == plan.total
+    samples = np.concatenate([plan.members(chunk).sample for chunk in range(plan.chunks)])
+    assert sorted(samples.tolist()) == list(range(plan.total))
+
+
+@settings(deadline=None)
+@given(plans(), st.integers(0, 100), st.integers(1, 6))
+def test_many_steps_at_once_are_the_steps_one_by_one(plan: Plan, first: int, count: int) -> None:
+    steps, slots = np.arange(first, first + count), np.arange(plan.batch)
+    together = plan.locate(np.repeat(steps, plan.batch), np.tile(slots, count))
+    one_by_one = [plan.locate(step, slots).sample for step in steps.tolist()]
+    assert np.array_equal(together.sample, np.concatenate(one_by_one))
+
+
+@settings(deadline=None)
+@given(COUNTS, st.data())
+def test_what_is_excluded_is_as_if_it_were_not_there(counts: list[int], data: st.DataObject) -> None:
+    total = sum(counts)
+    excluded = sorted(data.draw(st.sets(st.integers(0, total - 1), max_size=total - 1))) if total else []
+    assume(total)
+    kept = np.setdiff1d(np.arange(total), excluded)
+    ends = np.cumsum(counts)
+    fewer = np.diff(np.searchsorted(kept, [0, *ends])).tolist()
+    batch = data.draw(st.integers(1, len(kept)))
+    plan, smaller = (Plan(c, batch, seed=7, excluded=e) for c, e in ((counts, excluded), (fewer, [])))
+    assert plan.total == len(kept)
+    steps = np.repeat(np.arange(plan.steps_per_pass + 1), batch)
+    slots = np.tile(np.arange(batch), plan.steps_per_pass + 1)
+    for places, others in (
+        (plan.locate(steps, slots), smaller.locate(steps, slots)),
+        (plan.substitute(5, slots, 1), smaller.substitute(5, slots, 1)),
+    ):
+        assert np.array_equal(places.sample, kept[others.sample])
+        assert np.array_equal(places.shard, np.searchsorted(ends, places.sample, side="right"))
+        assert np.array_equal(places.index, places.sample - np.append(0, ends)[places.shard])
+    members = np.concatenate([plan.members(chunk).sample for chunk in range(plan.chunks)])
+    assert sorted(members.tolist()) == kept.tolist()
 
 
 @settings(deadline=None, max_examples=30)
@@ -124,7 +160,7 @@ def test_a_batch_mixes_as_a_full_shuffle_does() -> None:
 
 def test_a_lane_reads_a_chunk_to_its_end_before_the_next() -> None:
     plan = Plan([640] * 40, 16, seed=0, chunk=64)
-    lane = [int(plan.chunk_of(plan.locate(s, np.array([5])))[0]) for s in range(plan.steps_per_pass)]
+    lane = [int(plan.locate(s, np.array([5])).chunk[0]) for s in range(plan.steps_per_pass)]
     changes = np.flatnonzero(np.diff(lane))
     assert len(set(lane)) == len(changes) + 1  # never back to a chunk that was left
     assert np.all(np.diff(changes)[1:-1] == 64)
@@ -155,7 +191,9 @@ def test_the_fingerprint_tells_plans_apart() -> None:
         Plan([64, 64], 8, seed=1),
         Plan([64, 64], 8, seed=0, lanes=4),
         Plan([64, 64], 8, seed=0, chunk=3),
+        Plan([64, 64], 8, seed=0, excluded=[5]),
+        Plan([64, 64], 8, seed=0, excluded=[6]),
     ]
     prints = {plan.fingerprint for plan in [base, *others]}
-    assert len(prints) == 6
+    assert len(prints) == 8
     assert Plan([64, 64], 8, seed=0).fingerprint == base.fingerprint

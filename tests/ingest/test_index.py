@@ -124,5 +124,5 @@ def test_what_img2dataset_makes_trains_in_place(tmp_path: Path, server: Web) -> 
     stream = Stream(shards, plan, np.arange(8))
     batches = list(stream.batches(0, plan.steps_per_pass))
     stream.close()
-    assert sorted(sample.sample for batch in batches for sample in batch) == list(range(40))
-    assert all(sample.data is not None for batch in batches for sample in batch)
+    assert sorted(n for batch in batches for n in batch.places.sample.tolist()) == list(range(40))
+    assert not any(batch.reasons for batch in batches)

@@ -1,0 +1,145 @@
+"""Where the stream's bytes come from: a folder, an object store that must be expected to falter, or a disk cache."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import lru_cache
+from threading import Lock
+
+from seer_pipe.data.cache import Cache, Cached
+from seer_pipe.data.chunks import Span
+from seer_pipe.data.sources import Shards
+from seer_pipe.data.threads import Kept, begin
+from seer_pipe.errors import UserError
+
+
+class Folder:
+    """Shards in folders. Files stay open while they are among the last used, so an image costs one ``pread``."""
+
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+        most = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self._file = lru_cache(most)(lambda shard: _File(shards.url(shard)))
+
+    def get(self, span: Span, start: int, length: int) -> bytes:
+        file = self._file(span.shard)  # held meanwhile, or another thread's use of the cache could close it
+        data = os.pread(file.number, length, start)
+        if len(data) != length:
+            raise OSError(f"{self._shards.url(span.shard)}: {len(data)} bytes at {start} instead of {length}")
+        return data
+
+
+class _File:
+    """An open file, closed once nobody holds it: a thread that reads from it does."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+class Remote:
+    """Shards in an object store, which retries what may pass; what is slow is asked for a second time here.
+
+    A shard that stays unreadable is left alone for ``FORGET`` seconds, so that it costs its retries once and not
+    once a chunk. Where the store itself has fallen silent, that is no shard's fault: the run is to stop.
+    """
+
+    FORGET = 600.0
+    PATIENT = 3.0  # seconds until a request counts as slow, while there is little to compare with
+    HEDGES = 8  # second requests under way at a time: a store that is slow altogether must not get twice the load
+
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+        self._dead: dict[int, tuple[float, str]] = {}
+        self._took: deque[float] = deque(maxlen=64)  # seconds, of the latest requests
+        self._lock = Lock()
+        self._hedging = 0
+        #: Requests that were made, and those of them that were the second for the same bytes.
+        self.requests = self.hedged = 0
+
+    def get(self, span: Span, start: int, length: int) -> bytes:
+        until, reason = self._dead.get(span.shard, (0.0, ""))
+        if time.monotonic() < until:
+            raise OSError(reason)
+        try:
+            return self._hedged(span.shard, start, length)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError | PermissionError):
+                self._blame(span.shard, error)
+            self._dead[span.shard] = (time.monotonic() + self.FORGET, str(error))
+            raise
+
+    def _blame(self, shard: int, error: OSError) -> None:
+        try:
+            self._shards.probe(shard)
+        except OSError:
+            raise UserError(
+                f"the store does not answer ({error}): start the run again when it does; it goes on from its checkpoint"
+            ) from None
+
+    def _hedged(self, shard: int, start: int, length: int) -> bytes:
+        under_way = [self._ask(shard, start, length)]
+        done, _ = wait(under_way, timeout=self._slow())
+        if not done and self._may_hedge():
+            self.hedged += 1
+            under_way.append(self._ask(shard, start, length))
+            under_way[1].add_done_callback(self._hedge_ended)
+        while True:
+            done, left = wait(under_way, return_when=FIRST_COMPLETED)
+            for future in done:
+                if future.exception() is None:
+                    return future.result()
+            if not left:
+                return done.pop().result()  # raises
+            under_way = list(left)
+
+    def _ask(self, shard: int, start: int, length: int) -> Future[bytes]:
+        self.requests += 1
+        return begin("stream-request", self._timed, shard, start, length)
+
+    def _timed(self, shard: int, start: int, length: int) -> bytes:
+        began = time.monotonic()
+        data = self._shards.get_range(shard, start, length)
+        self._took.append(time.monotonic() - began)
+        return data
+
+    def _slow(self) -> float:
+        """Seconds after which a request is slow: three times what nearly all of the latest took."""
+        took = sorted(self._took)
+        return max(0.5, 3 * took[len(took) * 19 // 20]) if len(took) >= 16 else self.PATIENT
+
+    def _may_hedge(self) -> bool:
+        with self._lock:
+            allowed = self._hedging < self.HEDGES
+            self._hedging += allowed
+        return allowed
+
+    def _hedge_ended(self, _: Future[bytes]) -> None:
+        with self._lock:
+            self._hedging -= 1
+
+
+class ThroughCache:
+    """A remote source whose spans are kept whole in a disk cache for as long as they are read from, and longer."""
+
+    def __init__(self, shards: Shards, remote: Remote, cache: Cache, most: int) -> None:
+        self._shards, self._remote, self._cache = shards, remote, cache
+        self._spans: Kept[Span, Cached | None] = Kept(self._bring, most)
+
+    def get(self, span: Span, start: int, length: int) -> bytes:
+        if self._cache.usable and (cached := self._spans[span]) is not None:
+            data = cached.read(start - span.start, length)
+            if len(data) == length:
+                return data
+        return self._remote.get(span, start, length)
+
+    def _bring(self, span: Span) -> Cached | None:
+        name = f"{self._shards.url(span.shard)}\t{self._shards.sha256[span.shard]}\t{span.start}\t{span.length}"
+        return self._cache.get(name, span.length, lambda: self._remote.get(span, span.start, span.length))

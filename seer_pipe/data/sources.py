@@ -1,0 +1,201 @@
+"""The shard set or sets of a run, and their order: what a config's section ``data`` means.
+
+Several sets are mixed by weight. The lanes of the batch are divided among them once, as near to the weights as whole
+lanes allow, and every set has a plan of its own for its share. So a batch always holds the same number of images of
+each, a set that is through begins its next pass by itself, and the state of all is still the number of finished steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from seer_pipe.config import Data
+from seer_pipe.data.cache import Cache
+from seer_pipe.data.order import Ints, Places, Plan
+from seer_pipe.data.random import derive_key
+from seer_pipe.errors import UserError
+from seer_pipe.shards import ShardIndex, ShardSet
+
+
+class ShardSets:
+    """Several shard sets as one: their shards are numbered through, in order."""
+
+    def __init__(self, sets: Sequence[ShardSet]) -> None:
+        self.sets = list(sets)
+        self._ends: list[int] = np.cumsum([len(shards.paths) for shards in sets]).tolist()
+        self.counts: npt.NDArray[np.int64] = np.concatenate([shards.counts for shards in sets])
+        self.bytes: npt.NDArray[np.int64] = np.concatenate([shards.bytes for shards in sets])
+        self.sha256 = [sha256 for shards in sets for sha256 in shards.sha256]
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return int(self.counts.sum())
+
+    @cached_property
+    def paths(self) -> list[str]:
+        return [shards.url(shard) for shards in self.sets for shard in range(len(shards.paths))]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256("\n".join(shards.fingerprint for shards in self.sets).encode()).hexdigest()
+
+    def _find(self, shard: int) -> tuple[ShardSet, int]:
+        which = bisect_right(self._ends, shard)
+        return self.sets[which], shard - (self._ends[which - 1] if which else 0)
+
+    def index(self, shard: int) -> ShardIndex:
+        shards, number = self._find(shard)
+        return shards.index(number)
+
+    def url(self, shard: int) -> str:
+        shards, number = self._find(shard)
+        return shards.url(number)
+
+    def is_local(self) -> bool:
+        return all(shards.is_local() for shards in self.sets)
+
+    def get_range(self, shard: int, start: int, length: int) -> bytes:
+        shards, number = self._find(shard)
+        return shards.get_range(number, start, length)
+
+    def probe(self, shard: int) -> None:
+        shards, number = self._find(shard)
+        shards.probe(number)
+
+
+class Mix:
+    """The order of several sets: plan number i has the lanes that ``apportion`` gives it in every batch.
+
+    ``plans``: one a set, all with as many images a lane and step. It answers what a ``Plan`` answers; shards, samples
+    and chunks are numbered through the sets in their order.
+    """
+
+    def __init__(self, plans: Sequence[Plan]) -> None:
+        self.plans = list(plans)
+        self.batch, self.lanes = sum(p.batch for p in plans), sum(p.lanes for p in plans)
+        self.total = sum(p.total for p in plans)
+        self.chunk, self.window = max(p.chunk for p in plans), max(p.window for p in plans)
+        self._shards: Ints = np.cumsum([0, *(len(p.counts) for p in plans)])
+        self._samples: Ints = np.cumsum([0, *(p.samples for p in plans)])
+        self._chunks: Ints = np.cumsum([0, *(p.chunks for p in plans)])
+        # Every set's lanes are spread evenly over the batch, so that every rank gets its share of each set.
+        which = np.repeat(np.arange(len(plans)), [p.lanes for p in plans])
+        nth = np.concatenate([np.arange(p.lanes) for p in plans])
+        order = np.argsort((nth + 0.5) / np.array([p.lanes for p in plans])[which], kind="stable")
+        self._which, self._nth = which[order], nth[order]  # of each lane: its set, and its number there
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps that take as many images as all sets together hold; each set has passes of its own."""
+        return self.total // self.batch
+
+    @property
+    def dropped(self) -> int:
+        """Samples that a pass leaves out at most, over all sets; other ones in every pass."""
+        return sum(plan.dropped for plan in self.plans)
+
+    @property
+    def chunks(self) -> int:
+        return int(self._chunks[-1])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256("\n".join(plan.fingerprint for plan in self.plans).encode()).hexdigest()
+
+    def _shares(self, slots: Ints) -> list[tuple[int, Ints, Ints]]:
+        """The sets that ``slots`` are filled from: its number, the rows of ``slots``, and its own slots there."""
+        share = self.batch // self.lanes
+        lane, place = np.divmod(slots, share)
+        which, own = self._which[lane], self._nth[lane] * share + place
+        return [(i, rows := np.flatnonzero(which == i), own[rows]) for i in np.unique(which).tolist()]
+
+    def _through(self, i: int, places: Places) -> Places:
+        """Places of plan number ``i``, numbered through all sets."""
+        return replace(
+            places,
+            shard=places.shard + self._shards[i],
+            sample=places.sample + self._samples[i],
+            chunk=places.chunk + self._chunks[i],
+        )
+
+    def pass_of(self, step: int, slots: Ints) -> Ints:
+        passes = np.zeros(len(slots), np.int64)
+        for i, rows, own in self._shares(slots):
+            passes[rows] = self.plans[i].pass_of(step, own)
+        return passes
+
+    def locate(self, step: int | Ints, slots: Ints) -> Places:
+        steps = np.broadcast_to(step, slots.shape)
+        out = Places.empty(len(slots))
+        for i, rows, own in self._shares(slots):
+            out[rows] = self._through(i, self.plans[i].locate(steps[rows], own))
+        return out
+
+    def substitute(self, step: int, slots: Ints, attempt: int | Ints) -> Places:
+        """As of a ``Plan``; from the same set."""
+        attempts = np.broadcast_to(attempt, slots.shape)
+        out = Places.empty(len(slots))
+        for i, rows, own in self._shares(slots):
+            out[rows] = self._through(i, self.plans[i].substitute(step, own, attempts[rows]))
+        return out
+
+    def members(self, chunk: int) -> Places:
+        i = int(np.searchsorted(self._chunks, chunk, side="right")) - 1
+        return self._through(i, self.plans[i].members(chunk - int(self._chunks[i])))
+
+
+Shards = ShardSet | ShardSets
+Order = Plan | Mix
+
+
+def apportion(weights: Sequence[float], lanes: int) -> list[int]:
+    """``lanes`` divided by ``weights``: whole numbers, nearest by largest remainders, at least one each.
+
+    UserError where there are more weights than lanes.
+    """
+    if len(weights) > lanes:
+        raise UserError(f"data.sources: {len(weights)} sets for {lanes} lanes: raise train.batch or data.lanes")
+    exact = np.array(weights) / sum(weights) * lanes
+    shares = np.maximum(np.floor(exact).astype(np.int64), 1)
+    while shares.sum() != lanes:
+        up = 1 if shares.sum() < lanes else -1
+        off = np.where((shares > 1) | (up > 0), up * (exact - shares), -np.inf)
+        shares[int(np.argmax(off))] += up
+    return [int(share) for share in shares]
+
+
+def open_data(data: Data, batch: int, seed: int) -> tuple[Shards, Order]:
+    """The shard set or sets of a run and the order of its batches. UserError where they cannot be used so."""
+    if data.path is not None:
+        shards = ShardSet.open(data.path)
+        return shards, _plan(shards, batch, seed, data, data.lanes)
+    assert data.sources is not None
+    lanes = data.lanes or batch
+    if batch % lanes:
+        raise UserError(f"data.lanes {lanes}: must divide the batch of {batch}")
+    shares = apportion([source.weight for source in data.sources], lanes)
+    sets = [ShardSet.open(source.path) for source in data.sources]
+    plans = [
+        _plan(shards, share * (batch // lanes), int(derive_key(seed, i)) >> 1, data, share)
+        for i, (shards, share) in enumerate(zip(sets, shares, strict=True))
+    ]
+    return ShardSets(sets), Mix(plans)
+
+
+def _plan(shards: ShardSet, batch: int, seed: int, data: Data, lanes: int | None) -> Plan:
+    try:
+        return Plan(shards.counts, batch, seed=seed, excluded=shards.excluded, lanes=lanes, chunk=data.chunk)
+    except UserError as error:
+        raise UserError(f"{shards.store.url}: {error}") from None
+
+
+def open_cache(data: Data) -> Cache | None:
+    return None if data.cache is None else Cache(Path(data.cache.path).expanduser(), int(data.cache.gb * 1e9))

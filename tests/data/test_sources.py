@@ -1,0 +1,170 @@
+"""Several shard sets in one order; samples that are excluded; one pass by default."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seer_pipe.config import Data, derive
+from seer_pipe.data.order import Plan, slots_of
+from seer_pipe.data.sources import Mix, apportion, open_data
+from seer_pipe.data.stream import Stream
+from seer_pipe.errors import UserError
+from seer_pipe.shards import EXCLUDED, FINGERPRINT_KEY, ShardSet
+from seer_pipe.train.loop import train
+from tests.test_shards import make_set
+from tests.train.helpers import make_pictures, small
+
+
+@st.composite
+def mixes(draw: st.DrawFn) -> Mix:
+    share = draw(st.integers(1, 3))
+    plans = []
+    for seed in range(draw(st.integers(1, 4))):
+        lanes = draw(st.integers(1, 4))
+        counts = draw(st.lists(st.integers(0, 20), min_size=1, max_size=5))
+        counts.append(draw(st.integers(lanes * share, 40)))
+        plans.append(Plan(counts, lanes * share, seed=seed, lanes=lanes, chunk=draw(st.none() | st.integers(1, 9))))
+    return Mix(plans)
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(6, 500))
+def test_lanes_are_divided_by_weight(weights: list[float], lanes: int) -> None:
+    shares = apportion(weights, lanes)
+    assert sum(shares) == lanes
+    exact = np.array(weights) / sum(weights) * lanes
+    assert all(share >= 1 for share in shares)
+    if exact.min() >= 1:
+        assert np.all(np.abs(shares - exact) < 1)
+
+
+@settings(deadline=None)
+@given(mixes(), st.integers(0, 30))
+def test_every_source_keeps_its_own_order(mix: Mix, step: int) -> None:
+    places = mix.locate(step, np.arange(mix.batch))
+    first = 0
+    for plan in mix.plans:
+        mine = places.sample[(places.sample >= first) & (places.sample < first + plan.samples)] - first
+        assert sorted(mine.tolist()) == sorted(plan.locate(step, np.arange(plan.batch)).sample.tolist())
+        first += plan.samples
+
+
+@settings(deadline=None)
+@given(mixes(), st.integers(0, 30), st.data())
+def test_every_world_size_sees_the_same_mixed_batch(mix: Mix, step: int, data: st.DataObject) -> None:
+    world = data.draw(st.sampled_from([w for w in range(1, mix.batch + 1) if mix.batch % w == 0]))
+    slots = np.arange(mix.batch)
+    for ask in (lambda s: mix.locate(step, s).sample, lambda s: mix.substitute(step, s, 2).sample,
+                lambda s: mix.pass_of(step, s)):  # fmt: skip
+        shared = [ask(slots_of(rank, world, mix.batch)) for rank in range(world)]
+        assert np.array_equal(np.concatenate(shared), ask(slots))
+
+
+@settings(deadline=None)
+@given(mixes(), st.integers(0, 30))
+def test_places_of_a_mix_agree_with_each_other(mix: Mix, step: int) -> None:
+    slots = np.arange(mix.batch)
+    counts = np.concatenate([plan.counts for plan in mix.plans])
+    starts = np.cumsum(counts) - counts
+    located, substitutes = mix.locate(step, slots), mix.substitute(step, slots, 1)
+    ends = np.cumsum([plan.samples for plan in mix.plans])
+    sources = [np.searchsorted(ends, places.sample, "right").tolist() for places in (located, substitutes)]
+    assert sources[0] == sources[1]
+    for places in (located, substitutes):
+        assert np.array_equal(starts[places.shard] + places.index, places.sample)
+        for sample, chunk, inside in zip(places.sample, places.chunk, places.inside, strict=True):
+            assert mix.members(int(chunk)).sample[inside] == sample
+
+
+def test_a_rank_gets_its_share_of_every_source() -> None:
+    mix = Mix([Plan([1000], 48, seed=0), Plan([1000], 12, seed=1), Plan([1000], 4, seed=2)])
+    for rank in range(4):
+        samples = mix.locate(7, slots_of(rank, 4, 64)).sample
+        assert np.bincount(samples // 1000).tolist() == [12, 3, 1]
+
+
+def test_a_short_source_begins_again_by_itself() -> None:
+    """Whole batches at every step, while the short source is at its third pass and the long one at its first."""
+    mix = Mix([Plan([400], 8, seed=0), Plan([30], 8, seed=1)])
+    passes = [mix.pass_of(step, np.arange(16)) for step in range(9)]
+    assert sorted({(int(p.min()), int(p.max())) for p in passes}) == [(0, 0), (0, 1), (0, 2)]
+    short = [s for step in range(3) for s in mix.locate(step, np.arange(16)).sample.tolist() if s >= 400]
+    assert len(short) == len(set(short)) == 24
+
+
+def exclude(root: Path, samples: list[int], fingerprint: str | None = None) -> None:
+    schema = pa.schema([("sample", pa.int64())])
+    about = {FINGERPRINT_KEY: (fingerprint or ShardSet.open(root).fingerprint).encode()}
+    pq.write_table(pa.table({"sample": samples}, schema).replace_schema_metadata(about), root / EXCLUDED)
+
+
+def payloads(name: str, count: int) -> list[bytes]:
+    return [f"{name}-{i}".encode() * (1 + i % 5) for i in range(count)]
+
+
+def test_open_data_mixes_and_excludes(tmp_path: Path) -> None:
+    make_set(tmp_path / "a", [payloads("a", 30), [], payloads("aa", 11)])
+    make_set(tmp_path / "b", [payloads("b", 25)])
+    exclude(tmp_path / "a", [0, 7, 8, 29, 30])
+    data = Data.model_validate({"sources": [{"path": str(tmp_path / "a"), "weight": 3},
+                                            {"path": str(tmp_path / "b"), "weight": 1}]})  # fmt: skip
+    shards, plan = open_data(data, 8, seed=4)
+    stream = Stream(shards, plan, np.arange(8))
+    seen = list(stream.batches(0, 6))
+    stream.close()
+    assert not any(samples.reasons for samples in seen)
+    images = [[bytes(image).split(b"-")[0] for image in samples.data] for samples in seen]
+    assert {tuple(sorted(kind[:1] for kind in batch)) for batch in images} == {(b"a",) * 6 + (b"b",) * 2}
+    from_a = [n for samples in seen for n in samples.places.sample.tolist() if n < 41]
+    assert len(from_a) == 36
+    assert sorted(from_a) == sorted(set(range(41)) - {0, 7, 8, 29, 30})
+    alone, single = open_data(Data(path=str(tmp_path / "a")), 8, seed=4)
+    assert (single.total, len(alone)) == (36, 41)
+
+
+def test_a_list_of_another_set_is_refused(tmp_path: Path) -> None:
+    make_set(tmp_path, [payloads("a", 30)])
+    exclude(tmp_path, [3], "another")
+    with pytest.raises(UserError, match=r"excluded.parquet: was made when the set was another one; delete it"):
+        open_data(Data(path=str(tmp_path)), 8, seed=0)
+    exclude(tmp_path, [3, 99])
+    with pytest.raises(UserError, match="not of the set"):
+        open_data(Data(path=str(tmp_path)), 8, seed=0)
+    (tmp_path / EXCLUDED).write_bytes(b"no parquet")
+    with pytest.raises(UserError, match="not readable"):
+        open_data(Data(path=str(tmp_path)), 8, seed=0)
+
+
+def test_sources_that_cannot_be_mixed(tmp_path: Path) -> None:
+    make_set(tmp_path / "a", [payloads("a", 30)])
+    sources: list[dict[str, Any]] = [{"path": str(tmp_path / "a"), "weight": w} for w in (1, 1, 1)]
+    with pytest.raises(UserError, match="3 sets for 2 lanes"):
+        open_data(Data.model_validate({"sources": sources}), 2, seed=0)
+    with pytest.raises(UserError, match=r"/a: 30 images are fewer than a batch of 32"):
+        open_data(Data.model_validate({"sources": sources[:2]}), 64, seed=0)
+    with pytest.raises(ValueError, match="either path or sources"):
+        Data.model_validate({"path": "x", "sources": sources})
+    with pytest.raises(ValueError, match="either path or sources"):
+        Data.model_validate({})
+
+
+def test_a_run_of_one_pass_over_two_sources_with_exclusions(tmp_path: Path) -> None:
+    make_pictures(tmp_path / "a", [20])
+    make_pictures(tmp_path / "b", [14])
+    exclude(tmp_path / "b", [2, 3])
+    sources = [{"path": str(tmp_path / name), "weight": 1} for name in "ab"]
+    config = small(tmp_path, data={"path": None, "sources": sources}, train={"images": None},
+                   objective={"queue": 0, "prototypes": 8})  # fmt: skip
+    assert derive(config, 32).steps == 4  # one pass, as neither images nor passes are given
+    said: list[str] = []
+    assert train(config, tmp_path / "run", said.append)
+    assert "done: 4 steps, 32 images" in said[-1]
+    again = small(tmp_path, data={"path": None, "sources": [sources[0] | {"weight": 3}, sources[1]]},
+                  train={"images": None}, objective={"queue": 0, "prototypes": 8})  # fmt: skip
+    with pytest.raises(UserError, match="another plan"):
+        train(again, tmp_path / "run", said.append)
