@@ -33,7 +33,7 @@ def load_run(run: Path, *, untrained: bool = False) -> tuple[Subject, settings.C
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run's folder (no config.yaml)")
     config = settings.load(run / "config.yaml")
-    network, trunk, _ = build_network(config)
+    network, trunk = build_network(config)
     size = max(crop.size for crop in config.views.crops)
     if untrained:
         return Subject(trunk, size, 0), config, network

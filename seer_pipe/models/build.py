@@ -9,9 +9,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from seer_pipe.errors import UserError
+from seer_pipe.models.init import init_weights
 from seer_pipe.models.regnet import REGNETS, RegNetTrunk
 from seer_pipe.models.resnet import RESNETS, ResNetTrunk
-from seer_pipe.models.trunk import Trunk, init_weights
+from seer_pipe.models.trunk import Trunk
 
 Stem = Literal["imagenet", "small"]
 

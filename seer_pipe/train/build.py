@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -11,12 +12,13 @@ from torch.optim import SGD, AdamW, Optimizer
 from seer_pipe import config as settings
 from seer_pipe.data import views
 from seer_pipe.errors import UserError
-from seer_pipe.models import Trunk, build_trunk
+from seer_pipe.models import Trunk, build_trunk, init_weights
 from seer_pipe.objectives.base import Network, Objective
 from seer_pipe.objectives.swav import Swav, SwavHead
 from seer_pipe.optim.larc import Larc
 from seer_pipe.optim.schedule import constant_learning_rate, learning_rate
-from seer_pipe.train.parallel import World
+from seer_pipe.train import syncbn
+from seer_pipe.train.parallel import World, parallel_mode, recompute, replicate, shard
 
 
 def build_crops(config: settings.Views) -> list[views.CropSpec]:
@@ -26,19 +28,63 @@ def build_crops(config: settings.Views) -> list[views.CropSpec]:
     return [views.CropSpec(crop.count, crop.size, crop.scale, augment(crop)) for crop in config.crops]
 
 
-def build_network(
-    config: settings.Config, device: torch.device | str = "cpu"
-) -> tuple[Network, Trunk, Objective]:
-    """Trunk and head with their first weights, the same on every rank, and the objective over them.
+@dataclass(frozen=True)
+class Spread:
+    """A network spread over the processes of a run, with its first weights."""
 
-    ``device``: where they are to be trained; the weights are drawn on the CPU, so they do not depend on it.
-    """
-    torch.manual_seed(config.seed)
-    trunk = build_trunk(config.model.name, stem=config.model.stem)
+    network: Network  # its parameters are what is optimised and saved
+    trunk: Trunk
+    objective: Objective
+    forward: nn.Module  # what to call in training
+
+
+def outline(config: settings.Config) -> tuple[Network, Trunk, SwavHead]:
+    """Trunk and head on the meta device: shapes and names, without memory and values."""
     wanted = config.objective
-    dims = [trunk.width, *wanted.head.hidden, wanted.head.dim]
-    head = SwavHead(dims, wanted.prototypes, wanted.head.batch_norm)
-    objective = Swav(
+    with torch.device("meta"):
+        trunk = build_trunk(config.model.name, stem=config.model.stem)
+        dims = [trunk.width, *wanted.head.hidden, wanted.head.dim]
+        head = SwavHead(dims, wanted.prototypes, wanted.head.batch_norm)
+        return Network(trunk, head), trunk, head
+
+
+def build_network(config: settings.Config) -> tuple[Network, Trunk]:
+    """Trunk and head whole on the CPU, with the weights that every run of this config begins with."""
+    network, trunk, _ = outline(config)
+    materialise(network, config.seed, torch.device("cpu"))
+    return network, trunk
+
+
+def spread_network(config: settings.Config, world: World) -> Spread:
+    """Trunk and head with their first weights, spread over the processes, and the objective over them.
+
+    The order matters. All that changes how a block computes comes first, on the meta device; then sharding; only
+    then does a rank give memory to what is its own. So a sharded network never stands whole anywhere.
+    """
+    network, trunk, head = outline(config)
+    network.to(memory_format=layout(config.train))  # type: ignore[call-overload]  # the stubs lack it
+    if world.size > 1 and config.train.sync_bn:
+        syncbn.convert(network)
+    if config.train.activation_checkpointing:
+        for block in trunk.blocks():
+            recompute(block)
+    mode = parallel_mode(config.train.parallel, world)
+    if mode == "fsdp2":
+        shard(network, trunk.blocks(), world)
+    materialise(network, config.seed, world.device)
+    objective = build_objective(config, head, world.device)
+    return Spread(network, trunk, objective, replicate(network, world) if mode == "ddp" else network)
+
+
+def materialise(network: nn.Module, seed: int, device: torch.device) -> None:
+    """Give a network on the meta device, sharded or not, memory and its first weights, the same for every world."""
+    network.to_empty(device=device)
+    init_weights(network, torch.Generator().manual_seed(seed))
+
+
+def build_objective(config: settings.Config, head: SwavHead, device: torch.device) -> Objective:
+    wanted = config.objective
+    return Swav(
         head,
         crops=config.views.count,
         assignment=wanted.assign,
@@ -48,10 +94,8 @@ def build_network(
         freeze_images=wanted.freeze_images,
         queue_length=wanted.queue,
         queue_start=wanted.queue_start_images,
-        device=torch.device(device),
+        device=device,
     )
-    network = Network(trunk, head)
-    return network.to(device), trunk, objective
 
 
 def build_optimizer(config: settings.Optimizer, network: nn.Module) -> Optimizer:

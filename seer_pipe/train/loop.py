@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from seer_pipe import config as settings
@@ -27,12 +26,11 @@ from seer_pipe.data.loader import Batch, Loader
 from seer_pipe.data.order import slots_of
 from seer_pipe.data.sources import Order, Shards, open_cache, open_data
 from seer_pipe.errors import UserError
-from seer_pipe.objectives.base import Network, Objective
 from seer_pipe.store import open_store
-from seer_pipe.train import build, checkpoint, syncbn
+from seer_pipe.train import build, checkpoint
 from seer_pipe.train.checkpoint import Checkpoints
 from seer_pipe.train.events import Event, Events
-from seer_pipe.train.parallel import World, join, recompute, spread
+from seer_pipe.train.parallel import World, join
 from seer_pipe.train.step import TrainStep
 from seer_pipe.train.telemetry import Metrics, Quarantine
 
@@ -135,9 +133,12 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.config, self.derived, self.world, self.say, self.note = config, derived, world, say, note
         self.identity = {"shards": shards.fingerprint, "plan": plan.fingerprint}
-        self.network, self.objective, forward = self._build()
+        spread = build.spread_network(config, world)
+        self.network, self.objective = spread.network, spread.objective
+        parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        say(f"  {spread.trunk.name}: {parameters / 1e6:.1f} M parameters with head; {world.size} x {world.device.type}")
         self.optimizer: Optimizer = build.build_optimizer(config.optimizer, self.network)
-        self.train_step = TrainStep(config, derived, forward, self.objective, self.optimizer, world)
+        self.train_step = TrainStep(config, derived, spread.forward, self.objective, self.optimizer, world)
         self.checkpoints = Checkpoints(open_store(run / "checkpoints"))
         self.step = self._restore()  # finished steps
         self.loader = Loader(
@@ -149,19 +150,6 @@ class Trainer:
         self.metrics = Metrics(run, self.step) if world.is_first else None
         self.quarantine = Quarantine(run, self.step) if world.is_first else None
         self._replaced: list[Any] = []  # by this rank, not yet gathered
-
-    def _build(self) -> tuple[Network, Objective, nn.Module]:
-        config, world = self.config, self.world
-        network, trunk, objective = build.build_network(config, world.device)
-        network.to(memory_format=build.layout(config.train))  # type: ignore[call-overload]  # the stubs lack it
-        if world.size > 1 and config.train.sync_bn:
-            syncbn.convert(network)
-        if config.train.activation_checkpointing:
-            for block in trunk.blocks():
-                recompute(block)
-        parameters = sum(parameter.numel() for parameter in network.parameters())
-        self.say(f"  {trunk.name}: {parameters / 1e6:.1f} M parameters with head; {world.size} x {world.device.type}")
-        return network, objective, spread(network, trunk.blocks(), config.train.parallel, world)
 
     def _restore(self) -> int:
         found = self.checkpoints.latest(self.say)

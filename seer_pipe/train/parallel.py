@@ -87,32 +87,34 @@ def join(device: str = "auto") -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def spread(network: nn.Module, units: Iterable[nn.Module], mode: str, world: World) -> nn.Module:
-    """Spread ``network`` over the processes; what to call in training.
+def parallel_mode(wanted: str, world: World) -> str:
+    """How a network is spread over the processes: none (one process only), ddp or fsdp2.
 
-    ``mode``: none (one process only), ddp, fsdp2 (each of ``units`` sharded by itself, then the rest), or auto:
-    fsdp2 where there are several processes. Parameter names do not change.
+    ``wanted`` may also be auto: fsdp2 where there are several processes.
     """
-    if mode == "auto":
-        mode = "none" if world.size == 1 else "fsdp2"
-    if mode == "none":
-        if world.size > 1:
-            raise UserError(f"train.parallel none: {world.size} processes need ddp or fsdp2")
-        return network
-    if not dist.is_initialized():
-        raise UserError(f"train.parallel {mode}: one process alone has nobody to share with; use none or auto")
-    if mode == "ddp":
-        on_gpu = world.device.type == "cuda"
-        return DistributedDataParallel(
-            network, device_ids=[world.device] if on_gpu else None, forward_sync_buffers=False
-        )
+    if wanted == "auto":
+        return "none" if world.size == 1 else "fsdp2"
+    if wanted == "none" and world.size > 1:
+        raise UserError(f"train.parallel none: {world.size} processes need ddp or fsdp2")
+    if wanted != "none" and not dist.is_initialized():
+        raise UserError(f"train.parallel {wanted}: one process alone has nobody to share with; use none or auto")
+    return wanted
+
+
+def shard(network: nn.Module, units: Iterable[nn.Module], world: World) -> None:
+    """Shard ``network`` in place by FSDP2: each of ``units`` by itself, then the rest. Names do not change."""
     if not all(parameter.is_contiguous() for parameter in network.parameters()):
         raise UserError("train.channels_last: fsdp2 cannot shard it; set it to false, or train.parallel to ddp")
     mesh = init_device_mesh(world.device.type, (world.size,))
     for unit in units:
         fully_shard(unit, mesh=mesh)
     fully_shard(network, mesh=mesh)
-    return network
+
+
+def replicate(network: nn.Module, world: World) -> nn.Module:
+    """The DDP module around ``network``."""
+    devices = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=devices, forward_sync_buffers=False)
 
 
 def recompute(block: nn.Module) -> None:

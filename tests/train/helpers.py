@@ -28,7 +28,7 @@ def make_pictures(root: Path, shards: list[int]) -> Path:
     return root
 
 
-def small(pictures: Path, **sections: dict[str, Any]) -> settings.Config:
+def small(pictures: Path | str, **sections: dict[str, Any]) -> settings.Config:
     """A run of a few seconds; ``sections`` change single settings."""
     tree: dict[str, Any] = {
         "name": "small",
