@@ -18,11 +18,20 @@ from ingest.run import ingest, pending
 from ingest.sources import Source
 from ingest.unit import ShardSink
 from ingest.workers import ImagePool
+from seer_pipe import slurm
 from seer_pipe.errors import UserError
 
 EVERY = 10.0  # seconds between two lines of progress
 LOOK = 1.0  # seconds between two looks at the jobs
 MINUTES = 24 * 60  # of a job, where the parameters say nothing else
+#: At the end of a Slurm job: one that failed or was killed is queued again, up to three times. The call ends this
+#: script as well, which has to outlive it: the new start is put off or else brought forward, from two minutes.
+AGAIN = """code=$?
+if [ $code != 0 ] && [ ${SLURM_RESTART_COUNT:-0} -lt 3 ]; then
+  trap "" TERM
+  scontrol requeue $SLURM_JOB_ID && scontrol update JobId=$SLURM_JOB_ID StartTime=now+5
+fi
+exit $code"""
 
 
 @dataclass(frozen=True)
@@ -60,22 +69,24 @@ def spread(share: Share, tasks: int, parameters: str) -> None:
 
     root = share.plan.store.local_path(INPUTS)
     folder = root.parent / "jobs" if root is not None else Path("seer-ingest-jobs").absolute()
-    executor = submitit.AutoExecutor(folder)
-    here = executor.cluster == "local"
+    here = not slurm.available()
+    executor = submitit.AutoExecutor(folder, cluster="local" if here else "slurm")
     workers = share.workers or (max(1, len(os.sched_getaffinity(0)) // tasks) if here else None)
     shares = [replace(share, units=share.units[task::tasks], workers=workers, as_json=True) for task in range(tasks)]
     try:
-        executor.update_parameters(**{"name": "seer-ingest", "timeout_min": MINUTES} | parsed(parameters))
+        executor.update_parameters(
+            **{"name": "seer-ingest", "timeout_min": MINUTES, "slurm_teardown": [AGAIN]} | parsed(parameters)
+        )
     except (NameError, TypeError) as error:
         raise UserError(f"slurm_parameters: {str(error).splitlines()[0]}") from None
     jobs = executor.map_array(Share.__call__, [part for part in shares if part.units])
     shown = time.monotonic()
     try:
-        while any(not job.done() for job in jobs):
+        while running := sum(not job.done() for job in jobs) if here else len(slurm.queue([j.job_id for j in jobs])):
             time.sleep(LOOK)
             if time.monotonic() - shown >= EVERY:
                 shown = time.monotonic()
-                say(share.plan, sum(not job.done() for job in jobs), share.as_json)
+                say(share.plan, running, share.as_json)
     except BaseException:
         for job in jobs:
             job.cancel()

@@ -2,6 +2,9 @@
 
 import importlib
 import os
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +42,23 @@ def s3() -> Iterator[Any]:
         environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
         yield boto3.client("s3")
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def slurm_cluster() -> Iterator[Path]:
+    """The folder of a real Slurm of two virtual nodes on this machine, which the environment points to meanwhile."""
+    if shutil.which("slurmctld", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
+        pytest.skip("no Slurm here: slurm/local-cluster/install.sh installs one")
+    scripts = Path(__file__).resolve().parents[1] / "slurm" / "local-cluster"
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as parent, pytest.MonkeyPatch.context() as patch:
+        folder = Path(parent) / "cluster"  # short: the path of a socket has a limit
+        subprocess.run([scripts / "start.sh", folder, "2"], check=True)
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        try:
+            yield folder
+        finally:
+            subprocess.run([scripts / "stop.sh", folder], check=True)
+            assert not folder.exists()
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,48 @@ def test_a_killed_job_is_told_and_its_units_are_done_next_time(tmp_path: Path, s
     assert "1 images in 2 shards" in run.stdout
 
 
+@pytest.mark.slurm
+def test_an_array_on_slurm_outlives_a_killed_task(slurm_cluster: Path, tmp_path: Path, server: Web) -> None:
+    """Four tasks over two nodes, one killed by SIGKILL: it is queued again, and the set is the one process's."""
+    (tmp_path / "list.txt").write_text("".join(server.url(f"/jpeg/{number % 25}\n") for number in range(48)))
+    common = ["urls", tmp_path / "list.txt", "--unit", 3, "--allow-network", "127.0.0.0/8", "--workers", 1]
+    one, many = tmp_path / "one", tmp_path / "many"
+    assert seer_ingest(*common, "--out", one).returncode == 0
+    parameters = "cpus_per_task=8,timeout_min=5"  # two tasks fill a node
+    command = [*COMMAND, *map(str, [*common, "--out", many, "--slurm", "--tasks", 4]), "--slurm-parameters", parameters]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        victim, nodes = None, set()
+        while victim is None:
+            assert process.poll() is None
+            said = subprocess.check_output(["squeue", "--noheader", "--array", "--format=%i %T %N"], text=True)
+            running = [line.split() for line in said.splitlines() if " RUNNING " in line]
+            nodes |= {node for _, _, node in running}
+            if len(running) == 4:
+                victim = task_process(running[2][0])
+            time.sleep(0.1)
+        os.kill(victim, signal.SIGKILL)
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    assert nodes == {"n1", "n2"}
+    told = subprocess.check_output(["scontrol", "show", "job", running[2][0]], text=True)
+    assert "Restarts=1" in told
+    assert made(many) == made(one)
+
+
+def task_process(job: str) -> int | None:
+    """The Python process of a job's only task."""
+    array, task = job.split("_")
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment, command = (process / "environ").read_bytes(), (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        names = {f"SLURM_ARRAY_JOB_ID={array}".encode(), f"SLURM_ARRAY_TASK_ID={task}".encode()}
+        if b"submitit.core._submit" in command and b"srun" not in command and names <= set(environment.split(b"\0")):
+            return int(process.name)
+    return None
+
+
 def unfinished(jobs: Path) -> list[int]:
     """The processes of jobs that have no result yet. A local job's name is the process that looks after it."""
     finished = {path.name.split("_")[0] for path in jobs.glob("*_result.pkl")}
