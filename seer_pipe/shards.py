@@ -281,8 +281,11 @@ class ShardSet:
             data = store.get(MANIFEST)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
-                f"{store.url}: no shard set here (no {MANIFEST}); make one with seer-ingest"
+                f"{store.url}: no shard set here (no {MANIFEST}); make one with seer-ingest, "
+                "or index tars that are there with seer-ingest index"
             ) from None
+        except OSError as error:
+            raise UserError(f"{store.url}/{MANIFEST}: not readable: {error}") from None
         try:
             manifest = pq.read_table(pa.BufferReader(data))
         except pa.ArrowInvalid as error:
@@ -318,7 +321,7 @@ class ShardSet:
                 table = pq.read_table(file, columns=["sample"])
         except FileNotFoundError:
             return np.zeros(0, np.int64)
-        except pa.ArrowException as error:
+        except (OSError, pa.ArrowException) as error:
             raise UserError(f"{where}: not readable: {error}") from None
         if (table.schema.metadata or {}).get(FINGERPRINT_KEY) != self.fingerprint.encode():
             raise UserError(f"{where}: was made when the set was another one; delete it and exclude anew")

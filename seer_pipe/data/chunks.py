@@ -14,6 +14,7 @@ from seer_pipe.data.order import Ints, Places
 from seer_pipe.shards import ShardIndex
 
 HOLE = 1 << 18  # bytes between two samples of a chunk that are rather left out than read along
+AGAIN = 2  # times that an image which fails its checksum is had anew
 
 Encoded = npt.NDArray[np.uint8]  # an image as it stands in the store
 
@@ -81,7 +82,7 @@ class Piece(NamedTuple):
 def read_piece(chunk: Chunk, first: int, stop: int, get: Get, again: Get | None) -> Piece:
     """Samples first … stop-1 of ``chunk``, by ``get``.
 
-    What fails its checksum may have been damaged on the way: it is had once more by ``again``, alone.
+    What fails its checksum may have been damaged on the way: it is had anew by ``again``, alone.
     """
     data: list[Encoded | None] = []
     reasons: dict[int, str] = {}
@@ -120,11 +121,14 @@ def read_piece(chunk: Chunk, first: int, stop: int, get: Get, again: Get | None)
 
 
 def _once_more(chunk: Chunk, i: int, span: Span, get: Get) -> Encoded | None:
-    try:
-        image = np.frombuffer(get(span, chunk.offset[i], chunk.length[i]), np.uint8)
-    except OSError:
-        return None
-    return image if google_crc32c.value(image) == chunk.crc[i] else None
+    for _ in range(AGAIN):
+        try:
+            image = np.frombuffer(get(span, chunk.offset[i], chunk.length[i]), np.uint8)
+        except OSError:
+            return None
+        if google_crc32c.value(image) == chunk.crc[i]:
+            return image
+    return None
 
 
 @dataclass

@@ -53,6 +53,7 @@ class Remote:
 
     FORGET = 600.0
     PATIENT = 3.0  # seconds until a request counts as slow, while there is little to compare with
+    TIMES = 3  # requests for the same bytes, at most
     HEDGES = 8  # second requests under way at a time: a store that is slow altogether must not get twice the load
 
     def __init__(self, shards: Shards) -> None:
@@ -85,24 +86,26 @@ class Remote:
             ) from None
 
     def _hedged(self, shard: int, start: int, length: int) -> bytes:
-        under_way = [self._ask(shard, start, length)]
-        done, _ = wait(under_way, timeout=self._slow())
-        if not done and self._may_hedge():
-            self.hedged += 1
-            under_way.append(self._ask(shard, start, length))
-            under_way[1].add_done_callback(self._hedge_ended)
+        under_way = {self._ask(shard, start, length)}
+        asked = 1
         while True:
-            done, left = wait(under_way, return_when=FIRST_COMPLETED)
+            patience = asked * self._slow() if asked < self.TIMES else None
+            done, under_way = wait(under_way, timeout=patience, return_when=FIRST_COMPLETED)
             for future in done:
                 if future.exception() is None:
                     return future.result()
-            if not left:
+            if not under_way:
                 return done.pop().result()  # raises
-            under_way = list(left)
+            if not done and self._may_hedge():
+                asked += 1
+                self.hedged += 1
+                second = self._ask(shard, start, length)
+                second.add_done_callback(self._hedge_ended)
+                under_way.add(second)
 
     def _ask(self, shard: int, start: int, length: int) -> Future[bytes]:
         self.requests += 1
-        return begin("stream-request", self._timed, shard, start, length)
+        return begin("request", self._timed, shard, start, length)
 
     def _timed(self, shard: int, start: int, length: int) -> bytes:
         began = time.monotonic()
@@ -139,6 +142,10 @@ class ThroughCache:
             if len(data) == length:
                 return data
         return self._remote.get(span, start, length)
+
+    def close(self) -> None:
+        """Let go of what is held in the cache."""
+        self._spans.clear()
 
     def _bring(self, span: Span) -> Cached | None:
         name = f"{self._shards.url(span.shard)}\t{self._shards.sha256[span.shard]}\t{span.start}\t{span.length}"

@@ -54,9 +54,10 @@ class Stream:
         self._plan, self._slots, self._ahead, self._memory = plan, slots, ahead, memory
         share = plan.batch // plan.lanes
         lanes = len(np.unique(slots // share))
-        chunks = 2 * lanes * (plan.window if share > 1 else 1) + REQUESTS  # in use at a time, and some more
+        in_use = 2 * lanes * (plan.window if share > 1 else 1)  # chunks, at a time
         mean = max(1.0, float(shards.bytes.sum()) / max(1, len(shards)))  # bytes a sample
         self.remote: Remote | None = None
+        self._cached: ThroughCache | None = None
         self._get: Get
         if shards.is_local():
             self._get, self._again, most = Folder(shards).get, None, DISK_PIECE
@@ -65,7 +66,8 @@ class Stream:
             self._get, self._again, most = self.remote.get, self.remote.get, memory
             threads = max(threads, REQUESTS)
             if cache is not None:
-                self._get, most = ThroughCache(shards, self.remote, cache, chunks).get, DISK_PIECE
+                self._cached = ThroughCache(shards, self.remote, cache, in_use + 4)
+                self._get, most = self._cached.get, DISK_PIECE
         self._size = int(np.clip(min(most, memory // (2 * lanes)) / mean, 1, plan.chunk))  # samples a piece
         self._parts = -(-plan.chunk // self._size)  # pieces a chunk
         self._guess = int(self._size * mean)  # bytes a piece
@@ -73,7 +75,7 @@ class Stream:
         self._stale = 2 * plan.window * plan.chunk // share if share > 1 else 0
         counts = max(1, len(shards) // max(1, len(shards.counts)))
         index = Kept(shards.index, max(16, INDEXED // counts))
-        self._chunk = lru_cache(chunks)(lambda chunk: Chunk(plan.members(chunk), index.__getitem__))
+        self._chunk = lru_cache(in_use + REQUESTS)(lambda chunk: Chunk(plan.members(chunk), index.__getitem__))
         self._pieces: OrderedDict[int, _Held] = OrderedDict()  # by the step that last took of them
         self._held = 0  # bytes, of those
         self._pool, self._threads = Pool(threads, "stream"), threads
@@ -111,6 +113,9 @@ class Stream:
 
     def close(self) -> None:
         self._pool.close()
+        self._pieces.clear()
+        if self._cached is not None:
+            self._cached.close()
 
     def _located(self, first: int, last: int) -> Iterator[tuple[int, Places]]:
         """Steps and their places; computed for many steps at once, which costs little more than for one."""

@@ -75,6 +75,10 @@ class Kept(Generic[K, V]):
         self._kept: OrderedDict[K, Future[V]] = OrderedDict()
         self._lock = Lock()
 
+    def clear(self) -> None:
+        with self._lock:
+            self._kept.clear()
+
     def __getitem__(self, key: K) -> V:
         with self._lock:
             future = self._kept.get(key)
