@@ -44,10 +44,24 @@ class Augmenter:
     `threads` work on the CPU's part. At most `max_batch` images are decoded at a time; longer batches are done in
     turns, so it bounds memory and changes no value. May be called from any thread, one call at a time; the heavy
     work releases the interpreter lock. Every image's crops are the same bytes in whatever batch it comes.
+
+    `layout` (torch.contiguous_format or torch.channels_last) and `dtype` are what the crops come in, written there
+    once: 0.1 to 0.2 ms of CPU an image of 2x224+6x96 for channels_last, where a later `contiguous` took 0.7 to 1.2.
+    The arithmetic is float32 in any case.
     """
 
-    def __init__(self, crops: Sequence[CropSpec], *, device: str = "cpu", threads: int = 2, max_batch: int) -> None:
+    def __init__(
+        self,
+        crops: Sequence[CropSpec],
+        *,
+        device: str = "cpu",
+        threads: int = 2,
+        max_batch: int,
+        layout: torch.memory_format = torch.contiguous_format,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self._sizes = [spec.size for spec in crops for _ in range(spec.count)]
+        self._layout, self._dtype = layout, dtype
         self._ndd_device, self._device = device, torch.device(device)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._turn = min(max_batch, CHUNK * threads) if self._stream is None else max_batch
@@ -57,7 +71,7 @@ class Augmenter:
             self._context = ndd.EvalContext(num_threads=threads, cuda_stream=self._stream)
 
     def __call__(self, jpegs: Sequence[bytes | np.ndarray], views: Sequence[Crops]) -> list[torch.Tensor]:
-        """The crops of n encoded images: for each of `views` a float32 tensor [n, 3, size, size] on the device.
+        """The crops of n encoded images: for each of `views` a tensor [n, 3, size, size] on the device.
 
         Any format DALI decodes (JPEG of any colour space, PNG, WebP, TIFF, BMP, JPEG 2000); EXIF orientation is
         not applied, as the boxes of the views are in stored pixels. Raises BadImages for the images that do not
@@ -65,7 +79,7 @@ class Augmenter:
         """
         faults: dict[int, str] = {}
         with self._on_stream(), self._context, ndd.EvalMode.sync_cpu:
-            out = [torch.empty(len(jpegs), 3, size, size, device=self._device) for size in self._sizes]
+            out = [self._empty(len(jpegs), size) for size in self._sizes]
             for start in range(0, len(jpegs), self._turn):
                 turn = range(len(jpegs))[start : start + self._turn]
                 files, crops = [jpegs[i] for i in turn], [crop.take(turn) for crop in views]
@@ -82,6 +96,11 @@ class Augmenter:
         if faults:
             raise BadImages(faults)
         return out
+
+    def _empty(self, n: int, size: int) -> torch.Tensor:
+        return torch.empty(
+            n, 3, size, size, dtype=self._dtype, device=self._device, memory_format=self._layout
+        )
 
     def close(self) -> None:
         self._pool.shutdown()
@@ -105,8 +124,12 @@ class Augmenter:
             list(self._pool.map(lambda share: _crops_on_cpu(pictures, crops, out, share), shares))
         else:
             for crop, x in zip(crops, out, strict=True):
-                x.copy_(_cut_on_gpu(images, crop, x.shape[-1]).permute(0, 3, 1, 2))
-                finish_many(x, crop)
+                cut = _cut_on_gpu(images, crop, x.shape[-1]).permute(0, 3, 1, 2)
+                planes = x if x.dtype == torch.float32 else torch.empty_like(x, dtype=torch.float32)
+                planes.copy_(cut)
+                finish_many(planes, crop)
+                if planes is not x:
+                    x.copy_(planes)
                 x.record_stream(torch.cuda.default_stream(self._device))  # where it will be used
             self._stream.synchronize()
 
@@ -136,9 +159,9 @@ def _crops_on_cpu(
             top, left, height, width = crop.box[row].tolist()
             region = pictures[row][:, :, top : top + height, left : left + width]
             cut = F.interpolate(region, tuple(x.shape[2:]), mode="bilinear", antialias=True)
-            planes = x[row : row + 1].numpy()
-            planes[:] = (cut.flip(3) if crop.flip[row] else cut).numpy()
-            finish_one(planes, crop, row)
+            planes = (cut.flip(3) if crop.flip[row] else cut).to(torch.float32, memory_format=torch.contiguous_format)
+            finish_one(planes.numpy(), crop, row)
+            x[row : row + 1].copy_(planes)
 
 
 def _cut_on_gpu(images: Any, crop: Crops, size: int) -> torch.Tensor:

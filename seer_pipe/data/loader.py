@@ -51,8 +51,9 @@ class Batch:
 class Loader:
     """The batches of one rank: the images at ``slots`` of every step, as ``crops``.
 
-    ``seed`` keys the views. ``device``: where DALI works and the tensors are. ``ahead``: batches made in
-    advance; memory grows with it, the content does not change. ``memory`` and ``cache``: of the ``Stream``.
+    ``seed`` keys the views. ``device``: where DALI works and the tensors are, in ``layout`` and ``dtype``.
+    ``ahead``: batches made in advance; memory grows with it, the content does not change. ``memory`` and
+    ``cache``: of the ``Stream``.
     """
 
     def __init__(
@@ -68,13 +69,17 @@ class Loader:
         ahead: int = 2,
         memory: int = 1 << 30,
         cache: Cache | None = None,
+        layout: torch.memory_format = torch.contiguous_format,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self._shards, self._plan, self._slots = shards, plan, slots
         self._crops, self._seed, self._ahead = crops, seed, ahead
         self._stream = Stream(
             shards, plan, slots, threads=max(4, threads), ahead=ahead, memory=memory, cache=cache
         )
-        self._augmenter = Augmenter(crops, device=device, threads=threads, max_batch=len(slots))
+        self._augmenter = Augmenter(
+            crops, device=device, threads=threads, max_batch=len(slots), layout=layout, dtype=dtype
+        )
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 

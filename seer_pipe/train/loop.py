@@ -146,6 +146,7 @@ class Trainer:
             build.build_crops(config.views), seed=config.seed, device=world.device.type,
             threads=config.data.threads, ahead=config.data.ahead,
             memory=int(config.data.memory_gb * 1e9), cache=open_cache(config.data),
+            layout=build.layout(config.train), dtype=build.precision(config.train, world) or torch.float32,
         )  # fmt: skip
         self.metrics = Metrics(run, self.step) if world.is_first else None
         self.quarantine = Quarantine(run, self.step) if world.is_first else None

@@ -66,6 +66,11 @@ def photos(real_data) -> list[bytes]:
     return jpegs + grey + cmyk
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request) -> str:
+    return request.param
+
+
 def augment(files: list[bytes], views: list[Crops], specs=SPECS, **options) -> list[torch.Tensor]:
     augmenter = Augmenter(specs, **({"threads": 2, "max_batch": 64} | options))
     try:
@@ -119,54 +124,73 @@ ALONE = {  # one step, and the mean difference allowed to it, in levels of 255
     "hue": (replace(STILL, jitter_p=1, jitter=(0, 0, 0, 0.2)), 0.6),
     "grey": (replace(STILL, grey_p=1), 0.4),
     "blur": (replace(STILL, blur_p=1), 0.4),
+    "solarise": (replace(STILL, solarise_p=1), 0.4),
 }
 
 
 @pytest.mark.parametrize("step", ALONE)
-def test_each_step_alone_is_torchvisions(torchvision, photos, step):
+def test_each_step_alone_is_torchvisions(torchvision, photos, device, step):
     strength, allowed = ALONE[step]
     specs = [CropSpec(1, 224, (0.14, 1.0), strength), CropSpec(1, 96, (0.05, 0.14), strength)]
     views = views_of(photos[::3], specs)
-    assert differences(photos[::3], views, augment(photos[::3], views, specs)).max() < allowed
+    assert differences(photos[::3], views, augment(photos[::3], views, specs, device=device)).max() < allowed
 
 
-def test_the_whole_recipe_is_torchvisions(torchvision, photos, files):
+def test_the_whole_recipe_is_torchvisions(torchvision, photos, files, device):
     for some in (photos, files):
         views = views_of(some, SPECS)
-        different = differences(some, views, augment(some, views))
+        different = differences(some, views, augment(some, views, device=device))
         assert different.max() < 2
         assert different.mean() < 0.5
 
 
-def test_evaluation_view_is_resize_and_central_crop(torchvision, photos):
+def test_evaluation_view_is_resize_and_central_crop(torchvision, photos, device):
     from torchvision.transforms import functional as tv
+
+    def theirs(image: Image.Image) -> torch.Tensor:
+        return tv.pil_to_tensor(tv.center_crop(tv.resize(image, 256), 224))
 
     spec = [CropSpec(1, 224, (1, 1))]
     views = [centre(*sizes(photos), size=224, resize=256)]
-    assert differences(photos, views, augment(photos, views, spec)).max() < 0.4
+    (crops,) = augment(photos, views, spec, device=device)
+    assert differences(photos, views, [crops]).max() < 0.4
+    whole = [(x - theirs(Image.open(io.BytesIO(file)).convert("RGB"))).abs().mean()
+             for file, x in zip(photos, levels(crops), strict=True)]  # fmt: skip
+    assert np.mean(whole) < 4  # their box lies between the pixels, by up to half a one of the photograph
 
     exact = [synthetic(i, *shape) for i, shape in enumerate([(512, 768), (1024, 512), (256, 256), (1536, 1024)])]
     encoded = [encode(image, format="PNG") for image in exact]  # where the box falls on whole pixels
-    (crops,) = augment(encoded, [centre(*sizes(encoded), size=224, resize=256)], spec)
+    (crops,) = augment(encoded, [centre(*sizes(encoded), size=224, resize=256)], spec, device=device)
     for image, ours in zip(exact, levels(crops), strict=True):
-        theirs = tv.pil_to_tensor(tv.center_crop(tv.resize(image, 256), 224))
-        assert (ours - theirs).abs().mean() < 0.3
+        assert (ours - theirs(image)).abs().mean() < 0.3
 
 
 @pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 3}, {"max_batch": 1}, {"max_batch": 3}])
-def test_the_same_image_and_view_give_the_same_bytes_in_any_batch(files, options):
+def test_the_same_image_and_view_give_the_same_bytes_in_any_batch(files, device, options):
     views = views_of(files, SPECS)
-    whole = augment(files, views)
+    whole = augment(files, views, device=device)
     order = [5, 0, 7, 2, 2]
-    some = augment([files[i] for i in order], [crop.take(order) for crop in views], **options)
+    some = augment([files[i] for i in order], [crop.take(order) for crop in views], device=device, **options)
     for a, b in zip(whole, some, strict=True):
         assert a.dtype == torch.float32
         assert a.is_contiguous()
         assert torch.equal(a[order], b)
 
 
-def test_crops_are_the_callers_to_keep(files):
-    augmenter = Augmenter(SPECS, threads=1, max_batch=8)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_crops_come_in_the_layout_and_type_asked_for(files, device, layout, dtype):
+    """Without another copy: what `contiguous` would give later is there already, and the values are the same."""
+    views = views_of(files, SPECS)
+    plain = augment(files, views, device=device)
+    for a, b in zip(augment(files, views, device=device, layout=layout, dtype=dtype), plain, strict=True):
+        assert a.dtype == dtype
+        assert a.contiguous(memory_format=layout).data_ptr() == a.data_ptr()
+        assert torch.equal(a, b.to(dtype))
+
+
+def test_crops_are_the_callers_to_keep(files, device):
+    augmenter = Augmenter(SPECS, threads=1, max_batch=8, device=device)
     first = augmenter(files, views_of(files, SPECS, seed=1))
     kept = [x.clone() for x in first]
     augmenter(files, views_of(files, SPECS, seed=2))
@@ -174,44 +198,44 @@ def test_crops_are_the_callers_to_keep(files):
     assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
 
 
-def test_many_at_once_are_one_by_one():
+def test_many_at_once_are_one_by_one(device):
     """The form for GPUs against the form for CPUs, on one array."""
     torch.manual_seed(0)
     x = (torch.rand(40, 3, 33, 33) * 300 - 20).clamp(0, 255).round()  # extremes, greys and ties are among them
     x[0], x[1], x[2] = 0, 255, 128
     spec = CropSpec(1, 33, (0.1, 1.0), Augment(solarise_p=0.3))
     (crop,) = draw(3, 0, np.arange(40), np.full(40, 50), np.full(40, 50), [spec])
-    one, many = x.clone(), x.clone()
+    one, many = x.clone(), x.clone().to(device)
     for row in range(40):
         pixels.finish_one(one[row : row + 1].numpy(), crop, row)
     pixels.finish_many(many, crop)
     assert torch.isfinite(one).all()
-    assert (one - many).abs().max() < 1e-3
+    assert (one - many.cpu()).abs().max() < 1e-3
     rows = [7, 3, 30]
-    few = x[rows]
+    few = x[rows].to(device)
     pixels.finish_many(few, crop.take(rows))
     assert torch.equal(few, many[rows])
 
 
-def test_normalised_as_public_backbones_expect(files):
+def test_normalised_as_public_backbones_expect(device):
     colour = Image.new("RGB", (50, 40), (255, 0, 128))
     png = [encode(colour, format="PNG")]
-    (x,) = augment(png, [centre(*sizes(png), size=32, resize=32)], [CropSpec(1, 32, (1, 1))])
+    (x,) = augment(png, [centre(*sizes(png), size=32, resize=32)], [CropSpec(1, 32, (1, 1))], device=device)
     expected = (torch.tensor([1.0, 0.0, 128 / 255]) - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
         [0.229, 0.224, 0.225]
     )
     assert x.shape == (1, 3, 32, 32)
-    assert torch.allclose(x[0], expected.view(3, 1, 1).expand(3, 32, 32), atol=1e-5)
+    assert torch.allclose(x[0].cpu(), expected.view(3, 1, 1).expand(3, 32, 32), atol=1e-5)
 
 
-def test_bad_images_are_named_and_the_others_go_on(files):
+def test_bad_images_are_named_and_the_others_go_on(files, device):
     bomb = bytearray(encode(Image.new("RGB", (8, 8)), format="PNG"))
     bomb[16:24] = (60_000).to_bytes(4, "big") * 2
     small = encode(synthetic(1, 20, 20))
     bad = {1: files[0][: len(files[0]) // 2], 3: b"", 4: b"<html>gone</html>", 6: bytes(bomb), 7: small}
     mixed = [bad.get(i, file) for i, file in enumerate(files)]
     views = views_of(files, SPECS)
-    augmenter = Augmenter(SPECS, threads=2, max_batch=3)
+    augmenter = Augmenter(SPECS, threads=2, max_batch=3, device=device)
     with pytest.raises(BadImages) as caught:
         augmenter(mixed, views)
     assert caught.value.indices == [1, 3, 4, 6, 7]
@@ -220,16 +244,16 @@ def test_bad_images_are_named_and_the_others_go_on(files):
     assert caught.value.reasons[4].startswith("20x20 pixels, fewer than recorded")
     after = augmenter(files, views)
     augmenter.close()
-    assert all(torch.equal(a, b) for a, b in zip(after, augment(files, views), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(after, augment(files, views, device=device), strict=True))
 
 
 @pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
-def test_nothing_nasty_ends_the_run(real_data, files, every):
+def test_nothing_nasty_ends_the_augmenter(real_data, files, device, every):
     """Files of decoder test suites and fuzzers, unchecked; whole batches of them."""
     with tarfile.open(real_data / "nasty" / "nasty.tar") as archive:
         nasty = [archive.extractfile(member).read() for member in archive if member.isfile()][::every]
     spec = [CropSpec(1, 32, (1, 1))]
-    augmenter = Augmenter(spec, threads=2, max_batch=32)
+    augmenter = Augmenter(spec, threads=2, max_batch=32, device=device)
 
     def view(n: int) -> list[Crops]:
         return [centre(np.ones(n), np.ones(n), size=32, resize=32)]
@@ -270,16 +294,3 @@ def test_gpu_makes_the_same_crops(torchvision, files):
     assert all(x.is_cuda and x.is_contiguous() for x in on_gpu)
     for a, b in zip(on_gpu, augment(files * 8, views), strict=True):
         assert (levels(a) - levels(b)).abs().mean(dim=(1, 2, 3)).max() < 2
-    some = augment(files, [crop.take(range(8)) for crop in views], device="cuda", max_batch=3)
-    assert all(torch.equal(a[:8], b) for a, b in zip(on_gpu, some, strict=True))
-
-
-@pytest.mark.gpu
-def test_gpu_names_bad_images_and_goes_on(files):
-    views = views_of(files, SPECS)
-    augmenter = Augmenter(SPECS, device="cuda", threads=2, max_batch=8)
-    with pytest.raises(BadImages) as caught:
-        augmenter([files[0], files[1][:500], *files[2:]], views)
-    assert caught.value.indices == [1]
-    assert len(augmenter(files, views)) == 4
-    augmenter.close()

@@ -1,5 +1,8 @@
 """Stream and loader: the same bytes and batches from a folder and from S3, on any world size, with bad images."""
 
+import itertools
+import tarfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,13 @@ import pytest
 import torch
 
 from seer_pipe.data.chunks import Samples
+from seer_pipe.data.dali import Augmenter
 from seer_pipe.data.loader import Batch, Loader
 from seer_pipe.data.order import Plan, slots_of
 from seer_pipe.data.stream import Stream
 from seer_pipe.data.views import CropSpec
 from seer_pipe.errors import UserError
-from seer_pipe.shards import ShardSet
+from seer_pipe.shards import ShardSet, ShardWriter, write_manifest
 from seer_pipe.store import open_store
 from tests.train.helpers import make_pictures
 
@@ -110,8 +114,6 @@ def test_bad_bytes_are_replaced_by_rule_and_shift_nothing(tmp_path: Path) -> Non
 
 def test_an_image_that_does_not_decode_is_replaced(tmp_path: Path) -> None:
     """Right by its checksum, and still no image: as a set made by other tools may have it."""
-    from seer_pipe.shards import ShardWriter, write_manifest
-
     root = make_pictures(tmp_path / "set", [20])
     store = open_store(root)
     writer = ShardWriter(store, "00001.tar")
@@ -131,9 +133,47 @@ def test_a_set_without_a_usable_image_ends_with_a_clear_error(tmp_path: Path) ->
         batches(ShardSet.open(root), 0, 2)
 
 
-def test_leaving_early_leaves_no_thread(pictures: Path) -> None:
-    import threading
+def test_the_next_batch_is_made_while_a_step_trains(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The consumer, in the middle of its step, sees the crops of the next one come to their end."""
+    made = [threading.Event() for _ in range(4)]
+    count = itertools.count()
+    augment = Augmenter.__call__
 
+    def told(*arguments: Any) -> list[torch.Tensor]:
+        crops = augment(*arguments)
+        made[next(count)].set()
+        return crops
+
+    monkeypatch.setattr(Augmenter, "__call__", told)
+    shards = ShardSet.open(pictures)
+    loader = Loader(shards, Plan(shards.counts, 8, seed=3), np.arange(8), CROPS, seed=3, ahead=1)
+    for batch in loader.batches(0, 4):
+        if batch.step < 3:
+            assert made[batch.step + 1].wait(timeout=60)
+    loader.close()
+
+
+@pytest.mark.parametrize("every", [24, pytest.param(1, marks=pytest.mark.slow)])
+def test_nothing_nasty_ends_the_run(real_data: Path, tmp_path: Path, every: int) -> None:
+    """Files of decoder test suites and fuzzers, stored as they are, among twice as many good images."""
+    with tarfile.open(real_data / "nasty" / "nasty.tar") as archive:
+        members = [member for member in archive if member.isfile()][::every]
+        nasty = [archive.extractfile(member).read() for member in members]  # type: ignore[union-attr]
+    store = open_store(make_pictures(tmp_path / "set", [2 * len(nasty)]))
+    writer = ShardWriter(store, "00001.tar")
+    for number, data in enumerate(nasty):
+        writer.add(f"nasty{number:06d}", data, source="nasty", width=1, height=1)
+    writer.commit()
+    write_manifest(store, ["00000.tar", "00001.tar"])
+    made = batches(ShardSet.open(tmp_path / "set"), 0, 3 * len(nasty) // 8)
+    told = {r.index for batch in made for r in batch.replaced if r.shard == "00001.tar"}
+    assert 0.4 * len(nasty) < len(told) < len(nasty)
+    assert all(r.reason and "\n" not in r.reason for batch in made for r in batch.replaced)
+    assert all(r.shard == "00001.tar" for batch in made for r in batch.replaced)
+    assert all(bool(torch.isfinite(crop).all()) for batch in made for crop in batch.crops)
+
+
+def test_leaving_early_leaves_no_thread(pictures: Path) -> None:
     shards = ShardSet.open(pictures)
     loader = Loader(shards, Plan(shards.counts, 8, seed=0), np.arange(8), CROPS, seed=0)
     for _ in loader.batches(0, 1_000_000):
