@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,34 +14,49 @@ verbs = typer.Typer()
 verbs.add_typer(evaluate, name="eval")
 
 
+SubjectArgument = Annotated[Path, typer.Argument(help="A run's folder, or an exported backbone's.")]
+Labelled = Annotated[str, typer.Option(help="Images with labels: a shard set, a folder class/image, or a CSV file.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(help="Of a shard set: a column, a CSV file (source,label or key,label), or 'folder'."),
+]
+Untrained = Annotated[bool, typer.Option(help="The run's first weights instead of its last.")]
+
+
+def _tell(result: dict[str, Any] | None, as_json: bool) -> None:
+    """The first rank has a result to show."""
+    if result is not None:
+        show(result, as_json)
+
+
 @evaluate.command()
 def knn(
-    subject: Annotated[Path, typer.Argument(help="A run's folder, or an exported backbone's.")],
-    data: Annotated[str, typer.Option(help="Shard set with the images.")],
-    labels: Annotated[str, typer.Option(help="CSV file (source,label), or 'folder': an image's folder is its class.")],
-    queries: Annotated[str | None, typer.Option(help="Shard set to classify, if another one.")] = None,
+    subject: SubjectArgument,
+    data: Labelled,
+    labels: Labels = None,
+    queries: Annotated[str | None, typer.Option(help="Images to classify, if others.")] = None,
     k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
     temperature: Annotated[float, typer.Option(min=0.001, help="Of the votes' weights.")] = 0.07,
-    untrained: Annotated[bool, typer.Option(help="The run's first weights instead of its last.")] = False,
+    untrained: Untrained = False,
     as_json: AsJson = False,
 ) -> None:
     """Classify images by their nearest neighbours among the features of labelled ones."""
-    from seer_pipe.evaluate.verbs import evaluate_knn
+    from seer_pipe.evaluate.knn import evaluate_knn
 
-    show(evaluate_knn(subject, data, labels, queries, k=k, temperature=temperature, untrained=untrained), as_json)
+    _tell(evaluate_knn(subject, data, labels, queries, k=k, temperature=temperature, untrained=untrained), as_json)
 
 
 @evaluate.command()
 def retrieval(
-    subject: Annotated[Path, typer.Argument(help="A run's folder, or an exported backbone's.")],
+    subject: SubjectArgument,
     data: Annotated[str, typer.Option(help="Shard set with the images.")],
-    untrained: Annotated[bool, typer.Option(help="The run's first weights instead of its last.")] = False,
+    untrained: Untrained = False,
     as_json: AsJson = False,
 ) -> None:
     """Find an image's other half among all images' other halves: needs no labels."""
-    from seer_pipe.evaluate.verbs import evaluate_retrieval
+    from seer_pipe.evaluate.retrieval import evaluate_retrieval
 
-    show(evaluate_retrieval(subject, data, untrained=untrained), as_json)
+    _tell(evaluate_retrieval(subject, data, untrained=untrained), as_json)
 
 
 @evaluate.command()

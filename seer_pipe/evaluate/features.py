@@ -1,85 +1,112 @@
-"""Features of a whole shard set under a trunk."""
+"""Features of many images under a trunk."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from seer_pipe.data.chunks import Samples
 from seer_pipe.data.dali import Augmenter, BadImages
-from seer_pipe.data.order import Plan
-from seer_pipe.data.stream import Stream
+from seer_pipe.data.order import Ints
 from seer_pipe.data.views import Crops, CropSpec, centre
 from seer_pipe.errors import UserError
-from seer_pipe.shards import ShardSet
+from seer_pipe.evaluate.pictures import Picture, Pictures, ahead
+from seer_pipe.train.parallel import World
 
 #: Short side before the central crop, in parts of the crop: ImageNet's 256 for 224.
 RESIZE = 256 / 224
+#: From the numbers, heights and widths of n images to the box of each.
+View = Callable[[Ints, Ints, Ints], Crops]
 
 
 @dataclass(frozen=True)
 class Features:
-    """``matrix``: [n, width] float32 on the CPU, a row for each of ``samples`` (numbers in the set)."""
+    """``matrix``: [n, width] float32 on the CPU, a row for each of ``samples`` (numbers of the images)."""
 
     matrix: torch.Tensor
     samples: list[int]
 
 
 class Images:
-    """The images of a shard set in its own order, decoded and cropped in batches.
+    """Images decoded and cropped in batches, one batch ahead of whoever uses them.
 
-    ``view``: from arrays of heights and widths [n] to the box of each image. What cannot be decoded is left out.
+    What cannot be read or decoded is left out, and noted in ``left_out``: {number: reason}.
     """
 
-    def __init__(self, shards: ShardSet, size: int, *, batch: int = 64, device: str = "cpu", threads: int = 2) -> None:
-        if len(shards) == 0:
-            raise UserError(f"{shards.store.url}: the shard set is empty")
-        self.size, self._total, self._batch = size, len(shards), min(batch, len(shards))
-        self._plan = Plan(shards.counts, 1, seed=0)
-        self._stream = Stream(shards, self._plan, np.arange(1), threads=threads)
+    def __init__(
+        self, pictures: Pictures, size: int, *, batch: int = 64, device: str = "cpu", threads: int | None = None
+    ) -> None:
+        if len(pictures) == 0:
+            raise UserError(f"{pictures.where}: there are no images in it")
+        self.pictures, self.size, self._batch = pictures, size, min(batch, len(pictures))
+        threads = threads or min(8, len(os.sched_getaffinity(0)))
         self._augmenter = Augmenter([CropSpec(1, size, (1, 1))], device=device, threads=threads, max_batch=self._batch)
+        self.left_out: dict[int, str] = {}
 
-    def centre(self, height: np.ndarray, width: np.ndarray) -> Crops:
+    def centre(self, numbers: Ints, height: Ints, width: Ints) -> Crops:
         """The usual evaluation view: short side to 8/7 of the size, then the middle."""
         return centre(height, width, self.size, round(self.size * RESIZE))
 
     def batches(
-        self, view: Callable[[np.ndarray, np.ndarray], Crops] | None = None
+        self, numbers: Ints | None = None, view: View | None = None
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Numbers of the samples, and their pixels [n, 3, size, size], until the set is through."""
-        for start in range(0, self._total, self._batch):
-            numbers = np.arange(start, min(start + self._batch, self._total))
-            samples = self._stream.read(self._plan.places(numbers))
-            samples = samples.take([row for row in range(len(samples)) if row not in samples.reasons])
-            while len(samples):
+        """Numbers of the images, and their pixels [n, 3, size, size]: of all, or of those given, in that order."""
+        if numbers is None:
+            numbers = np.arange(len(self.pictures))
+        return ahead(self._batches(numbers, view or self.centre))
+
+    def _batches(self, numbers: Ints, view: View) -> Iterator[tuple[list[int], torch.Tensor]]:
+        for batch in ahead(self.pictures.read(numbers, self._batch)):
+            self.left_out |= {picture.number: picture.reason for picture in batch if picture.data is None}
+            pictures = [picture for picture in batch if picture.data is not None]
+            while pictures:
                 try:
-                    yield samples.places.sample.tolist(), self._decode(samples, view or self.centre)
+                    yield [picture.number for picture in pictures], self._decode(pictures, view)
                     break
                 except BadImages as error:
-                    samples = samples.take([row for row in range(len(samples)) if row not in set(error.indices)])
+                    bad = dict(zip(error.indices, error.reasons, strict=True))
+                    self.left_out |= {pictures[i].number: reason for i, reason in bad.items()}
+                    pictures = [picture for i, picture in enumerate(pictures) if i not in bad]
 
-    def _decode(self, samples: Samples, view: Callable[[np.ndarray, np.ndarray], Crops]) -> torch.Tensor:
-        images = [image for image in samples.data if image is not None]
-        return self._augmenter(images, [view(samples.height, samples.width)])[0]
+    def _decode(self, pictures: list[Picture], view: View) -> torch.Tensor:
+        numbers, heights, widths = np.array([picture[:3] for picture in pictures]).T
+        encoded = [picture.data for picture in pictures if picture.data is not None]
+        return self._augmenter(encoded, [view(numbers, heights, widths)])[0]
 
     def close(self) -> None:
-        self._stream.close()
         self._augmenter.close()
 
 
-@torch.inference_mode()
-def extract(
-    trunk: nn.Module, images: Images, view: Callable[[np.ndarray, np.ndarray], Crops] | None = None
-) -> Features:
+@torch.no_grad()
+def extract(trunk: nn.Module, images: Images, numbers: Ints | None = None, view: View | None = None) -> Features:
     """The trunk's features in evaluation mode, one row an image."""
     trunk.eval()
     device = next(trunk.parameters()).device
-    numbers, rows = [], []
-    for batch, pixels in images.batches(view):
-        numbers += batch
+    found: list[int] = []
+    rows = []
+    for batch, pixels in images.batches(numbers, view):
+        found += batch
         rows.append(trunk(pixels.to(device)).float().cpu())
-    return Features(torch.cat(rows), numbers)
+    return Features(torch.cat(rows) if rows else torch.empty(0, int(trunk.width)), found)  # type: ignore[arg-type]
+
+
+def extract_shared(trunk: nn.Module, images: Images, numbers: Ints, world: World) -> Features | None:
+    """As ``extract``, every rank a contiguous share; the first rank gets all rows, in order, and the others None."""
+    mine = extract(trunk, images, np.array_split(numbers, world.size)[world.rank])
+    if world.size == 1:
+        return mine
+    samples = world.gather(mine.samples)
+    if not world.is_first:
+        dist.send(mine.matrix, 0)
+        return None
+    whole = torch.empty(sum(map(len, samples)), mine.matrix.shape[1])
+    blocks = whole.split([len(share) for share in samples])
+    blocks[0].copy_(mine.matrix)
+    for rank, block in enumerate(blocks[1:], start=1):
+        dist.recv(block, rank)
+    return Features(whole, [number for share in samples for number in share])

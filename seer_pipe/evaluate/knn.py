@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from seer_pipe.evaluate.bench import on_bench
+from seer_pipe.evaluate.labels import open_labelled
+from seer_pipe.evaluate.results import keep
 
 
 def neighbours(queries: Tensor, bank: Tensor, k: int, *, leave_one_out: bool = False, rows: int = 1024) -> tuple[
@@ -45,15 +52,26 @@ def knn_accuracy(
     k = min(k, len(bank) - leave_one_out)
     similar, nearest = neighbours(queries, bank, k, leave_one_out=leave_one_out)
     weights = ((similar - 1) / temperature).exp()  # the largest is 1: no overflow
-    votes = torch.zeros(len(queries), int(bank_labels.max()) + 1)
+    votes = torch.zeros(len(queries), int(bank_labels.max()) + 1, device=weights.device)
     votes.scatter_add_(1, bank_labels[nearest], weights)
     return float((votes.argmax(dim=1) == query_labels).float().mean())
 
 
-def retrieval_accuracy(first: Tensor, second: Tensor) -> float:
-    """Share of rows of ``first`` [n, D] whose nearest row of ``second`` [n, D] is their own.
+def evaluate_knn(
+    path: Path, data: str, labels: str | None, queries: str | None, *, k: int, temperature: float, untrained: bool
+) -> dict[str, Any] | None:
+    """Classify the images of ``queries`` by those of ``data``; without any, those of ``data`` by one another.
 
-    With two parts of each image as rows, it tells what features are worth where nobody has labels.
+    On several ranks each extracts its share; the result is the first one's, and the others have None.
     """
-    _, nearest = neighbours(first, second, 1)
-    return float((nearest[:, 0] == torch.arange(len(first))).float().mean())
+    bank = open_labelled(data, labels)
+    asked = None if queries is None else open_labelled(queries, labels, bank.classes)
+    with on_bench(path, bank.pictures, untrained) as bench:
+        known = bench.features(bank)
+        wanted = known if asked is None else bench.features(asked)
+        if known is None or wanted is None:
+            return None
+        accuracy = knn_accuracy(*wanted, *known, k=k, temperature=temperature, leave_one_out=asked is None)
+        about = {"data": data, "queries": queries or data, "k": k, "temperature": temperature}
+        result = {"accuracy": accuracy, "images": len(wanted[0]), "classes": len(bank.classes), **about}
+        return keep(path, "knn", result, bench.subject, untrained)

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageOps
 from seer_pipe.data.order import Plan
 from seer_pipe.evaluate.features import Features, Images, extract
 from seer_pipe.evaluate.knn import neighbours
-from seer_pipe.evaluate.subject import load_run
-from seer_pipe.export.recalibrate import recalibrate_batch_norm
+from seer_pipe.evaluate.pictures import ShardPictures
+from seer_pipe.evaluate.subject import load_run, recalibrate
 from seer_pipe.shards import ShardSet
 
 ROWS, COLUMNS, SIDE, GAP, HEADER = 10, 6, 96, 6, 22  # pixels
@@ -25,10 +25,11 @@ def draw_neighbours(run: Path, data: str, out: Path) -> None:
     found: list[Features] = []
     for untrained in (True, False):
         subject, _, _ = load_run(run, untrained=untrained)
-        images = Images(shards, subject.size)
+        pictures = ShardPictures(shards)
+        images = Images(pictures, subject.size)
         if untrained:
-            recalibrate_batch_norm(subject.trunk, (pixels for _, pixels in images.batches()))
-        found.append(extract(subject.trunk, images))
+            recalibrate(subject, pictures)
+        found.append(extract(subject.trunk, images, pictures.usable))
         images.close()
     count = len(found[0].samples)
     asked = torch.arange(0, count, max(1, count // ROWS))[:ROWS]

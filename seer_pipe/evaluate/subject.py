@@ -1,24 +1,30 @@
-"""What is evaluated: the trunk of a run, of an export, or one that was never trained; and the labels."""
+"""What is evaluated: the trunk of a run, of an export, or one that was never trained."""
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
-from seer_pipe.export import load_backbone
+from seer_pipe.evaluate.features import Images
+from seer_pipe.evaluate.pictures import Pictures
+from seer_pipe.export import load_backbone, recalibrate_batch_norm
 from seer_pipe.export.weights import read_weights
 from seer_pipe.models import Trunk
 from seer_pipe.objectives.base import Network
-from seer_pipe.shards import ShardSet
+from seer_pipe.objectives.swav import SwavHead
 from seer_pipe.store import open_store
 from seer_pipe.train.build import build_network
 from seer_pipe.train.checkpoint import Checkpoints
+
+#: BatchNorm statistics are taken over so many images, spread over the set.
+RECALIBRATED_ON = 4096
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,18 @@ class Subject:
     trunk: Trunk
     size: int  # pixels of its largest training crop
     images: int  # that it was trained on
+    head: SwavHead | None = None  # its prototypes, where it comes with them
+    temperature: float = 0.1  # of the softmax over their scores
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all weights: says whether two subjects give the same features and prototypes."""
+        digest = hashlib.sha256()
+        for module in (self.trunk, self.head):
+            for name, tensor in module.state_dict().items() if module else ():
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def load_run(run: Path, *, untrained: bool = False) -> tuple[Subject, settings.Config, Network]:
@@ -41,40 +59,51 @@ def load_run(run: Path, *, untrained: bool = False) -> tuple[Subject, settings.C
     if found is None:
         raise UserError(f"{run}: no checkpoint yet; train it first, or use --untrained")
     network.load_state_dict(found.network)
-    return Subject(trunk, size, found.state["images"]), config, network
+    head = network.head if isinstance(network.head, SwavHead) else None
+    return Subject(trunk, size, found.state["images"], head, config.objective.temperature), config, network
 
 
-def load_subject(path: Path, *, untrained: bool = False) -> Subject:
-    """A run's folder, or an exported backbone's."""
+def load_subject(path: Path, *, untrained: bool = False, device: torch.device | str = "cpu") -> Subject:
+    """A run's folder, or an exported backbone's, on the device and in evaluation mode."""
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give a run's folder or an exported backbone's")
-    if (path / "model.safetensors").is_file() and not untrained:
-        _, about = read_weights(path)
-        return Subject(load_backbone(path), json.loads(about["size"]), int(about.get("images_seen", 0)))
-    return load_run(path, untrained=untrained)[0]
-
-
-def read_labels(shards: ShardSet, labels: str) -> tuple[torch.Tensor, list[str]]:
-    """The class of each sample of the set, [n] int64, -1 where it has none; and the classes' names.
-
-    ``labels``: a CSV file with the columns source and label; or ``folder``, where the folder that an image's
-    source lies in is its class.
-    """
-    sources = [s for i in range(len(shards.counts)) for s in shards.sidecar(i, ["source"])["source"].to_pylist()]
-    if labels == "folder":
-        named = {source: PurePosixPath(source).parent.name for source in sources}
+    if not untrained and any((path / name).is_file() for name in ("model.safetensors", "model.pth")):
+        subject = _load_export(path)
     else:
-        try:
-            with Path(labels).open(newline="") as file:
-                rows = list(csv.DictReader(file))
-            named = {row["source"]: row["label"] for row in rows}
-        except OSError as error:
-            raise UserError(f"{labels}: {error.strerror}") from None
-        except (KeyError, csv.Error, UnicodeDecodeError):
-            raise UserError(f"{labels}: not a CSV file with the columns source,label") from None
-    found = [named.get(source, "") for source in sources]
-    names = sorted(set(found) - {""})
-    if len(names) < 2:
-        raise UserError(f"{labels}: names {len(names)} classes for the {len(found)} images; at least 2 are needed")
-    numbers = {name: number for number, name in enumerate(names)}
-    return torch.tensor([numbers.get(name, -1) for name in found]), names
+        subject = load_run(path, untrained=untrained)[0]
+    for module in filter(None, (subject.trunk, subject.head)):
+        module.to(device).eval()
+    return subject
+
+
+def _load_export(folder: Path) -> Subject:
+    tensors, about = read_weights(folder)
+    head = {name.removeprefix("head."): tensor for name, tensor in tensors.items() if name.startswith("head.")}
+    full = about.get("layout") == "full" and "prototypes.weight" in head
+    return Subject(
+        load_backbone(folder),
+        json.loads(about["size"]),
+        int(about.get("images_seen", 0)),
+        _build_head(head) if full else None,
+        float(about.get("temperature", Subject.temperature)),
+    )
+
+
+def _build_head(tensors: dict[str, torch.Tensor]) -> SwavHead:
+    """The head whose tensors these are: their shapes say how it is made."""
+    layers = [tensor for name, tensor in tensors.items() if name.startswith("projection.") and tensor.ndim == 2]
+    dims = [layers[0].shape[1], *(layer.shape[0] for layer in layers)]
+    head = SwavHead(dims, len(tensors["prototypes.weight"]), any("running_mean" in name for name in tensors))
+    head.load_state_dict(tensors)
+    return head
+
+
+def recalibrate(subject: Subject, pictures: Pictures) -> None:
+    """Give the trunk the BatchNorm statistics of these images, as the evaluations show them."""
+    device = next(subject.trunk.parameters()).device
+    images = Images(pictures, subject.size, device=str(device))
+    spread = np.unique(np.linspace(0, len(pictures) - 1, RECALIBRATED_ON).astype(np.int64))
+    try:
+        recalibrate_batch_norm(subject.trunk, (pixels for _, pixels in images.batches(spread)))
+    finally:
+        images.close()

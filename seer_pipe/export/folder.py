@@ -86,7 +86,12 @@ def load_backbone(folder: str | Path) -> Trunk:
     with torch.device("meta"):
         trunk = build_trunk(metadata["trunk"], stem=metadata["stem"])  # type: ignore[arg-type]  # checked there
     trunk.to_empty(device="cpu")
-    load_weights(trunk, folder)
+    loaded = load_weights(trunk, folder)
+    if loaded.left_out and metadata.get("layout") != "full":
+        raise UserError(
+            f"{folder}: holds a head too ({', '.join(loaded.left_out[:4])}), so it is no backbone as it was exported; "
+            "export it again, or load it with the library that wrote the head"
+        )
     return trunk.eval()
 
 

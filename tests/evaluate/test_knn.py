@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seer_pipe.evaluate.knn import knn_accuracy, neighbours, retrieval_accuracy
+from seer_pipe.evaluate.knn import knn_accuracy, neighbours
+from seer_pipe.evaluate.retrieval import retrieval_accuracy
 
 
 def slow_knn(queries: np.ndarray, bank: np.ndarray, labels: np.ndarray, k: int, temperature: float) -> list[int]:

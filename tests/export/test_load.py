@@ -135,3 +135,11 @@ def test_folders_that_are_no_export(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors", {"trunk": "resnet51", "stem": "imagenet"})
     with pytest.raises(UserError, match="resnet50"):
         load_backbone(tmp_path)
+
+
+def test_an_export_with_a_head_put_into_it_is_no_backbone(tmp_path):
+    trunk = build_trunk("resnet18")
+    about = {"trunk": "resnet18", "stem": "imagenet", "layout": "timm"}
+    save_file({**trunk.state_dict(), "fc.weight": torch.zeros(10, 512)}, tmp_path / "model.safetensors", about)
+    with pytest.raises(UserError, match=r"holds a head too \(fc.weight\)"):
+        load_backbone(tmp_path)

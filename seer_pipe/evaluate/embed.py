@@ -1,0 +1,242 @@
+"""The features of a whole shard set as one Parquet file, and the prototypes that its images are nearest to.
+
+    OUT             a row an image, in the order of the set: key, shard, index, prototype, confidence, feature
+    OUT.parts/      what is finished so far, a file for every PART images; gone when OUT is there
+
+A part is written whole or not at all, and says which weights and which set it is of, so that a run that was killed
+goes on where it was, and several ranks share the parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+
+from seer_pipe.data.order import Ints, Plan
+from seer_pipe.errors import UserError
+from seer_pipe.evaluate.features import Images
+from seer_pipe.evaluate.pictures import SUFFIXES, FilePictures, ShardPictures
+from seer_pipe.evaluate.subject import Subject, load_subject
+from seer_pipe.shards import ShardSet, to_parquet
+from seer_pipe.store import FolderStore
+from seer_pipe.train.parallel import World, join
+
+PART = 4096  # images
+PART_NAME = re.compile(r"\d{12}\.parquet")
+IDENTITY = b"seer_pipe.embeddings"  # of weights and set
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """Nearest prototype of each image, [n] int32, and the share of the softmax that it has, [n] float32."""
+
+    prototype: torch.Tensor
+    confidence: torch.Tensor
+
+
+@torch.no_grad()
+def assign(subject: Subject, features: torch.Tensor) -> Assigned | None:
+    """The prototypes of features [n, width] on the subject's device; None where it comes without them.
+
+    Confidence is the largest of softmax(scores / temperature), SwAV's prediction (arXiv 2006.09882, equation 2).
+    """
+    if subject.head is None:
+        return None
+    shares = F.softmax(subject.head(features).scores / subject.temperature, dim=1)
+    confidence, prototype = shares.max(dim=1)
+    return Assigned(prototype.int().cpu(), confidence.float().cpu())
+
+
+def embed(
+    path: Path, data: str, out: Path, *, part: int = PART, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any] | None:
+    """Write the embeddings of the shard set ``data`` to ``out``, or go on with that; None but on the first rank.
+
+    ``part``: images that are kept at once, and at most lost by a kill. Images that cannot be read or decoded are
+    left out. A file that is already there, of other weights or of another set, is a UserError.
+    """
+    with join() as world:
+        subject, shards = load_subject(path, device=world.device), ShardSet.open(data)
+        work = _Work(subject, shards, out, part)
+        if not work.done():
+            work.make_parts(world, say)
+            world.barrier()
+            if world.is_first:
+                work.join_parts()
+        if not world.is_first:
+            return None
+        rows = pq.read_metadata(out).num_rows
+        about = {"images": rows, "left_out": len(work.usable) - rows, "width": subject.trunk.width}
+        return {"embeddings": str(out), **about, "prototypes": work.prototypes}
+
+
+class _Work:
+    """The parts of one file of embeddings."""
+
+    def __init__(self, subject: Subject, shards: ShardSet, out: Path, part: int) -> None:
+        self.subject, self.shards, self.out = subject, shards, out
+        self.store = FolderStore(f"{out}.parts")
+        self.pictures = ShardPictures(shards)
+        self.usable = self.pictures.usable
+        self.starts = range(0, len(self.usable), part)
+        self.keys = _Keys(shards)
+        self.plan = Plan(shards.counts, 1, seed=0)
+        self.prototypes = subject.head.prototypes.out_features if subject.head else 0
+        kept = hashlib.sha256(self.usable.tobytes()).hexdigest()
+        identity = f"{subject.digest} {shards.fingerprint} {kept}"
+        self.schema = pa.schema(
+            [
+                ("key", pa.string()),
+                ("shard", pa.string()),  # path of the tar, as the manifest has it
+                ("index", pa.int32()),  # number of the sample in its shard
+                ("prototype", pa.int32()),  # nearest; null where the subject comes without prototypes
+                ("confidence", pa.float32()),
+                ("feature", pa.list_(pa.float32(), subject.trunk.width)),
+            ],
+            metadata={
+                IDENTITY: identity.encode(),
+                b"seer_pipe.backbone": subject.trunk.name.encode(),
+                b"seer_pipe.prototypes": str(self.prototypes).encode(),
+                b"seer_pipe.images_seen": str(subject.images).encode(),
+                b"seer_pipe.data": shards.store.url.encode(),
+            },
+        )
+
+    def done(self) -> bool:
+        if not self.out.exists():
+            return False
+        if not self._is_ours(self.out):
+            raise UserError(
+                f"{self.out}: holds something else, or embeddings of other weights or images; "
+                "choose another file, or remove it"
+            )
+        return True
+
+    def make_parts(self, world: World, say: Callable[[str], None]) -> None:
+        """Write this rank's share of the parts that are not there yet."""
+        names = [_name(start) for start in self.starts]
+        if world.is_first:
+            for entry in list(self.store.list()):
+                if not PART_NAME.fullmatch(entry.path):
+                    raise UserError(f"{self.store.url}/{entry.path}: not a part of embeddings; choose another --out")
+                if entry.path not in names or not self._is_ours(self.store.local_path(entry.path)):
+                    self.store.delete(entry.path)  # of other weights, another set, or cut elsewhere
+        world.barrier()
+        missing = [start for start in self.starts if self.store.size(_name(start)) is None]
+        world.barrier()  # all have looked before any writes
+        images = Images(self.pictures, self.subject.size, device=str(world.device))
+        try:
+            for start in missing[world.rank :: world.size]:
+                numbers = self.usable[start : start + self.starts.step]
+                self.store.put(_name(start), to_parquet(self._table(images, numbers)))
+                say(f"embedded images {start} to {start + len(numbers) - 1} of {len(self.usable)}")
+        finally:
+            images.close()
+
+    def join_parts(self) -> None:
+        """One file of all parts, a row group each, with no more than one in memory."""
+        joined = self.store.local_path(f"{self.store.TEMPORARY}joined")
+        with pq.ParquetWriter(joined, self.schema, compression="zstd") as writer:
+            for start in self.starts:
+                writer.write_table(pq.read_table(pa.BufferReader(self.store.get(_name(start)))))
+        FolderStore(self.out.parent).put_file(self.out.name, joined)
+        shutil.rmtree(self.store.root)
+
+    @torch.no_grad()
+    def _table(self, images: Images, numbers: Ints) -> pa.Table:
+        device = next(self.subject.trunk.parameters()).device
+        rows = []
+        for batch, pixels in images.batches(numbers):
+            features = self.subject.trunk(pixels.to(device)).float()
+            rows.append(self._rows(np.array(batch), features))
+        return pa.concat_tables(rows) if rows else self.schema.empty_table()
+
+    def _rows(self, numbers: Ints, features: torch.Tensor) -> pa.Table:
+        places = self.plan.places(numbers)
+        found = assign(self.subject, features)
+        nothing = pa.nulls(len(numbers))
+        flat = pa.array(features.cpu().numpy().reshape(-1))
+        columns = [
+            self.keys.of(places.shard, places.index),
+            pa.array([self.shards.paths[shard] for shard in places.shard.tolist()], pa.string()),
+            pa.array(places.index, pa.int32()),
+            nothing.cast(pa.int32()) if found is None else pa.array(found.prototype.numpy()),
+            nothing.cast(pa.float32()) if found is None else pa.array(found.confidence.numpy()),
+            pa.FixedSizeListArray.from_arrays(flat, self.subject.trunk.width),
+        ]
+        return pa.table(columns, schema=self.schema)
+
+    def _is_ours(self, file: Path) -> bool:
+        try:
+            about = pq.read_schema(file).metadata or {}
+        except (pa.ArrowInvalid, OSError):
+            return False
+        return about.get(IDENTITY) == self.schema.metadata[IDENTITY]
+
+
+def _name(start: int) -> str:
+    return f"{start:012d}.parquet"
+
+
+class _Keys:
+    """The keys of samples, with the columns of the last few shards kept."""
+
+    KEEP = 16
+
+    def __init__(self, shards: ShardSet) -> None:
+        self._shards = shards
+        self._kept: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+
+    def of(self, shard: Ints, index: Ints) -> pa.Array:
+        keys = [self._column(s)[i].as_py() for s, i in zip(shard.tolist(), index.tolist(), strict=True)]
+        return pa.array(keys, pa.string())
+
+    def _column(self, shard: int) -> pa.ChunkedArray:
+        if shard not in self._kept:
+            self._kept[shard] = self._shards.sidecar(shard, ["key"])["key"]
+            if len(self._kept) > self.KEEP:
+                self._kept.popitem(last=False)
+        return self._kept[shard]
+
+
+def assign_files(path: Path, images: list[Path]) -> Iterator[dict[str, Any]]:
+    """The nearest prototype of each image file, or of those in folders: file, prototype, confidence; or the reason
+    why it has none."""
+    files: list[Path] = []
+    for place in images:
+        if not place.exists():
+            raise UserError(f"{place}: no such file or folder")
+        inside = sorted(f for f in place.rglob("*") if f.suffix.lower() in SUFFIXES) if place.is_dir() else [place]
+        files += inside
+    with join() as world:
+        subject = load_subject(path, device=world.device)
+        if subject.head is None:
+            raise UserError(f"{path}: comes without prototypes; give a run, or its export --format full")
+        listed = FilePictures(files, ", ".join(map(os.fspath, images)))
+        pictures = Images(listed, subject.size, device=str(world.device))
+        try:
+            for numbers, pixels in pictures.batches():
+                with torch.no_grad():
+                    found = assign(subject, subject.trunk(pixels.to(world.device)).float())
+                assert found is not None
+                for number, prototype, confidence in zip(
+                    numbers, found.prototype.tolist(), found.confidence.tolist(), strict=True
+                ):
+                    yield {"file": str(files[number]), "prototype": prototype, "confidence": round(confidence, 4)}
+            for number, reason in sorted(pictures.left_out.items()):
+                yield {"file": str(files[number]), "prototype": None, "reason": reason}
+        finally:
+            pictures.close()

@@ -1,0 +1,25 @@
+"""Where the result of an evaluation goes: beside what was evaluated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from seer_pipe.evaluate.subject import Subject
+from seer_pipe.store import FolderStore
+
+FOLDER = "evaluation"
+
+
+def keep(path: Path, name: str, result: dict[str, Any], subject: Subject, untrained: bool) -> dict[str, Any]:
+    """Store the result as evaluation/NAME-IMAGES.json in the run's or export's folder, and return it."""
+    result = {"evaluation": name, **result, "images_seen": subject.images, "untrained": untrained}
+    file = f"{FOLDER}/{name}{'-untrained' if untrained else ''}-{subject.images}.json"
+    FolderStore(path).put(file, json.dumps(result, indent=1).encode())
+    return result
+
+
+def kept(path: Path) -> dict[str, dict[str, Any]]:
+    """The results stored with a run or an export, by the names of their files."""
+    return {file.stem: json.loads(file.read_text()) for file in sorted((path / FOLDER).glob("*.json"))}

@@ -1,0 +1,54 @@
+"""What features are worth where nobody has labels: an image's one half finds its other half."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seer_pipe.data.order import Ints
+from seer_pipe.data.views import Crops, centre
+from seer_pipe.evaluate.bench import on_bench
+from seer_pipe.evaluate.features import Images, extract
+from seer_pipe.evaluate.knn import neighbours
+from seer_pipe.evaluate.pictures import ShardPictures
+from seer_pipe.evaluate.results import keep
+from seer_pipe.shards import ShardSet
+
+
+def retrieval_accuracy(first: Tensor, second: Tensor) -> float:
+    """Share of rows of ``first`` [n, D] whose nearest row of ``second`` [n, D] is their own."""
+    _, nearest = neighbours(first, second, 1)
+    return float((nearest[:, 0] == torch.arange(len(first))).float().mean())
+
+
+def evaluate_retrieval(path: Path, data: str, *, untrained: bool) -> dict[str, Any] | None:
+    pictures = ShardPictures(ShardSet.open(data))
+    with on_bench(path, pictures, untrained) as bench:
+        if not bench.world.is_first:
+            return None
+        size = bench.subject.size
+        images = Images(pictures, size, device=str(bench.world.device))
+        try:
+            trunk, numbers = bench.subject.trunk, pictures.usable
+            first = extract(trunk, images, numbers, lambda _, height, width: _half(height, width, size, 0))
+            second = extract(trunk, images, numbers, lambda _, height, width: _half(height, width, size, 1))
+        finally:
+            images.close()
+        accuracy = retrieval_accuracy(first.matrix, second.matrix)
+        result = {"accuracy": accuracy, "images": len(first.samples), "data": data}
+        return keep(path, "retrieval", result, bench.subject, untrained)
+
+
+def _half(height: Ints, width: Ints, size: int, which: int) -> Crops:
+    """A square at the one or at the other end of the longer side, as large as half of that side allows."""
+    crop = centre(height, width, size, size)
+    side = np.maximum(1, np.minimum(np.maximum(height, width) // 2, np.minimum(height, width)))
+    lying = width >= height
+    top = np.where(lying, (height - side) // 2, which * (height - side))
+    left = np.where(lying, which * (width - side), (width - side) // 2)
+    crop.box[:] = np.stack([top, left, side, side], axis=1)
+    return crop
