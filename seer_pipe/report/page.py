@@ -1,0 +1,219 @@
+"""RUN/report/index.html: one file that needs no network, made anew on demand, also while a run goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow.parquet as pq
+import yaml
+from markupsafe import Markup
+from PIL import Image, ImageOps
+
+from seer_pipe import config as settings
+from seer_pipe.errors import UserError
+from seer_pipe.report.charts import run_charts
+from seer_pipe.report.ingested import Ingested, ingested, spread
+from seer_pipe.report.pictures import crops, data_uri, thumbnails
+from seer_pipe.shards import ShardSet
+from seer_pipe.store import FolderStore, open_store
+from seer_pipe.train.checkpoint import MARKER, Checkpoints
+from seer_pipe.train.events import read_events
+from seer_pipe.train.telemetry import read_metrics
+
+STORED, CROPPED, EVENTS = 24, 4, 200  # images shown, images whose crops are shown, newest events shown
+DECODABLE = {"too_small", "bad_aspect", "duplicate"}  # rejected, and yet images that open like any other
+MOST_BYTES = 16 << 20  # of a rejected file that is opened
+Verdict = tuple[bool, str]
+
+
+def write_report(run: Path) -> Path:
+    """Write the report of the run in folder ``run``; its path. UserError where that is no run.
+
+    A shard set that cannot be reached is told in the report; the rest of it is written all the same.
+    """
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{run}: not a run's folder (no config.yaml)")
+    tree = yaml.safe_load(file.read_text())
+    config, derived = settings.load(file), tree.pop("derived", {})
+    rows, events = read_metrics(run), read_events(run)
+    sets: list[SetOnPage] = []
+    shown: list[list[tuple[str, int]]] = []
+    problems: list[str] = []
+    for path in config.data.paths:
+        try:
+            shards = ShardSet.open(path)
+            sets.append(_set(shards))
+            shown = shown or [
+                [(data_uri(crop, 90), crop.width) for crop in row]
+                for row in crops(shards, config, spread(len(shards), CROPPED))
+            ]
+        except (UserError, OSError) as error:
+            problems.append(f"{path}: {error}")
+    page = environment().get_template("report.html").render(
+        name=config.name, folder=str(run), made=datetime.now().astimezone().isoformat(" ", "minutes"),
+        headline=_headline(rows, derived), verdicts=verdicts(rows, events, derived),
+        charts=run_charts(rows, derived.get("ln_prototypes", 0.0)),
+        sets=sets, problems=problems, crops=shown,
+        events=[_event(event) for event in events[-EVENTS:]], events_told=_count(events), replaced=_replaced(run),
+        checkpoints=_checkpoints(run), evaluations=_evaluations(run), derived=derived.items(),
+        recipe=yaml.safe_dump(tree, sort_keys=False, default_flow_style=None), style=style(),
+    )  # fmt: skip
+    store = FolderStore(run)
+    store.put("report/index.html", page.encode())
+    return store.local_path("report/index.html")
+
+
+def environment() -> jinja2.Environment:
+    """The templates of this package, everything escaped, a name that is not given an error."""
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_source), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+
+
+def _source(name: str) -> str:
+    return files("seer_pipe.report").joinpath(name).read_text()
+
+
+def style() -> Markup:
+    return Markup(_source("style.css"))
+
+
+@dataclass
+class SetOnPage:
+    """A shard set's numbers with their pictures; the page reads the numbers through it."""
+
+    numbers: Ingested
+    pictures: list[str]
+    shown: dict[str, list[tuple[str, str | None]]]  # reason: sources, each with a picture or none
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.numbers, name)
+
+    @property
+    def sides(self) -> list[tuple[str, int]]:
+        return [(f"{p} %", pixels) for p, pixels in self.numbers.short_side.items()]
+
+
+def _set(shards: ShardSet) -> SetOnPage:
+    numbers = ingested(shards)
+    stored = thumbnails(shards, spread(len(shards), STORED), 72)
+    root = _folder_of_inputs(shards)
+    shown = {
+        reason: [(source, _rejected_picture(root, source) if reason in DECODABLE else None) for source in sources]
+        for reason, sources in numbers.examples.items()
+    }
+    return SetOnPage(numbers, [data_uri(stored[sample]) for sample in sorted(stored)], shown)
+
+
+def _folder_of_inputs(shards: ShardSet) -> Path | None:
+    """Where the set was ingested from, if that was a folder (``ingest.json``, which the ingest keeps in the set)."""
+    try:
+        about = json.loads(shards.store.get("ingest.json"))["input"]
+        return Path(about["path"]) if about["kind"] == "folder" else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _rejected_picture(root: Path | None, source: str) -> str | None:
+    if root is None or not (root / source).is_file() or (root / source).stat().st_size > MOST_BYTES:
+        return None
+    try:
+        with Image.open(io.BytesIO((root / source).read_bytes())) as image:
+            return data_uri(ImageOps.fit(image.convert("RGB"), (48, 48)))
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def _headline(rows: list[dict[str, float]], derived: dict[str, Any]) -> list[tuple[str, str]]:
+    last = rows[-1] if rows else {}
+    step, steps = int(last.get("step", 0)), derived.get("steps", 0)
+    told = [("steps", f"{step:,} of {steps:,}"), ("images seen", f"{int(last.get('images', 0)):,}")]
+    if "loss" in last:
+        told.append(("loss (ln K)", f"{last['loss']:.3f} ({derived.get('ln_prototypes', 0):.3f})"))
+    if rate := last.get("images_per_s"):
+        left = derived.get("images", 0) - last["images"]
+        told += [("images/s", f"{rate:,.1f}"), ("to go", duration(left / rate))]
+    return told
+
+
+def duration(seconds: float) -> str:
+    """3725 as 1 h 02 min."""
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def verdicts(rows: list[dict[str, float]], events: list[dict[str, Any]], derived: dict[str, Any]) -> list[Verdict]:
+    """What to look at, judged by the last logged step: (whether it is well, a sentence)."""
+    if not rows:
+        return [(False, "no step was logged yet")]
+    last, ln_k = rows[-1], derived.get("ln_prototypes", 0.0)
+    warm = last["step"] > max(derived.get("warmup_steps", 0), derived.get("freeze_steps", 0))
+    found: list[Verdict] = []
+    if "loss" in last and ln_k:
+        stuck = warm and last["loss"] > 0.99 * ln_k
+        found.append((not stuck, f"the loss {last['loss']:.3f} is {'within 1 % of' if stuck else 'off'} ln K "
+                                 f"{ln_k:.3f}{', as before any learning' if stuck else ''}" if warm else
+                                 "too early to judge the loss: warm-up or frozen prototypes"))  # fmt: skip
+    if (rank := last.get("effective_rank")) is not None:
+        found.append((rank > 4, f"the embeddings fill {rank:.1f} directions"))
+    if (dead := last.get("prototypes_dead")) is not None:
+        found.append((dead < 0.5, f"{dead:.0%} of the prototypes are dead"))
+    if (wait := last.get("data_wait")) is not None:
+        found.append((wait < 0.2, f"training waits {wait:.0%} of the time for data"))
+    bad = Counter(event["event"] for event in events if event["event"] in ("error", "rollback", "skip", "warning"))
+    if bad:
+        found.append((False, "events to read: " + ", ".join(f"{count} x {name}" for name, count in bad.items())))
+    return found
+
+
+def _count(events: list[dict[str, Any]]) -> str:
+    counts = Counter(event["event"] for event in events)
+    return ", ".join(f"{count} x {name}" for name, count in counts.most_common())
+
+
+def _event(event: dict[str, Any]) -> list[str]:
+    rest = {name: value for name, value in event.items() if name not in ("time", "event", "step")}
+    told = ", ".join(f"{name} {value}" for name, value in rest.items())
+    return [event["time"][:19].replace("T", " "), event["event"], str(event.get("step", "")), told]
+
+
+def _replaced(run: Path) -> str:
+    path = run / "quarantine.parquet"
+    rows = pq.read_table(path).to_pylist() if path.exists() else []
+    shards = Counter(row["shard"] for row in rows).most_common(3)
+    told = "; most from " + ", ".join(f"{shard} ({count})" for shard, count in shards) if rows else ""
+    return f"{len(rows):,} images had to be replaced while training{told}."
+
+
+def _checkpoints(run: Path) -> list[tuple[str, str]]:
+    store = open_store(run / "checkpoints")
+    sizes = {}
+    for step in Checkpoints(store).steps():
+        marker = json.loads(store.get(f"step-{step:08d}/{MARKER}"))
+        sizes[step] = sum(entry["size"] for entry in marker.values() if isinstance(entry, dict))
+    return [(f"{step:,}", f"{size / 1e6:,.1f}") for step, size in sizes.items()]
+
+
+def _evaluations(run: Path) -> list[list[str]]:
+    """A row a file of RUN/evaluation, whatever numbers it holds."""
+    rows = []
+    for file in sorted((run / "evaluation").glob("*.json")):
+        result = json.loads(file.read_text())
+        if not isinstance(result, dict):
+            continue
+        shares = {k: v for k, v in result.items() if isinstance(v, float) and 0 <= v <= 1 and k != "temperature"}
+        plain = {k: v for k, v in result.items() if isinstance(v, str | int | bool) and k not in ("evaluation",)}
+        seen = plain.pop("images_seen", "")
+        about = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in plain.items())
+        told = ", ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in shares.items())
+        rows.append([str(result.get("evaluation", file.stem)), told, f"{seen:,}" if seen != "" else "", about])
+    return rows

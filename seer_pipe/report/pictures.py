@@ -1,0 +1,76 @@
+"""Small pictures out of a shard set, for pages and sheets."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from seer_pipe import config as settings
+from seer_pipe.data.dali import Augmenter, BadImages
+from seer_pipe.data.pixels import MEAN, STD
+from seer_pipe.data.views import draw
+from seer_pipe.shards import ShardSet
+from seer_pipe.train.build import build_crops
+
+COLUMNS = ["key", "source", "offset", "length", "crc32c", "width", "height"]
+
+
+def rows_of(shards: ShardSet, samples: Sequence[int]) -> Iterator[tuple[int, int, dict[str, object]]]:
+    """For each of ``samples`` (numbers in the set): it, its shard and its sidecar row; a sidecar is read once."""
+    firsts = np.concatenate([[0], np.cumsum(shards.counts)])
+    wanted = np.unique(np.asarray(samples, np.int64))
+    shard_of = np.searchsorted(firsts, wanted, side="right") - 1
+    for shard in np.unique(shard_of).tolist():
+        here = wanted[shard_of == shard]
+        table = shards.sidecar(shard, COLUMNS).take(here - firsts[shard])
+        for sample, row in zip(here.tolist(), table.to_pylist(), strict=True):
+            yield sample, shard, row
+
+
+def thumbnails(shards: ShardSet, samples: Sequence[int], side: int) -> dict[int, Image.Image]:
+    """The middle of each image, ``side`` pixels square; what cannot be read is left out."""
+    found = {}
+    for sample, shard, row in rows_of(shards, samples):
+        try:
+            with Image.open(io.BytesIO(shards.read(shard, row))) as image:
+                image.draft("RGB", (2 * side, 2 * side))  # a large JPEG is decoded small
+                found[sample] = ImageOps.fit(image.convert("RGB"), (side, side))
+        except OSError:
+            continue
+    return found
+
+
+def data_uri(image: Image.Image, quality: int = 80) -> str:
+    """The picture as a JPEG inside a URL."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def crops(shards: ShardSet, config: settings.Config, samples: Sequence[int]) -> list[list[Image.Image]]:
+    """Every crop of each image in the first pass, as the network sees it; images that do not decode are left out."""
+    specs = build_crops(config.views)
+    augmenter = Augmenter(specs, device="cpu", threads=1, max_batch=1)
+    found = []
+    try:
+        for sample, shard, row in rows_of(shards, samples):
+            try:
+                jpeg = shards.read(shard, row)
+                size = (np.array([row["height"]]), np.array([row["width"]]))
+                views = draw(config.seed, 0, np.array([sample]), *size, specs)
+                found.append([_picture(crop[0].numpy()) for crop in augmenter([jpeg], views)])
+            except (OSError, BadImages):
+                continue
+    finally:
+        augmenter.close()
+    return found
+
+
+def _picture(planes: np.ndarray) -> Image.Image:
+    """A normalised crop [3, S, S], back in colours."""
+    levels = planes * np.array(STD, np.float32)[:, None, None] + np.array(MEAN, np.float32)[:, None, None]
+    return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8).transpose(1, 2, 0))

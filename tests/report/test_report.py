@@ -1,0 +1,141 @@
+"""The report of a run: whole, self-contained, true to its numbers, and never in the way of a broken set."""
+
+import json
+import math
+import re
+import shutil
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seer_pipe.report.charts import Chart, nice_ticks, run_charts
+from seer_pipe.report.ingested import domain, ingested, spread
+from seer_pipe.report.page import verdicts, write_report
+from seer_pipe.shards import Rejected as Row
+from seer_pipe.shards import ShardSet, put_rejected
+from seer_pipe.train.loop import train
+from tests.train.helpers import make_pictures, small
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("report")
+    pictures = make_pictures(root / "pictures", [20, 4])
+    rejected = [Row("http://a.example/x.jpg", "dns"), Row("<script>alert(1)</script>/y.jpg", "dns"), Row("z", "empty")]
+    put_rejected(ShardSet.open(pictures).store, "rejected/00000.parquet", rejected)
+    assert train(small(pictures, train={"images": 24}), root / "run", say=lambda _: None)
+    (root / "run/evaluation").mkdir()
+    result = {"evaluation": "knn", "accuracy": 0.4567, "images": 24, "images_seen": 24}
+    (root / "run/evaluation/knn-24.json").write_text(json.dumps(result))
+    return root / "run"
+
+
+class _Page(HTMLParser):
+    """Tags that are not closed, and what the page would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [str(value) for name, value in attrs if name in ("src", "href") and value]
+        if tag not in ("meta", "img", "br", "path", "link", "input"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag == "path"
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_report(run: Path) -> None:
+    page = write_report(run).read_text()
+    parsed = _Page(page)
+    assert parsed.open == []
+    assert parsed.fetched
+    assert all(link.startswith("data:image/jpeg;base64,") for link in parsed.fetched)
+    assert "url(" not in page
+    assert "45.7%" in page
+    assert "<script" not in page  # a source is text, whatever it holds
+    for told in ("dns: 2", "empty: 1", "a.example", "3 of 3", "peak_lr", "ln K"):
+        assert told in page
+    assert page.count("<svg") >= 6
+    assert page.count('alt="a stored image"') == 24
+    assert page.count('alt="a crop of 24 pixels"') == 8
+    assert page.count('alt="a crop of 16 pixels"') == 8
+
+
+def test_a_set_that_is_gone_is_told(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace("pictures", "nowhere"))
+    page = write_report(copy).read_text()
+    assert "no shard set here" in page
+    assert page.count("<svg") >= 6
+
+
+def test_large_sets_are_sampled(tmp_path: Path) -> None:
+    shards = ShardSet.open(make_pictures(tmp_path, [3] * 7))
+    whole, part = ingested(shards), ingested(shards, most=3)
+    assert (whole.samples, whole.sampled, part.samples, part.sampled, part.sampled_shards) == (21, 21, 21, 9, 3)
+    assert sum(whole.domains.values()) == 21
+    assert whole.short_side[0] <= whole.short_side[50] <= whole.short_side[100]
+
+
+@given(st.integers(0, 500), st.integers(1, 50))
+def test_spread(count: int, most: int) -> None:
+    chosen = spread(count, most)
+    assert len(chosen) == min(count, most)
+    assert chosen == sorted(set(chosen))
+    if count and most > 1:
+        assert (chosen[0], chosen[-1]) == (0, count - 1)
+
+
+def test_domain() -> None:
+    assert domain("https://user@b.example:80/x/y.jpg") == "b.example"
+    assert domain("cats/1.jpg") == "cats"
+    assert domain("1.jpg") == "(no folder)"
+
+
+@given(st.floats(-1e9, 1e9), st.floats(0, 1e9))
+def test_ticks_enclose(low: float, span: float) -> None:
+    ticks = nice_ticks(low, low + span)
+    slack = 1e-6 * (abs(low) + span + 1)
+    assert 2 <= len(ticks) <= 7
+    assert ticks[0] <= low + slack
+    assert ticks[-1] >= low + span - slack
+    assert all(a < b for a, b in pairwise(ticks))
+
+
+def test_chart_draws_what_it_was_given() -> None:
+    svg = Chart("Loss", "About.", {"loss": [(0, 4.0), (50, math.nan), (100, 2.0)]}, {"ln K": 3.0}).svg("c1")
+    line = re.search(r'class="line s0" d="M([\d. L]+)"', svg)
+    assert line is not None
+    (x0, y0), (x1, y1) = [tuple(map(float, point.split())) for point in line[1].split("L")]
+    assert x0 < x1
+    assert y0 < y1  # falling: y grows downwards
+    mark = re.search(r'class="mark" d="M\d+ ([\d.]+)', svg)
+    assert mark is not None
+    assert float(mark[1]) == pytest.approx((y0 + y1) / 2, abs=0.2)
+
+
+def test_every_metric_is_drawn() -> None:
+    rows = [{"step": 1, "loss": 1.0, "lr": 0.1, "images": 8, "something_new": 3.0}]
+    assert [chart.title for chart in run_charts(rows, 2.0)] == ["Loss", "Learning rate", "something new"]
+
+
+def test_verdicts() -> None:
+    derived = {"ln_prototypes": 3.0, "warmup_steps": 5, "freeze_steps": 0}
+    healthy = {"step": 10.0, "loss": 2.0, "effective_rank": 30.0, "prototypes_dead": 0.1, "data_wait": 0.0}
+    assert all(good for good, _ in verdicts([healthy], [], derived))
+    ill = {"step": 10.0, "loss": 2.99, "effective_rank": 1.2, "prototypes_dead": 0.9, "data_wait": 0.5}
+    assert not any(good for good, _ in verdicts([ill], [{"event": "skip"}], derived))
+    assert verdicts([ill | {"step": 2.0}], [], derived)[0][0]  # too early to judge the loss
