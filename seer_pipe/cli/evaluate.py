@@ -20,6 +20,8 @@ Labels = Annotated[
     str | None,
     typer.Option(help="Of a shard set: a column, a CSV file (source,label or key,label), or 'folder'."),
 ]
+Test = Annotated[str | None, typer.Option(help="Images to test on, as --data; else a fifth of --data is left out.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of what is drawn: splits, order, first weights.")]
 Untrained = Annotated[bool, typer.Option(help="The run's first weights instead of its last.")]
 
 
@@ -44,6 +46,45 @@ def knn(
     from seer_pipe.evaluate.knn import evaluate_knn
 
     _tell(evaluate_knn(subject, data, labels, queries, k=k, temperature=temperature, untrained=untrained), as_json)
+
+
+@evaluate.command()
+def linear(
+    subject: SubjectArgument,
+    data: Labelled,
+    labels: Labels = None,
+    test: Test = None,
+    seed: Seed = 0,
+    untrained: Untrained = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train linear classifiers on frozen features; the best on held-out images is tested."""
+    from seer_pipe.evaluate.linear import evaluate_linear
+
+    _tell(evaluate_linear(subject, data, labels, test, seed=seed, untrained=untrained), as_json)
+
+
+@evaluate.command()
+def lowshot(
+    subject: SubjectArgument,
+    data: Labelled,
+    labels: Labels = None,
+    test: Test = None,
+    share: Annotated[
+        list[float] | None, typer.Option(help="Part of each class's images that is learnt from; by default 0.01, 0.1.")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Times that each part is drawn; the mean counts.")] = 3,
+    seed: Seed = 0,
+    untrained: Untrained = False,
+    as_json: AsJson = False,
+) -> None:
+    """As linear, with a hundredth and a tenth of the labels."""
+    from seer_pipe.evaluate.linear import evaluate_lowshot
+
+    result = evaluate_lowshot(
+        subject, data, labels, test, shares=share or [0.01, 0.1], draws=draws, seed=seed, untrained=untrained
+    )
+    _tell(result, as_json)
 
 
 @evaluate.command()

@@ -11,8 +11,10 @@ import csv
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from seer_pipe.data.order import Ints
@@ -41,8 +43,8 @@ class Labelled:
         """Those of the chosen images."""
         return self.label_of[self.numbers]
 
-    def take(self, rows: Ints) -> Labelled:
-        """Some of the chosen ones."""
+    def take(self, rows: npt.NDArray[Any]) -> Labelled:
+        """Some of them: row numbers, or a mask."""
         return replace(self, numbers=self.numbers[rows])
 
 

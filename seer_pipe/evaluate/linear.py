@@ -1,0 +1,106 @@
+"""Linear classification on frozen features: with all labels, and with a small share of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seer_pipe.errors import UserError
+from seer_pipe.evaluate.bench import Bench, on_bench
+from seer_pipe.evaluate.heads import fit, stratified
+from seer_pipe.evaluate.labels import Labelled, open_labelled
+from seer_pipe.evaluate.results import keep
+
+TEST_SHARE = 0.2  # of each class, where no images to test on are given
+
+
+def evaluate_linear(
+    path: Path, data: str, labels: str | None, test: str | None, *, seed: int, untrained: bool
+) -> dict[str, Any] | None:
+    """Train linear classifiers on the features of ``data``, and report the chosen one on ``test``.
+
+    Without ``test`` a fifth of ``data`` is left out to test on. None but on the first rank.
+    """
+    learnt = open_labelled(data, labels)
+    with on_bench(path, learnt.pictures, untrained) as bench:
+        parts = _train_and_test(bench, learnt, labels, test, seed)
+        if parts is None:
+            return None
+        (x, y), (test_x, test_y) = parts
+        best = fit(x, y, len(learnt.classes), seed=seed)
+        result = {
+            "accuracy": best.accuracy(test_x, test_y),
+            "validation": best.validation,
+            "lr": best.setting.lr,
+            "weight_decay": best.setting.weight_decay,
+            "images": len(test_x),
+            "trained_on": len(x),
+            "classes": len(learnt.classes),
+            "data": data,
+            "test": test or f"{TEST_SHARE:.0%} of {data}",
+            "seed": seed,
+        }
+        return keep(path, "linear", result, bench.subject, untrained)
+
+
+def evaluate_lowshot(
+    path: Path,
+    data: str,
+    labels: str | None,
+    test: str | None,
+    *,
+    shares: Sequence[float],
+    draws: int,
+    seed: int,
+    untrained: bool,
+) -> dict[str, Any] | None:
+    """As ``evaluate_linear``, with ``shares`` of each class's images, each drawn ``draws`` times; the means."""
+    if not all(0 < share <= 1 for share in shares):
+        raise UserError(f"shares {list(shares)}: each is a part of the images, more than 0 and at most 1")
+    learnt = open_labelled(data, labels)
+    with on_bench(path, learnt.pictures, untrained) as bench:
+        parts = _train_and_test(bench, learnt, labels, test, seed)
+        if parts is None:
+            return None
+        (x, y), (test_x, test_y) = parts
+        found: dict[str, Any] = {}
+        for share in shares:
+            accuracies, images = [], 0
+            for draw in range(seed, seed + draws):
+                rows = stratified(y, share, draw)
+                images = int(rows.sum())
+                accuracies.append(fit(x[rows], y[rows], len(learnt.classes), seed=draw).accuracy(test_x, test_y))
+            name = f"accuracy_{share:.0%}" if share >= 0.01 else f"accuracy_{share:%}"
+            found[name] = statistics.mean(accuracies)
+            found[name.replace("accuracy", "std")] = statistics.pstdev(accuracies)
+            found[name.replace("accuracy", "trained_on")] = images
+        about = {"images": len(test_x), "classes": len(learnt.classes), "draws": draws}
+        result = {**found, **about, "data": data, "test": test or f"{TEST_SHARE:.0%} of {data}", "seed": seed}
+        return keep(path, "lowshot", result, bench.subject, untrained)
+
+
+Part = tuple[Tensor, Tensor]
+
+
+def _train_and_test(
+    bench: Bench, learnt: Labelled, labels: str | None, test: str | None, seed: int
+) -> tuple[Part, Part] | None:
+    """Features and labels to learn from, and to test on."""
+    if test is not None:
+        tested = open_labelled(test, labels, learnt.classes)
+        parts = bench.features(learnt), bench.features(tested)
+    else:
+        left = stratified(torch.from_numpy(learnt.labels), TEST_SHARE, seed, keep_one=True).numpy()
+        parts = bench.features(learnt.take(~left)), bench.features(learnt.take(left))
+    if parts[0] is None or parts[1] is None:
+        return None
+    absent = set(range(len(learnt.classes))) - set(parts[0][1].tolist())
+    if absent:
+        name = learnt.classes[min(absent)]
+        raise UserError(f"{learnt.pictures.where}: class {name!r} has no image that can be used to learn from")
+    return parts[0], parts[1]

@@ -1,0 +1,159 @@
+"""Labelled images from every kind of place, and one line for each thing that can be wrong."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from seer_pipe.errors import UserError
+from seer_pipe.evaluate.features import Images
+from seer_pipe.evaluate.knn import evaluate_knn
+from seer_pipe.evaluate.labels import Labelled, open_labelled
+from seer_pipe.evaluate.linear import evaluate_linear, evaluate_lowshot
+from seer_pipe.evaluate.results import kept
+from seer_pipe.export import Preprocessing, export_backbone
+from seer_pipe.models import build_trunk
+from seer_pipe.shards import ShardSet, ShardWriter, write_manifest
+from seer_pipe.store import open_store
+from tests.distributed import run_ranks
+
+COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
+
+
+def picture(name: str, number: int) -> Image.Image:
+    noise = np.random.default_rng(number).integers(-25, 25, (40, 52, 3))
+    return Image.fromarray(np.clip(np.array(COLOURS[name]) + noise, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("folder")
+    for number in range(24):
+        name = sorted(COLOURS)[number % 2]
+        (root / name).mkdir(exist_ok=True)
+        picture(name, number).save(root / name / f"{number:02d}.{'png' if number % 5 == 0 else 'jpg'}")
+    (root / "red" / "note.txt").write_text("no picture")
+    return root
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shards")
+    store = open_store(root)
+    writer = ShardWriter(store, "00000.tar", [pa.field("colour", pa.string())])
+    for number in range(24):
+        name = sorted(COLOURS)[number % 2]
+        buffer = io.BytesIO()
+        picture(name, number).save(buffer, "JPEG")
+        writer.add(f"{number:06d}", buffer.getvalue(), source=f"x/{name}/{number}.jpg", width=52, height=40,
+                   colour=None if number == 3 else name)  # fmt: skip
+    writer.commit()
+    write_manifest(store, ["00000.tar"])
+    return root
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    out = tmp_path_factory.mktemp("export") / "out"
+    trunk = build_trunk("regnety_200mf")
+    export_backbone(trunk, out, images=torch.randn(2, 3, 32, 32), metadata={"images_seen": "7"},
+                    preprocessing=Preprocessing(size=32))  # fmt: skip
+    return out
+
+
+def names(labelled: Labelled) -> list[str]:
+    return [labelled.classes[label] for label in labelled.labels.tolist()]
+
+
+def test_every_place_gives_images_and_labels(folder: Path, shards: Path, tmp_path: Path) -> None:
+    files = sorted(folder.glob("*/*.[jp][pn]g"))
+    (tmp_path / "files.csv").write_text("file,label\n" + "".join(f"{f},{f.parent.name}\n" for f in files))
+    (tmp_path / "keys.csv").write_text("key,label\n000001,red\n000002,blue\n")
+    (tmp_path / "sources.csv").write_text("source,label\nx/red/1.jpg,red\nx/blue/0.jpg,blue\n")
+    whole = open_labelled(str(folder))
+    assert (len(whole), whole.classes) == (24, ["blue", "red"])
+    assert names(open_labelled(str(tmp_path / "files.csv"))) == names(whole)
+    assert names(open_labelled(str(shards), "folder")) == ["blue", "red"] * 12
+    by_column = open_labelled(str(shards), "colour")
+    assert by_column.numbers.tolist() == [n for n in range(24) if n != 3]
+    assert open_labelled(str(shards), str(tmp_path / "keys.csv")).numbers.tolist() == [1, 2]
+    assert names(open_labelled(str(shards), str(tmp_path / "sources.csv"))) == ["blue", "red"]
+
+
+def test_files_are_read_as_they_are_meant_to_be_seen(tmp_path: Path) -> None:
+    upright = Image.new("RGB", (40, 20), "black")
+    upright.paste((255, 255, 255), (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    upright.rotate(180).save(tmp_path / "a" / "turned.jpg", exif=exif)
+    upright.convert("P").save(tmp_path / "b" / "upright.gif")
+    (tmp_path / "b" / "broken.jpg").write_bytes(b"nothing")
+    images = Images(open_labelled(str(tmp_path)).pictures, 16)
+    ((numbers, pixels),) = images.batches()
+    images.close()
+    assert numbers == [0, 2]
+    assert list(images.left_out) == [1]
+    left, right = pixels[..., :6].mean(dim=(1, 2, 3)), pixels[..., 10:].mean(dim=(1, 2, 3))
+    assert (left > right + 2).all()
+
+
+def test_results_of_every_place_are_kept(folder: Path, shards: Path, backbone: Path) -> None:
+    knn = evaluate_knn(backbone, str(shards), "folder", str(folder), k=3, temperature=0.07, untrained=False)
+    assert (knn["accuracy"], knn["images"], knn["classes"]) == (1.0, 24, 2)
+    linear = evaluate_linear(backbone, str(folder), None, None, seed=0, untrained=False)
+    assert (linear["images"], linear["trained_on"]) == (4, 20)
+    assert linear["accuracy"] == 1.0
+    few = evaluate_lowshot(
+        backbone, str(folder), None, None, shares=[0.1, 0.5], draws=2, seed=0, untrained=False
+    )
+    assert (few["trained_on_10%"], few["trained_on_50%"]) == (2, 10)
+    assert few["accuracy_50%"] >= 0.75
+    assert set(kept(backbone)) == {"knn-7", "linear-7", "lowshot-7"}
+
+
+def test_two_ranks_find_what_one_finds(folder: Path, shards: Path, backbone: Path) -> None:
+    how = {"k": 3, "temperature": 0.07, "untrained": False}
+    alone = evaluate_knn(backbone, str(shards), "folder", None, **how)
+    first, second = run_ranks(2, _knn, backbone, str(shards), how)
+    assert first == alone
+    assert second is None
+
+
+def _knn(backbone: Path, shards: str, how: dict) -> dict | None:
+    return evaluate_knn(backbone, shards, "folder", None, **how)
+
+
+@pytest.mark.parametrize(
+    ("data", "labels", "message"),
+    [
+        ("SHARDS", None, "labels missing"),
+        ("SHARDS", "shape", "no column of"),
+        ("SHARDS", "none.csv", "none.csv: No such file"),
+        ("SHARDS", "width", "names 1 classes"),
+        ("FOLDER", "colour", "leave --labels out"),
+        ("FOLDER/red", None, "neither a shard set nor"),
+        ("nowhere", None, "no such shard set, folder"),
+        ("EMPTY/bad.csv", None, "columns file,label"),
+        ("EMPTY/gone.csv", None, "gone.jpg: no such file"),
+    ],
+)
+def test_what_is_wrong_is_said(folder: Path, shards: Path, tmp_path: Path, data: str, labels, message: str) -> None:
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "gone.csv").write_text("file,label\ngone.jpg,red\n")
+    for word, path in {"SHARDS": shards, "FOLDER": folder, "EMPTY": tmp_path}.items():
+        data = data.replace(word, str(path))
+    with pytest.raises(UserError, match=message):
+        open_labelled(data, labels)
+
+
+def test_a_class_that_nothing_was_learnt_of_is_named(folder: Path, shards: Path) -> None:
+    with pytest.raises(UserError, match="class 'red' has no image among those that are learnt from"):
+        open_labelled(str(folder), None, ["blue", "green"])
+    assert len(ShardSet.open(shards)) == 24
