@@ -16,3 +16,31 @@ def report(run: Annotated[Path, typer.Argument(help="The run's folder; the run m
     from seer_pipe.report.page import write_report
 
     print(write_report(run))
+
+
+@verbs.command()
+def atlas(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    out: Annotated[Path, typer.Option(help="Folder for the page and its pictures; an atlas there is replaced.")],
+    data: Annotated[str | None, typer.Option(help="Shard set, if not the one that the run was trained on.")] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="File of [bold]seer-pipe embed[/bold]; by default RUN's own, made if need be.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="CSV file (source,label) to tell purity by.")] = None,
+) -> None:
+    """Draw what is in a shard set: the prototypes as clusters, with their images, on a page with a map and a search."""
+    from seer_pipe.report.atlas import write_atlas
+
+    print(write_atlas(run, out, data, embeddings, labels))
+
+
+@verbs.command("atlas-keys")
+def atlas_keys(
+    embeddings: Annotated[Path, typer.Argument(help="File of [bold]seer-pipe embed[/bold].")],
+    prototypes: Annotated[list[int], typer.Argument(help="Numbers of the prototypes.")],
+    out: Annotated[Path, typer.Option(help="CSV file (key,shard) to write, for seer-ingest exclude --keys.")],
+) -> None:
+    """List the images of some prototypes, for [bold]seer-ingest exclude[/bold]."""
+    from seer_pipe.report.atlas import write_keys
+
+    print(f"{out}: {write_keys(embeddings, prototypes, out)} images")

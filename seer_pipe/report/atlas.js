@@ -1,0 +1,128 @@
+"use strict";
+const A = ATLAS, k = A.prototype.length, by = id => document.getElementById(id);
+const numbers = n => n.toLocaleString("en"), percent = x => Math.round(100 * x) + " %";
+const colour = name => getComputedStyle(document.documentElement).getPropertyValue(name);
+const element = (tag, text, attributes) => Object.assign(document.createElement(tag), {textContent: text ?? ""}, attributes);
+by("about").textContent = `${A.data}: ${numbers(A.images)} images, ${numbers(k)} prototypes` +
+  (A.sampled < A.images ? `; all but the sizes is of a sample of ${numbers(A.sampled)} images` : "");
+
+function picture(sheet, across, down, label) {
+  const box = element("span", "", {className: "picture", title: label});
+  box.setAttribute("role", "img");
+  box.setAttribute("aria-label", label);
+  box.style.cssText = `width:${A.side}px;height:${A.side}px;background-image:url("${sheet}");` +
+    `background-position:${-across * A.side}px ${-down * A.side}px`;
+  return box;
+}
+function pictures(i, most) {
+  const row = element("div", "", {className: "pictures"});
+  const sheet = `sheet-${String(Math.floor(i / A.sheet)).padStart(3, "0")}.jpg`;
+  A.nearest[i].slice(0, most).forEach((key, j) => row.append(picture(sheet, j, i % A.sheet, "image " + key)));
+  return row;
+}
+const told = i => `${numbers(A.size[i])} images, ${percent(A.repeated[i])} repeated` +
+  (A.group[i] ? `, ${percent(A.share[i])} of ${A.by} ${A.group[i]}` : "");
+
+// the map
+const map = by("map"), pen = map.getContext("2d");
+let view = {x: 0, y: 0, zoom: 1}, chosen = -1;
+const largest = Math.max(...A.size.slice(0, 1), 1);
+const scale = () => Math.min(map.clientWidth, map.clientHeight) / 2.15 * view.zoom;
+const across = i => map.clientWidth / 2 + (A.x[i] - view.x) * scale();
+const down = i => map.clientHeight / 2 - (A.y[i] - view.y) * scale();
+const radius = i => Math.max(1.5, 13 * Math.sqrt(A.size[i] / largest)) * Math.min(3, Math.sqrt(view.zoom)) / Math.max(1, Math.log10(k) - 1.5);
+function draw() {
+  const dense = devicePixelRatio || 1;
+  map.width = map.clientWidth * dense;
+  map.height = map.clientHeight * dense;
+  pen.setTransform(dense, 0, 0, dense, 0, 0);
+  for (let i = 0; i < k; i++) {
+    pen.globalAlpha = .65;
+    pen.fillStyle = colour(A.repeated[i] > .3 ? "--mark" : "--s0");
+    pen.beginPath();
+    pen.arc(across(i), down(i), radius(i), 0, 7);
+    pen.fill();
+  }
+  if (chosen < 0) return;
+  pen.globalAlpha = 1;
+  pen.lineWidth = 3;
+  pen.strokeStyle = colour("--ink");
+  pen.beginPath();
+  pen.arc(across(chosen), down(chosen), radius(chosen) + 4, 0, 7);
+  pen.stroke();
+}
+function zoom(factor) { view.zoom = Math.min(200, Math.max(1, view.zoom * factor)); draw(); }
+by("closer").onclick = () => zoom(1.6);
+by("farther").onclick = () => zoom(1 / 1.6);
+by("whole").onclick = () => { view = {x: 0, y: 0, zoom: 1}; draw(); };
+map.addEventListener("wheel", event => { event.preventDefault(); zoom(event.deltaY < 0 ? 1.2 : 1 / 1.2); }, {passive: false});
+let held = null;
+map.onpointerdown = event => { held = {x: event.clientX, y: event.clientY, moved: false}; map.setPointerCapture(event.pointerId); };
+map.onpointermove = event => {
+  if (!held) return;
+  const dx = event.clientX - held.x, dy = event.clientY - held.y;
+  if (!held.moved && Math.hypot(dx, dy) < 4) return;
+  view.x -= dx / scale();
+  view.y += dy / scale();
+  held = {x: event.clientX, y: event.clientY, moved: true};
+  draw();
+};
+map.onpointerup = event => {
+  const clicked = held && !held.moved;
+  held = null;
+  if (!clicked) return;
+  let best = -1, least = 20;
+  for (let i = 0; i < k; i++) {
+    const distance = Math.hypot(across(i) - event.offsetX, down(i) - event.offsetY) - radius(i);
+    if (distance < least) { best = i; least = distance; }
+  }
+  if (best >= 0) choose(best);
+};
+
+// one prototype
+function choose(i) {
+  chosen = i;
+  const at = by("detail"), title = element("h2", `Prototype ${A.prototype[i]}`);
+  at.replaceChildren(title, element("p", `${told(i)}; mean cosine to its centre ${A.cohesion[i]}`), pictures(i, A.show));
+  at.append(element("h3", "Neighbours"));
+  A.near[i].forEach(j => at.append(row(j)));
+  at.append(element("h3", "Leave it out of training"));
+  const list = A.keys ? `${location.protocol === "file:" ? decodeURI(new URL(".", location.href).pathname) : ""}keys/${A.prototype[i]}.csv` : "keys.csv";
+  if (A.keys) at.append(element("p", "")), at.lastChild.append(element("a", "The keys of its images", {href: `keys/${A.prototype[i]}.csv`, download: `prototype-${A.prototype[i]}.csv`}));
+  const make = A.keys ? "" : `seer-pipe atlas-keys ${A.embeddings} ${A.prototype[i]} --out keys.csv\n`;
+  at.append(element("pre", `${make}seer-ingest exclude ${A.data} --keys ${list}`, {tabIndex: 0}));
+  draw();
+}
+function row(i) {
+  const button = element("button", `Prototype ${A.prototype[i]}`, {type: "button", onclick: () => { choose(i); by("detail").scrollIntoView({block: "nearest"}); }});
+  const box = element("div", "");
+  box.append(button, element("p", told(i), {className: "faint"}), pictures(i, 4));
+  return box;
+}
+
+// the list
+let matching = [], listed = 0;
+function more() {
+  matching.slice(listed, listed + 24).forEach(i => { const item = element("li", "", {className: "card"}); item.append(row(i)); by("list").append(item); });
+  listed = Math.min(matching.length, listed + 24);
+  by("more").hidden = listed === matching.length;
+}
+function search() {
+  const wanted = by("find").value.trim().toLowerCase(), order = by("order").value;
+  matching = [...Array(k).keys()].filter(i => !wanted || String(A.prototype[i]) === wanted ||
+    A.group[i].toLowerCase().includes(wanted) || A.nearest[i].some(key => key.toLowerCase().includes(wanted)));
+  matching.sort((a, b) => order === "cohesion" ? A.cohesion[a] - A.cohesion[b] : A[order][b] - A[order][a]);
+  by("found").textContent = `${numbers(matching.length)} of ${numbers(k)}`;
+  by("list").replaceChildren();
+  listed = 0;
+  more();
+}
+by("more").onclick = more;
+by("find").oninput = search;
+by("order").onchange = search;
+document.querySelector("form").onsubmit = event => event.preventDefault();
+A.outliers.forEach(([key, prototype], j) => by("outliers").append(picture("outliers.jpg", j % 8, Math.floor(j / 8), `image ${key} of prototype ${prototype}`)));
+addEventListener("resize", draw);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+if (k) choose(0);
+search();

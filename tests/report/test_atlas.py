@@ -1,0 +1,159 @@
+"""The atlas: clusters of known make-up are told as they are, at any size, and its lists are what ingest excludes."""
+
+import csv
+import json
+import resource
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ingest.tools.excluded import exclude
+from seer_pipe.errors import UserError
+from seer_pipe.report import clusters as module
+from seer_pipe.report.atlas import write_atlas, write_keys
+from seer_pipe.report.clusters import clusters, neighbours, reduce
+from seer_pipe.shards import ShardSet, put_sidecar, sidecar_path, write_manifest
+from tests.train.helpers import make_pictures
+
+WIDTH = 8
+
+
+def write_embeddings(file: Path, keys: list[str], shard: list[str], index: list[int], prototype: np.ndarray,
+                     feature: np.ndarray, rows: int = 16) -> None:  # fmt: skip
+    table = pa.table({
+        "key": keys, "shard": shard, "index": pa.array(index, pa.int32()),
+        "prototype": pa.array(prototype, pa.int32()),
+        "confidence": pa.array(np.ones(len(keys)), pa.float32()),
+        "feature": pa.FixedSizeListArray.from_arrays(pa.array(feature.reshape(-1), pa.float32()), feature.shape[1]),
+    })  # fmt: skip
+    pq.write_table(table, file, row_group_size=rows)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[Path, ShardSet]:
+    """40 images in two shards; prototypes 0 to 3 by quarters, 7 has one image far off its others."""
+    shards = ShardSet.open(make_pictures(tmp_path / "set", [30, 10]))
+    prototype = np.repeat([0, 3, 5, 7], 10)
+    rng = np.random.default_rng(0)
+    axes = np.eye(WIDTH)[:4]
+    feature = axes[np.repeat(np.arange(4), 10)] + 0.01 * rng.standard_normal((40, WIDTH))
+    feature[39] = -3 * np.eye(WIDTH)[6]
+    write_embeddings(tmp_path / "embeddings.parquet", [f"{n:06d}" for n in range(40)],
+                     ["00000.tar"] * 30 + ["00001.tar"] * 10, [*range(30), *range(10)], prototype, feature)  # fmt: skip
+    return tmp_path / "embeddings.parquet", shards
+
+
+def test_clusters(made: tuple[Path, ShardSet]) -> None:
+    labels = {source: "odd" for source in ShardSet.open(made[1].store.url).sidecar(0)["source"].to_pylist()[:5]}
+    found = clusters(*made, labels, show=4)
+    assert found.prototype.tolist() == [0, 3, 5, 7]
+    assert found.size.tolist() == [10] * 4
+    assert found.outliers[0] == 39
+    assert all(len(rows) == 4 for rows in found.nearest)
+    assert [{found.rows.prototype[row] for row in rows} for rows in found.nearest] == [{0}, {3}, {5}, {7}]
+    assert 39 not in found.nearest[3]
+    assert found.cohesion[:3].min() > 0.99 > found.cohesion[3]
+    assert found.group[0] == ("odd", 1.0)
+    assert found.group[1] == ("", 0.0)
+    assert sorted(found.near[0].tolist()) == [1, 2, 3]
+    assert np.abs(found.place).max() == pytest.approx(1)
+
+
+def test_sizes_are_exact_where_features_are_sampled(
+    made: tuple[Path, ShardSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SAMPLE", 32)  # two of three row groups
+    found = clusters(*made, None, show=4)
+    assert found.images == 40
+    assert len(found.rows.key) == 24
+    assert found.prototype.tolist() == [0, 3, 7]  # of prototype 5 no image was looked at
+    assert found.size.tolist() == [10] * 3
+
+
+def test_repeated_pictures_are_told(made: tuple[Path, ShardSet]) -> None:
+    file, shards = made
+    table = shards.sidecar(0)
+    hashes = np.arange(1, 31, dtype=np.uint64)
+    hashes[10:15] = 99  # half of prototype 3
+    column = table.schema.get_field_index("phash")
+    table = table.set_column(column, "phash", pa.array(hashes))
+    put_sidecar(shards.store, shards.sidecars[0], table, int(shards.bytes[0]), shards.sha256[0])
+    found = clusters(file, shards, None, show=4)
+    assert found.repeated.round(2).tolist() == [0, 0.5, 0, 0]
+
+
+def test_atlas_and_its_keys(made: tuple[Path, ShardSet], tmp_path: Path) -> None:
+    file, _ = made
+    root = str(tmp_path / "set")
+    page = write_atlas(tmp_path, tmp_path / "atlas", root, file, None)
+    about = json.loads((page.parent / "data.js").read_text().removeprefix("const ATLAS = ").rstrip(";\n"))
+    assert about["size"] == [10] * 4
+    assert about["nearest"][0][0] in {f"{n:06d}" for n in range(10)}
+    text = page.read_text()
+    assert "fetch(" not in text
+    assert "http" not in text
+    with (page.parent / "keys/3.csv").open() as lines:
+        assert [row["key"] for row in csv.DictReader(lines)] == [f"{n:06d}" for n in range(10, 20)]
+    assert write_keys(file, [3, 7], tmp_path / "keys.csv") == 20
+    assert exclude(root, str(tmp_path / "keys.csv")) == (20, 20)
+    assert exclude(root, str(page.parent / "keys/0.csv")) == (10, 30)
+    write_atlas(tmp_path, page.parent, root, file, None)  # again, in its place
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").touch()
+    with pytest.raises(UserError, match="holds something else"):
+        write_atlas(tmp_path, tmp_path / "mine", root, file, None)
+    with pytest.raises(UserError, match="no image of prototype 4"):
+        write_keys(file, [4], tmp_path / "keys.csv")
+    with pytest.raises(UserError, match="not a file of embeddings"):
+        write_keys(tmp_path / "keys.csv", [4], tmp_path / "more.csv")
+
+
+def test_neighbours_are_the_nearest() -> None:
+    points = np.random.default_rng(1).standard_normal((50, 5)).astype(np.float32)
+    distance = np.linalg.norm(points[:, None] - points[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    assert np.array_equal(neighbours(points, rows=7), np.argsort(distance, axis=1)[:, :6])
+
+
+def test_reduce_keeps_distances_of_few_dimensions() -> None:
+    points = np.random.default_rng(2).standard_normal((40, 12)).astype(np.float32)
+    found = reduce(points)
+    want = np.linalg.norm(points[:, None] - points[None], axis=2)
+    assert np.allclose(np.linalg.norm(found[:, None] - found[None], axis=2), want, atol=1e-3)
+    assert np.array_equal(found, reduce(points))
+
+
+@pytest.mark.slow
+def test_sixteen_thousand_prototypes_of_a_million_images(tmp_path: Path) -> None:
+    """Memory holds the centres and a few numbers an image, not the features."""
+    images, prototypes, width, shard = 1_000_000, 16_000, 64, 10_000
+    store = ShardSet.open(make_pictures(tmp_path / "one", [1])).store
+    row = pq.read_table(tmp_path / "one/00000.parquet")
+    paths = [f"{n:05d}.tar" for n in range(images // shard)]
+    many = pa.table({name: row[name].take([0] * shard) for name in row.column_names}, row.schema)
+    for path in paths:
+        put_sidecar(store, sidecar_path(path), many, 1, "0")
+    write_manifest(store, paths)
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((prototypes, width)).astype(np.float32)
+    schema = pa.schema([("key", pa.string()), ("shard", pa.string()), ("index", pa.int32()),
+                        ("prototype", pa.int32()), ("confidence", pa.float32()),
+                        ("feature", pa.list_(pa.float32(), width))])  # fmt: skip
+    with pq.ParquetWriter(tmp_path / "e.parquet", schema) as writer:
+        for path in paths:
+            proto = rng.integers(0, prototypes, shard)
+            feature = centres[proto] + rng.standard_normal((shard, width)).astype(np.float32)
+            writer.write_table(pa.table([
+                [f"{path[:5]}-{n}" for n in range(shard)], [path] * shard, pa.array(range(shard), pa.int32()),
+                pa.array(proto, pa.int32()), pa.array(np.ones(shard), pa.float32()),
+                pa.FixedSizeListArray.from_arrays(pa.array(feature.reshape(-1)), width),
+            ], schema=schema))  # fmt: skip
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = clusters(tmp_path / "e.parquet", ShardSet.open(tmp_path / "one"), None, show=4)
+    assert found.size.sum() == images
+    assert len(found.prototype) == prototypes
+    assert found.cohesion.min() > 0.5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000  # KiB
