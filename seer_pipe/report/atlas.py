@@ -23,7 +23,7 @@ from PIL import Image
 
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
-from seer_pipe.report.clusters import Clusters, clusters, count, open_embeddings
+from seer_pipe.report.clusters import Clusters, Floats, clusters, count, open_embeddings
 from seer_pipe.report.page import environment, style
 from seer_pipe.report.pictures import thumbnails
 from seer_pipe.shards import ShardSet
@@ -91,12 +91,16 @@ def _labels(file: Path | None) -> dict[str, str] | None:
 
 def _about(found: Clusters, show: int, with_keys: bool) -> dict[str, Any]:
     """Columns of numbers, which stay small for 16,000 prototypes."""
+
+    def short(column: Floats) -> list[float]:
+        return [round(value, 4) for value in column.tolist()]
+
     return {
         "images": found.images, "sampled": len(found.rows.key), "show": show, "side": SIDE, "sheet": SHEET,
         "keys": with_keys,
         "prototype": found.prototype.tolist(), "size": found.size.tolist(),
-        "cohesion": found.cohesion.astype(float).round(3).tolist(), "repeated": found.repeated.astype(float).round(3).tolist(),
-        "x": found.place[:, 0].astype(float).round(4).tolist(), "y": found.place[:, 1].astype(float).round(4).tolist(),
+        "cohesion": short(found.cohesion), "repeated": short(found.repeated),
+        "x": short(found.place[:, 0]), "y": short(found.place[:, 1]),
         "near": found.near.tolist(),
         "group": [name for name, _ in found.group], "share": [round(share, 3) for _, share in found.group],
         "nearest": [[found.rows.key[row] for row in rows] for rows in found.nearest],

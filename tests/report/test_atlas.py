@@ -47,7 +47,7 @@ def made(tmp_path: Path) -> tuple[Path, ShardSet]:
 
 
 def test_clusters(made: tuple[Path, ShardSet]) -> None:
-    labels = {source: "odd" for source in ShardSet.open(made[1].store.url).sidecar(0)["source"].to_pylist()[:5]}
+    labels = dict.fromkeys(ShardSet.open(made[1].store.url).sidecar(0)["source"].to_pylist()[:5], "odd")
     found = clusters(*made, labels, show=4)
     assert found.prototype.tolist() == [0, 3, 5, 7]
     assert found.size.tolist() == [10] * 4
