@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install quickstart test lint clean
+.PHONY: help install quickstart test coverage clean
 
 help:
 	@echo "make quickstart                 the whole way on drawn pictures, in a few minutes"
 	@echo "make quickstart IMAGES=FOLDER   the same on your own pictures"
 	@echo "make test                       lint, types and the test suite"
+	@echo "make coverage                   the test suite once more, and the lines it does not reach"
 	@echo "make clean                      remove the environment and what the quickstart made"
 
 install: $(READY)
@@ -28,6 +29,11 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# In one process, so that all of it is seen; child processes of tests are not counted.
+coverage: $(READY)
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage report --skip-covered --sort cover
 
 clean:
 	rm -rf $(VENV) quickstart

@@ -308,7 +308,7 @@ def _keys(section: type[Section]) -> Iterator[str]:
 
 def save(config: Config, derived: Derived, path: Path) -> str:
     """The resolved config with every derived value, as YAML."""
-    text = yaml.safe_dump(
+    text: str = yaml.safe_dump(
         config.model_dump(mode="json") | {"derived": asdict(derived)}, sort_keys=False, default_flow_style=None
     )
     path.write_text(text)

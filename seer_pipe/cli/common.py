@@ -13,7 +13,7 @@ import typer
 
 from seer_pipe.errors import UserError
 
-ConfigArgument = Annotated[Path, typer.Argument(help="A recipe, e.g. configs/quickstart.yaml")]
+ConfigArgument = Annotated[Path, typer.Argument(help="A recipe's name, e.g. quickstart, or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key.path=value")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines for people.")]
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room for what is to be written

@@ -22,9 +22,9 @@ def train(
 
     Several processes: [bold]torchrun --nproc-per-node N -m seer_pipe train CONFIG …[/bold]
     """
-    from seer_pipe import config as settings
+    from seer_pipe.recipes import load_recipe
     from seer_pipe.train.loop import train as train_run
 
-    recipe = settings.load(config, overrides or [])
+    recipe = load_recipe(config, overrides or [])
     finished = train_run(recipe, out or Path("runs") / recipe.name)
     raise typer.Exit(0 if finished else 130)

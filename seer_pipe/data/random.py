@@ -58,4 +58,5 @@ def derive_key(*parts: Ints) -> U64:
 def uniform(key: U64, counter: Ints) -> npt.NDArray[np.float64]:
     """Number `counter` of the stream `key`: float64 in [0, 1), multiples of 2^-53; shapes broadcast."""
     bits = mix64(key + (_as_u64(counter) + np.uint64(1)) * _GOLDEN)
-    return np.multiply(bits >> np.uint64(11), 2.0**-53, dtype=np.float64)
+    drawn: npt.NDArray[np.float64] = np.multiply(bits >> np.uint64(11), 2.0**-53, dtype=np.float64)
+    return drawn

@@ -16,6 +16,7 @@ from typing import Any
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
 from seer_pipe.quickstart.web import draw_web, serve, write_lists
+from seer_pipe.recipes import find_recipe
 from seer_pipe.shards import ShardSet
 
 MARK = ".quickstart"  # in a folder of ours, which may be replaced
@@ -25,8 +26,7 @@ def walk(out: Path, pictures: Path | None, recipe: Path, seed: int) -> None:
     """Ingest, train, kill, resume, evaluate, export, reload; everything ends up in ``out``."""
     if pictures is not None and not pictures.is_dir():
         raise UserError(f"{pictures}: no such folder of pictures")
-    if not recipe.is_file():
-        raise UserError(f"{recipe}: no such recipe; run this in the project's folder")
+    recipe = find_recipe(recipe)
     _make_room(out)
     started = time.monotonic()
     shards, run, export = out / "shards", out / "run", out / "backbone"
