@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -72,9 +73,7 @@ class Chunk:
 class Piece(NamedTuple):
     """Some samples of a chunk, in order, read and checked."""
 
-    data: list[Encoded | None]  # None where it cannot be read
-    height: list[int]  # pixels; 0 where it cannot be read
-    width: list[int]
+    images: list[tuple[Encoded | None, int, int]]  # bytes, height, width; (None, 0, 0) where it cannot be read
     reasons: dict[int, str]  # why it cannot be read
     bytes: int
 
@@ -84,40 +83,36 @@ def read_piece(chunk: Chunk, first: int, stop: int, get: Get, again: Get | None)
 
     What fails its checksum may have been damaged on the way: it is had anew by ``again``, alone.
     """
-    data: list[Encoded | None] = []
+    images: list[tuple[Encoded | None, int, int]] = []
     reasons: dict[int, str] = {}
-    total, at = 0, first
+    total, at, checksum = 0, first, google_crc32c.value
     while at < stop:
-        span = chunk.spans[chunk.span[at]]
-        end = at + 1
-        while end < stop and chunk.span[end] == chunk.span[at]:
-            end += 1
-        start = chunk.offset[at]
+        number = chunk.span[at]
+        span, start = chunk.spans[number], chunk.offset[at]
+        end = min(stop, bisect_right(chunk.span, number))
         try:
             if span.shard in chunk.lost:
                 raise OSError(chunk.lost[span.shard])
             body = get(span, start, chunk.offset[end - 1] + chunk.length[end - 1] - start)
         except OSError as error:
-            for i in range(at, end):
-                data.append(None)
-                reasons[i - first] = str(error)
+            reasons |= dict.fromkeys(range(at - first, end - first), str(error))
+            images += [(None, 0, 0)] * (end - at)
             at = end
             continue
         total += len(body)
         view = np.frombuffer(body, np.uint8)
         for i in range(at, end):
             begin = chunk.offset[i] - start
-            image: Encoded | None = view[begin : begin + chunk.length[i]]
-            if google_crc32c.value(image) != chunk.crc[i]:
-                image = None if again is None else _once_more(chunk, i, span, again)
-                if image is None:
-                    reasons[i - first] = f"sample at byte {chunk.offset[i]}: checksum mismatch"
-            data.append(image)
+            image = view[begin : begin + chunk.length[i]]
+            if checksum(image) == chunk.crc[i]:
+                images.append((image, chunk.height[i], chunk.width[i]))
+            elif again is not None and (better := _once_more(chunk, i, span, again)) is not None:
+                images.append((better, chunk.height[i], chunk.width[i]))
+            else:
+                images.append((None, 0, 0))
+                reasons[i - first] = f"sample at byte {chunk.offset[i]}: checksum mismatch"
         at = end
-    height, width = chunk.height[first:stop], chunk.width[first:stop]
-    for i in reasons:
-        height[i] = width[i] = 0
-    return Piece(data, height, width, reasons, total)
+    return Piece(images, reasons, total)
 
 
 def _once_more(chunk: Chunk, i: int, span: Span, get: Get) -> Encoded | None:

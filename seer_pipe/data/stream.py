@@ -10,9 +10,10 @@ Threads do it, in the trainer's process: reading lets go of Python's lock.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 
@@ -28,6 +29,7 @@ from seer_pipe.data.threads import Kept, Pool
 REQUESTS = 32  # to an object store, at a time
 DISK_PIECE = 1 << 20  # bytes: what comes from a disk is read in no more at once
 FURTHEST = 256  # steps that reading may be ahead
+SWEEP = 16  # steps, after which pieces are looked for that no lane is in any more
 INDEXED = 4_000_000  # samples whose index is kept: 24 bytes each
 WORTH_KEEPING = 31 << 20  # bytes; see Stream
 
@@ -71,12 +73,12 @@ class Stream:
         self._size = int(np.clip(min(most, memory // (2 * lanes)) / mean, 1, plan.chunk))  # samples a piece
         self._parts = -(-plan.chunk // self._size)  # pieces a chunk
         self._guess = int(self._size * mean)  # bytes a piece
-        # A piece of a lane is followed by the lane's next one; in a window it may be come back to.
+        # A lane that has left a piece does not come back to it, but inside its window.
         self._stale = 2 * plan.window * plan.chunk // share if share > 1 else 0
         counts = max(1, len(shards) // max(1, len(shards.counts)))
         index = Kept(shards.index, max(16, INDEXED // counts))
         self._chunk = lru_cache(in_use + REQUESTS)(lambda chunk: Chunk(plan.members(chunk), index.__getitem__))
-        self._pieces: OrderedDict[int, _Held] = OrderedDict()  # by the step that last took of them
+        self._pieces: dict[int, _Held] = {}
         self._held = 0  # bytes, of those
         self._pool, self._threads = Pool(threads, "stream"), threads
         # glibc gives freed memory back to the system at once, and gets it anew for a good part of a read's time,
@@ -87,15 +89,17 @@ class Stream:
         self._pieces.clear()
         self._held = 0
         located = self._located(first, last)
-        coming: deque[tuple[int, Places, list[_Held]]] = deque()
+        coming: deque[_Step] = deque()
         while True:
-            depth = len(coming) + 2 if self._has_room() and len(coming) < FURTHEST else self._ahead + 1
-            depth = max(depth, self._ahead + 1)
-            for step, places in islice(located, max(0, depth - len(coming))):
-                coming.append((step, places, self._begin(step, places)))
+            depth = self._ahead + 1
+            if self._has_room():
+                depth = max(depth, min(len(coming) + 2, FURTHEST))
+            for step in islice(located, max(0, depth - len(coming))):
+                self._begin(step)
+                coming.append(step)
             if not coming:
                 return
-            yield self._finish(*coming.popleft())
+            yield self._finish(coming.popleft())
 
     def read(self, places: Places) -> Samples:
         """The samples at ``places``, those of one piece with one read."""
@@ -109,7 +113,7 @@ class Stream:
             future = self._pool.submit(self._fetch, key // self._parts, first, last + 1)
             futures |= dict.fromkeys(group, future)
             at[group] -= first
-        return _collect(places, [futures[row].result() for row in range(len(places))], at)
+        return _samples(places, [futures[row].result() for row in range(len(places))], at.tolist())
 
     def close(self) -> None:
         self._pool.close()
@@ -117,61 +121,66 @@ class Stream:
         if self._cached is not None:
             self._cached.close()
 
-    def _located(self, first: int, last: int) -> Iterator[tuple[int, Places]]:
-        """Steps and their places; computed for many steps at once, which costs little more than for one."""
+    def _located(self, first: int, last: int) -> Iterator[_Step]:
+        """The steps to be read; many are computed at once, which costs little more than one."""
         n = len(self._slots)
         block = max(1, 8192 // n)
         for start in range(first, last, block):
             steps = np.arange(start, min(start + block, last))
             places = self._plan.locate(np.repeat(steps, n), np.tile(self._slots, len(steps)))
-            for i, step in enumerate(steps.tolist()):
-                yield step, places[i * n : (i + 1) * n]
+            keys, at = self._keys(places).tolist(), (places.inside % self._size).tolist()
+            for step, row in zip(steps.tolist(), range(0, len(keys), n), strict=True):
+                rows = slice(row, row + n)
+                yield _Step(step, places[rows], keys[rows], at[rows])
 
     def _keys(self, places: Places) -> Ints:
         """The numbers of the pieces that hold the samples."""
         return places.chunk * self._parts + places.inside // self._size
 
     def _has_room(self) -> bool:
-        return self._held + self._threads * self._guess < self._memory and self._pool.waiting() < self._threads
+        """Whether to read further ahead: of a store, whose answers take long; a disk's cache is read ahead already."""
+        if self.remote is None or self._pool.waiting() >= self._threads:
+            return False
+        return self._held + self._threads * self._guess < self._memory
 
-    def _begin(self, step: int, places: Places) -> list[_Held]:
-        """Set the reads of one step going; the pieces that hold its samples."""
-        pieces = []
-        for key in self._keys(places).tolist():
+    def _begin(self, step: _Step) -> None:
+        """Set the reads of one step going."""
+        for key in step.keys:
             piece = self._pieces.get(key)
             if piece is None:
                 chunk, part = divmod(key, self._parts)
                 future = self._pool.submit(self._fetch, chunk, part * self._size, (part + 1) * self._size)
-                piece = self._pieces[key] = _Held(future, self._guess)
+                piece = self._pieces[key] = _Held(key, future, self._guess)
                 self._held += self._guess
-            else:
-                self._pieces.move_to_end(key)
-            piece.step = step
-            pieces.append(piece)
-        return pieces
+            piece.step = step.number
+            step.pieces.append(piece)
 
-    def _finish(self, step: int, places: Places, pieces: list[_Held]) -> Samples:
+    def _finish(self, step: _Step) -> Samples:
         contents = []
-        for key, piece in zip(self._keys(places).tolist(), pieces, strict=True):
-            if piece.content is None:
-                piece.content = piece.future.result()
-                piece.left = len(piece.content.data)
-                if self._pieces.get(key) is piece:
-                    self._held += piece.content.bytes - piece.bytes
-                    piece.bytes = piece.content.bytes
-            contents.append(piece.content)
+        for piece in step.pieces:
+            content = piece.content
+            if content is None:
+                content = self._arrive(piece)
+            contents.append(content)
             piece.left -= 1
-            if piece.left == 0 and self._pieces.get(key) is piece:
-                self._drop(key)
-        while self._pieces:  # what was left before its end: at an edge of a lane, say
-            key, piece = next(iter(self._pieces.items()))
-            if piece.step >= step - self._stale:
-                break
-            self._drop(key)
-        return _collect(places, contents, places.inside % self._size)
+            if piece.left == 0:
+                self._drop(piece)
+        if step.number % SWEEP == 0:  # what was left before its end: at an edge of a lane, say
+            for piece in [piece for piece in self._pieces.values() if piece.step < step.number - self._stale]:
+                self._drop(piece)
+        return _samples(step.places, contents, step.at)
 
-    def _drop(self, key: int) -> None:
-        self._held -= self._pieces.pop(key).bytes
+    def _arrive(self, piece: _Held) -> Piece:
+        content = piece.content = piece.future.result()
+        piece.left = len(content.images)
+        if self._pieces.get(piece.key) is piece:
+            self._held += content.bytes - piece.bytes
+            piece.bytes = content.bytes
+        return content
+
+    def _drop(self, piece: _Held) -> None:
+        if self._pieces.get(piece.key) is piece:
+            self._held -= self._pieces.pop(piece.key).bytes
 
     def _fetch(self, chunk: int, first: int, stop: int) -> Piece:
         samples = self._chunk(chunk)
@@ -181,23 +190,28 @@ class Stream:
 class _Held:
     """A piece that is there or on its way."""
 
-    __slots__ = ("bytes", "content", "future", "left", "step")
+    __slots__ = ("bytes", "content", "future", "key", "left", "step")
 
-    def __init__(self, future: Future[Piece], guess: int) -> None:
-        self.future, self.bytes = future, guess
+    def __init__(self, key: int, future: Future[Piece], guess: int) -> None:
+        self.key, self.future, self.bytes = key, future, guess
         self.content: Piece | None = None
         self.left = 0  # samples that were not taken yet
         self.step = 0  # the last that takes of it, as far as is known
 
 
-def _collect(places: Places, pieces: list[Piece], at: Ints) -> Samples:
+@dataclass
+class _Step:
+    """What is read for one step: a place, the number of a piece, and the place in it, for each slot."""
+
+    number: int
+    places: Places
+    keys: list[int]
+    at: list[int]
+    pieces: list[_Held] = field(default_factory=list)
+
+
+def _samples(places: Places, pieces: list[Piece], at: list[int]) -> Samples:
     """Number ``at`` [n] of each of the n ``pieces``."""
-    pairs = list(zip(pieces, at.tolist(), strict=True))
-    data = [piece.data[i] for piece, i in pairs]
-    return Samples(
-        places,
-        data,
-        np.array([piece.height[i] for piece, i in pairs], np.int64),
-        np.array([piece.width[i] for piece, i in pairs], np.int64),
-        {row: pairs[row][0].reasons[pairs[row][1]] for row, image in enumerate(data) if image is None},
-    )
+    images, heights, widths = zip(*[piece.images[i] for piece, i in zip(pieces, at, strict=True)], strict=True)
+    reasons = {row: piece.reasons[at[row]] for row, piece in enumerate(pieces) if at[row] in piece.reasons}
+    return Samples(places, list(images), np.array(heights, np.int64), np.array(widths, np.int64), reasons)

