@@ -294,3 +294,14 @@ def test_killed_at_twenty_moments_and_resumed_on_other_ranks(folder: Path, tmp_p
     plan = Plan(shards.counts, 8, seed=9, chunk=6)
     meant = [(step, n) for step in range(800) for n in plan.locate(step, np.arange(8)).sample.tolist()]
     assert sorted((step, n) for step, samples in consumed for n in samples) == sorted(meant)
+
+
+def test_an_index_is_had_by_ranges_and_a_broken_one_is_told(
+    proxy: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seer_pipe.shards.SMALL", 0)
+    assert read(URL) == read(folder)
+    proxy.fault = lambda path, n: "gone" if path.endswith("00003.parquet") else None
+    for there, here in zip(read(URL), read(folder), strict=True):
+        for got, meant in zip(there, here, strict=True):
+            assert got == ((meant[0], None) if 31 <= meant[0] < 72 else meant)
