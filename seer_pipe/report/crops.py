@@ -1,0 +1,116 @@
+"""A picture of what the network sees: some images of a step, and every crop that is cut from them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from seer_pipe.config import Config
+from seer_pipe.data.chunks import Samples
+from seer_pipe.data.dali import Augmenter, BadImages
+from seer_pipe.data.pixels import MEAN, STD
+from seer_pipe.data.sources import open_data
+from seer_pipe.data.stream import Stream
+from seer_pipe.data.views import UNCHANGED, Crops, draw
+from seer_pipe.errors import UserError
+from seer_pipe.train.build import build_crops
+
+SIDE, GAP, LINE, HEADER = 224, 8, 12, 40  # pixels
+WIDTH = 112  # of a column at the least: a caption's
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
+
+
+def draw_crops(config: Config, out: Path, *, images: int, step: int) -> None:
+    """Write a PNG: a row for each of the first ``images`` of ``step``, with the boxes and all crops of each.
+
+    The crops are those of a training with this config, bit for bit. Images that cannot be used, which training
+    replaces, are left out; where none can be used it is a `UserError`.
+    """
+    shards, plan = open_data(config.data, config.train.batch, config.seed)
+    specs = build_crops(config.views)
+    slots = np.arange(min(images, config.train.batch))
+    stream = Stream(shards, plan, slots, threads=config.data.threads)
+    augmenter = Augmenter(specs, threads=config.data.threads, max_batch=len(slots))
+    try:
+        samples = stream.read(plan.locate(step, slots))
+        rows = [row for row in range(len(samples)) if row not in samples.reasons]
+        while True:
+            if not rows:
+                raise UserError(f"{config.data.path}: none of the {len(slots)} images of step {step} can be used; "
+                                "run seer-ingest verify on the set")  # fmt: skip
+            usable, passes = samples.take(rows), plan.pass_of(step, slots[rows])
+            views = draw(config.seed, passes, usable.places.sample, usable.height, usable.width, specs)
+            try:
+                crops = augmenter([image for image in usable.data if image is not None], views)
+                break
+            except BadImages as error:
+                rows = [row for i, row in enumerate(rows) if i not in error.indices]
+    finally:
+        stream.close()
+        augmenter.close()
+    names = [f"{Path(shards.paths[s]).name} no. {i}" for s, i in
+             zip(usable.places.shard.tolist(), usable.places.index.tolist(), strict=True)]  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _sheet(usable, names, views, crops, f"{config.name}: step {step}").save(out)
+
+
+def _sheet(
+    samples: Samples, names: list[str], views: list[Crops], crops: list[torch.Tensor], title: str
+) -> Image.Image:
+    columns = [SIDE, *(max(crop.shape[-1], WIDTH) for crop in crops)]
+    starts = np.cumsum([GAP, *(width + GAP for width in columns)]).tolist()
+    tall = max(SIDE, *(crop.shape[-1] for crop in crops)) + 3 * LINE + GAP
+    sheet = Image.new("RGB", (starts[-1], HEADER + len(samples) * tall + GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((GAP, 6), title, fill="black")
+    pen.text((GAP, 22), "image, and where its crops are", fill="black")
+    for place, crop in enumerate(crops):
+        pen.text((starts[place + 1], 22), f"crop {place}: {crop.shape[-1]} px", fill=COLOURS[place % len(COLOURS)])
+    for row, data in enumerate(samples.data):
+        top = HEADER + row * tall
+        picture = _with_boxes(bytes(data), [crop.box[row].tolist() for crop in views])  # type: ignore[arg-type]
+        sheet.paste(picture, (starts[0], top))
+        about = f"{names[row]}\n{samples.width[row]}x{samples.height[row]}"
+        pen.multiline_text((starts[0], top + picture.height + 2), about, fill="black", spacing=0)
+        for place, (view, crop) in enumerate(zip(views, crops, strict=True)):
+            x = starts[place + 1]
+            sheet.paste(_levels(crop[row]), (x, top))
+            pen.multiline_text((x, top + crop.shape[-1] + 2), _caption(view, row), fill="black", spacing=0)
+    return sheet
+
+
+def _with_boxes(data: bytes, boxes: list[list[int]]) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as opened:
+        scale = SIDE / max(opened.size)
+        size = (max(1, round(opened.width * scale)), max(1, round(opened.height * scale)))
+        picture = opened.convert("RGB").resize(size)
+    pen = ImageDraw.Draw(picture)
+    for place, (top, left, height, width) in enumerate(boxes):
+        corners = [value * scale for value in (left, top, left + width - 1, top + height - 1)]
+        pen.rectangle(corners, outline=COLOURS[place % len(COLOURS)], width=2)
+    return picture
+
+
+def _levels(crop: torch.Tensor) -> Image.Image:
+    """A normalised crop [3, size, size] as it would look."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    levels = (crop * std + mean).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).numpy())
+
+
+def _caption(view: Crops, row: int) -> str:
+    """What was done to the crop: three short lines."""
+    factors = view.factors[row].tolist()
+    changed = any(factor != UNCHANGED[i] for i, factor in enumerate(factors))
+    done = {
+        "flip": view.flip[row], "grey": view.grey[row], f"blur {view.sigma[row]:.1f}": view.sigma[row] > 0,
+        "solarise": view.solarise[row],
+    }  # fmt: skip
+    values = dict(zip("bcsh", factors, strict=True))
+    jitter = [f"{name} {values[name]:.2f}" for name in ("bcsh"[i] for i in view.order[row])] if changed else []
+    lines = [" ".join(jitter[:2]), " ".join(jitter[2:]), " ".join(name for name, was in done.items() if was)]
+    return "\n".join(line for line in lines if line)
