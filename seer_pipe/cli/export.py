@@ -23,3 +23,17 @@ def export(
 
     export_run(run, out, format, with_recalibration=recalibrate, onnx=onnx)
     print(out)
+
+
+@verbs.command()
+def init(
+    source: Annotated[Path, typer.Argument(help="Checkpoint of torchvision, timm, Transformers, SEER or SwAV.")],
+    out: Annotated[Path, typer.Option(help="New folder for the backbone.")],
+) -> None:
+    """Make a backbone of a public checkpoint, for eval, embed, export's readers and further training."""
+    from seer_pipe.export import init_backbone
+
+    trunk, loaded = init_backbone(source, out)
+    left_out = f"; left out: {', '.join(loaded.left_out)}" if loaded.left_out else ""
+    print(f"{trunk.name}: {loaded.tensors} tensors by their names in {loaded.library}{left_out}")
+    print(out)

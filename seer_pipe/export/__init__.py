@@ -2,6 +2,7 @@
 
 from seer_pipe.export.folder import export_backbone, load_backbone
 from seer_pipe.export.formats import FORMATS, Preprocessing
+from seer_pipe.export.init import init_backbone
 from seer_pipe.export.recalibrate import recalibrate_batch_norm
 from seer_pipe.export.weights import Loaded, load_weights
 
@@ -10,6 +11,7 @@ __all__ = [
     "Loaded",
     "Preprocessing",
     "export_backbone",
+    "init_backbone",
     "load_backbone",
     "load_weights",
     "recalibrate_batch_norm",

@@ -32,6 +32,7 @@ def export_backbone(
     sections: Mapping[str, str] | None = None,
     head: nn.Module | None = None,
     onnx: bool = False,
+    origin: str = "trained by seer_pipe on images without labels",
 ) -> None:
     """Write ``trunk`` to the new folder ``out``: weights, the library's files, and a model card, README.md.
 
@@ -40,6 +41,7 @@ def export_backbone(
     metadata       facts of the run (images_seen, step, method, data, ...), kept in the weight file and the card
     sections       more of the card: {title: Markdown}, such as the data, the recipe, evaluation results
     onnx           add model.onnx, compared in the same way
+    origin         where the weights are from, for the card
 
     A format unknown, or unable to hold this trunk, and a folder that is already there are a `UserError`.
     The trunk is left in the mode, training or not, that it was found in.
@@ -63,7 +65,7 @@ def export_backbone(
         write_weights(folder / layout.weights, _tensors(trunk, head, layout), {**metadata, **shown, **identity})
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-        card = _model_card(trunk, layout, preprocessing, metadata, sections or {})
+        card = _model_card(trunk, layout, preprocessing, metadata, sections or {}, origin)
         (folder / "README.md").write_text(card)
         back = load_backbone(folder).to(next(trunk.parameters()).device)
         _compare(_features(back, images), _features(trunk, images))
@@ -121,8 +123,9 @@ def _compare(found: Tensor, expected: Tensor) -> None:
 
 
 def _model_card(
-    trunk: Trunk, layout: Format, pre: Preprocessing, metadata: Mapping[str, str], sections: Mapping[str, str]
-) -> str:
+    trunk: Trunk, layout: Format, pre: Preprocessing, metadata: Mapping[str, str], sections: Mapping[str, str],
+    origin: str,
+) -> str:  # fmt: skip
     parameters = sum(p.numel() for p in trunk.parameters())
     cost = multiply_adds(trunk.name, pre.size, stem="small" if trunk.stem_kind == "small" else "imagenet")
     facts = {
@@ -142,7 +145,7 @@ pipeline_tag: image-feature-extraction
 
 # {trunk.name}
 
-A vision backbone, trained by seer_pipe on images without labels, in the layout of {layout.title}.
+A vision backbone, {origin}, in the layout of {layout.title}.
 
 | | |
 |---|---|
@@ -156,6 +159,6 @@ A vision backbone, trained by seer_pipe on images without labels, in the layout 
 {extra}
 ## Limits
 
-It gives features, not classes: put a classifier on them, or fine-tune it. Nobody chose or labelled the images it
-learnt from, so it has learnt their habits and biases too; test it on the people, places and things it will meet.
+It gives features, not classes: put a classifier on them, or fine-tune it. It has the habits and biases of the
+images it learnt from, which nobody here chose; test it on the people, places and things it will meet.
 """

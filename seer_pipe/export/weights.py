@@ -68,7 +68,7 @@ def load_weights(trunk: Trunk, path: Path) -> Loaded:
     may hold nothing else but a head: anything else is a `UserError` that says what is missing and what is over.
     """
     tensors, _ = read_weights(path)
-    found = {_PREFIXES.sub("", key): tensor for key, tensor in tensors.items()}
+    found = strip_prefixes(tensors)
     maps = {library: names_in(trunk, library) for library in namings(trunk)}
     library = max(maps, key=lambda name: len(found.keys() & maps[name].values()))
     names = maps[library]
@@ -87,6 +87,11 @@ def load_weights(trunk: Trunk, path: Path) -> Loaded:
         raise UserError(f"{path}: not the weights of {trunk.name} ({trunk.stem_kind} stem), {library} names: {report}")
     trunk.load_state_dict({key: found[name] for key, name in names.items()})
     return Loaded(library, len(names), tuple(sorted(left_out)))
+
+
+def strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same by names without what a wrapper or a larger model put before them."""
+    return {_PREFIXES.sub("", key): tensor for key, tensor in tensors.items()}
 
 
 def _listed(what: str, keys: Iterable[str]) -> str:
