@@ -76,22 +76,23 @@ class GuardedResolver(AbstractResolver):
     def __init__(self, guard: AddressGuard, getaddrinfo: Callable[..., list[Any]] = socket.getaddrinfo) -> None:
         self.guard, self._getaddrinfo = guard, getaddrinfo
         self._threads = ThreadPoolExecutor(self.THREADS, "dns")
-        self._failed: dict[str, tuple[float, OSError]] = {}
+        self._failed: dict[str, tuple[float, tuple[object, ...]]] = {}
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        until, known = self._failed.get(host, (0.0, None))
-        if known is not None and time.monotonic() < until:
-            raise known
+        until, known = self._failed.get(host, (0.0, ()))
+        if time.monotonic() < until:
+            raise socket.gaierror(*known)  # another one each time: an exception keeps the stacks that it was raised in
         try:
             infos = await asyncio.get_running_loop().run_in_executor(
                 self._threads, lambda: self._getaddrinfo(host, port, type=socket.SOCK_STREAM)
             )
         except OSError as error:
-            if len(self._failed) >= self.MOST:
-                self._failed.clear()
-            self._failed[host] = (time.monotonic() + self.REMEMBER, error)
+            if error.errno != socket.EAI_AGAIN:  # a resolver that is busy may know it a moment later
+                if len(self._failed) >= self.MOST:
+                    self._failed.clear()
+                self._failed[host] = (time.monotonic() + self.REMEMBER, error.args)
             raise
         except UnicodeError as error:  # a label that IDNA cannot hold
             raise socket.gaierror(socket.EAI_NONAME, str(error)) from None

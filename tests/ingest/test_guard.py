@@ -120,22 +120,23 @@ def test_a_name_with_private_addresses_alone_is_refused() -> None:
         resolve(AddressGuard(), ["10.0.0.1", "::1"])
 
 
-def test_a_failed_name_is_not_asked_for_again() -> None:
+@pytest.mark.parametrize(("code", "times"), [(socket.EAI_NONAME, 1), (socket.EAI_AGAIN, 3)])
+def test_a_name_that_is_not_there_is_not_asked_for_again(code: int, times: int) -> None:
     asked = []
 
     def getaddrinfo(host: str, port: int, **_: object) -> list[object]:
         asked.append(host)
-        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        raise socket.gaierror(code, "no such name")
 
     async def ask() -> None:
         resolver = GuardedResolver(AddressGuard(), getaddrinfo)
         for _ in range(3):
-            with pytest.raises(socket.gaierror):
+            with pytest.raises(socket.gaierror, match="no such name"):
                 await resolver.resolve("gone.example", 80)
         await resolver.close()
 
     asyncio.run(ask())
-    assert asked == ["gone.example"]
+    assert asked == ["gone.example"] * times
 
 
 def test_the_socket_is_refused_for_the_address_itself() -> None:
