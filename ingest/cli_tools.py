@@ -101,8 +101,8 @@ def exclude(
     as_json: AsJson = False,
 ) -> None:
     """Leave samples out of training, by their keys; no shard is rewritten."""
-    from ingest.tools.excluded import EXCLUDED
     from ingest.tools.excluded import exclude as leave_out
+    from seer_pipe.shards import EXCLUDED
 
     named, total = leave_out(root, keys)
     if as_json:

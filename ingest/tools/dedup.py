@@ -23,9 +23,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from ingest.tools.excluded import EXCLUDED, by_hand, merged, read, write
+from ingest.tools.excluded import by_hand, merged, read, write
 from seer_pipe.errors import UserError
-from seer_pipe.shards import ShardSet
+from seer_pipe.shards import EXCLUDED, ShardSet
 
 MATCHING = 3  # blocks
 MOST = 8  # bits; further apart than that are other pictures

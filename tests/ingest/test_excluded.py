@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest.tools.dedup import dedup
-from ingest.tools.excluded import EXCLUDED, EXCLUDED_SCHEMA, FINGERPRINT_KEY, exclude
+from ingest.tools.excluded import EXCLUDED_SCHEMA, exclude
 from seer_pipe.errors import UserError
-from seer_pipe.shards import ShardSet, ShardWriter, write_manifest
+from seer_pipe.shards import EXCLUDED, FINGERPRINT_KEY, ShardSet, ShardWriter, write_manifest
 from seer_pipe.store import open_store
 from tests.ingest.helpers import seer_ingest
 from tests.ingest.test_tools import encoded, make_set, picture

@@ -20,12 +20,20 @@ from ingest.image import ImageSettings, process
 from ingest.reasons import Reason
 from ingest.sources import IMAGE_FIELDS
 from ingest.tools.dedup import MOST, Dedup, block_masks, dedup
-from ingest.tools.excluded import EXCLUDED, FINGERPRINT_KEY
 from ingest.tools.show import show
 from ingest.tools.stats import percentiles, stats
 from ingest.tools.verify import verify
 from seer_pipe.errors import UserError
-from seer_pipe.shards import SIDECAR_SCHEMA, ShardSet, ShardWriter, sidecar_path, to_parquet, write_manifest
+from seer_pipe.shards import (
+    EXCLUDED,
+    FINGERPRINT_KEY,
+    SIDECAR_SCHEMA,
+    ShardSet,
+    ShardWriter,
+    sidecar_path,
+    to_parquet,
+    write_manifest,
+)
 from seer_pipe.store import open_store
 
 
