@@ -1,0 +1,121 @@
+"""The pages in a real browser: no error, all drawn, readable on a phone and by assistive technology.
+
+Screenshots are left in build/screenshots (SEER_PIPE_SCREENSHOTS), for a person to look at.
+"""
+
+import base64
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from seer_pipe.report.atlas import write_atlas
+from seer_pipe.report.page import write_report
+from seer_pipe.shards import ShardSet
+from seer_pipe.train.loop import train
+from tests.report.test_atlas import write_embeddings
+from tests.train.helpers import make_pictures, small
+
+pytestmark = pytest.mark.browser
+SCREENS = [(1280, 900, "light"), (1280, 900, "dark"), (400, 800, "light"), (400, 800, "dark")]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium here: pip install '.[browser]'")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    page = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield page
+    page.quit()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("pages")
+    make_pictures(root / "pictures", [40])
+    assert train(small(root / "pictures", train={"images": 48}), root / "run", say=lambda _: None)
+    rng = np.random.default_rng(0)
+    write_embeddings(root / "e.parquet", [f"{n:06d}" for n in range(40)], ["00000.tar"] * 40, list(range(40)),
+                     np.arange(40) % 10, rng.standard_normal((40, 8)))  # fmt: skip
+    assert len(ShardSet.open(root / "pictures")) == 40
+    atlas = write_atlas(root / "run", root / "atlas", str(root / "pictures"), root / "e.parquet", None)
+    return {"report": write_report(root / "run"), "atlas": atlas}
+
+
+def show(browser: Any, page: Path, width: int, height: int, scheme: str) -> None:
+    screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    preferred = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": preferred})
+    browser.get(page.as_uri())
+
+
+@pytest.mark.parametrize("name", ["report", "atlas"])
+@pytest.mark.parametrize(("width", "height", "scheme"), SCREENS)
+def test_readable(browser: Any, pages: dict[str, Path], name: str, width: int, height: int, scheme: str) -> None:
+    from axe_core_python.selenium import Axe
+
+    show(browser, pages[name], width, height, scheme)
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    found = Axe().run(browser)["violations"]
+    assert [(one["id"], [node["html"][:200] for node in one["nodes"]]) for one in found] == []
+    fetched = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert [url for url in fetched if not url.startswith(("file:", "data:"))] == []
+    folder = Path(os.environ.get("SEER_PIPE_SCREENSHOTS", "build/screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+    (folder / f"{name}-{width}-{scheme}.png").write_bytes(base64.b64decode(whole["data"]))
+
+
+def test_report_draws_its_charts(browser: Any, pages: dict[str, Path]) -> None:
+    show(browser, pages["report"], 1280, 900, "light")
+    drawn = browser.execute_script(
+        "return [...document.querySelectorAll('svg path.line')].map(line => line.getTotalLength())"
+    )
+    assert len(drawn) >= 8
+    assert min(drawn) > 0
+    sizes = browser.execute_script("return [...document.images].map(image => image.naturalWidth)")
+    assert len(sizes) > 24
+    assert min(sizes) > 0
+
+
+def test_atlas_search_map_and_keyboard(browser: Any, pages: dict[str, Path]) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    show(browser, pages["atlas"], 1280, 900, "light")
+    listed = "return [...document.querySelectorAll('#list button')].map(button => button.textContent)"
+    assert len(browser.execute_script(listed)) == 10
+    field = browser.find_element(By.ID, "find")
+    field.send_keys("7")
+    assert "Prototype 7" in browser.execute_script(listed)
+    field.clear()
+    field.send_keys("000013")  # a key: of prototype 3
+    assert browser.execute_script(listed) == ["Prototype 3"]
+    browser.find_element(By.ID, "order").send_keys(Keys.TAB)  # to the only item of the list
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    detail = browser.find_element(By.ID, "detail").text
+    assert detail.startswith("Prototype 3\n4 images")
+    assert "seer-ingest exclude" in detail
+    assert browser.find_element(By.LINK_TEXT, "The keys of its images").get_attribute("href").endswith("keys/3.csv")
+    at = browser.execute_script("view = {x: A.x[5], y: A.y[5], zoom: 40}; draw(); return A.prototype[5]")
+    browser.execute_script("scrollTo(0, 0)")
+    browser.find_element(By.ID, "map").click()  # its middle
+    assert browser.find_element(By.CSS_SELECTOR, "#detail h2").text == f"Prototype {at}"
+    filled = browser.execute_script(
+        "return pen.getImageData(0, 0, map.width, map.height).data.some(value => value !== 0)"
+    )
+    assert filled
+    assert browser.get_log("browser") == []
