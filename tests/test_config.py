@@ -34,7 +34,7 @@ def test_every_recipe_is_whole(path: Path) -> None:
 
 def test_there_is_a_recipe_for_every_size() -> None:
     assert {path.stem for path in RECIPES} == {
-        "quickstart", "imagenette_resnet18", "resnext101_32x8d", "regnety_16gf", "seer_regnety_32gf",
+        "quickstart", "imagenette_cpu", "imagenette_resnet18", "resnext101_32x8d", "regnety_16gf", "seer_regnety_32gf",
         "seer_regnety_64gf", "seer_regnety_128gf", "seer_regnety_256gf", "seer_10b",
     }  # fmt: skip
 

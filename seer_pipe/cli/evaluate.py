@@ -88,6 +88,26 @@ def lowshot(
 
 
 @evaluate.command()
+def transfer(
+    subject: SubjectArgument,
+    sets: Annotated[Path, typer.Argument(help="YAML list of data sets: name, data, labels, test.")],
+    seed: Seed = 0,
+    untrained: Untrained = False,
+    as_json: AsJson = False,
+) -> None:
+    """kNN and linear accuracy on several data sets, in one table."""
+    from seer_pipe.evaluate.transfer import evaluate_transfer
+
+    result = evaluate_transfer(subject, sets, seed=seed, untrained=untrained)
+    if result is None or as_json:
+        return _tell(result, as_json)
+    width = max(map(len, result["sets"]))
+    print(f"{'':{width}}  {'knn':>7}  {'linear':>7}  {'images':>7}")
+    for name, row in result["sets"].items():
+        print(f"{name:{width}}  {row['knn']:7.4f}  {row['linear']:7.4f}  {row['images']:7}")
+
+
+@evaluate.command()
 def retrieval(
     subject: SubjectArgument,
     data: Annotated[str, typer.Option(help="Shard set with the images.")],

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.features import Images, extract_shared
-from seer_pipe.evaluate.labels import Labelled
+from seer_pipe.evaluate.heads import stratified
+from seer_pipe.evaluate.labels import Labelled, open_labelled
 from seer_pipe.evaluate.pictures import Pictures
 from seer_pipe.evaluate.subject import Subject, load_subject, recalibrate
 from seer_pipe.train.parallel import World, join
+
+TEST_SHARE = 0.2  # of each class, where no images to test on are given
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,11 @@ def on_bench(path: Path, pictures: Pictures, untrained: bool) -> Iterator[Bench]
         if untrained:
             recalibrate(subject, pictures)
         yield Bench(subject, world)
+
+
+def train_and_test(learnt: Labelled, labels: str | None, test: str | None, seed: int) -> tuple[Labelled, Labelled]:
+    """What is learnt from, and what is tested on: ``test``, or else a fifth of the former, which is left out of it."""
+    if test is not None:
+        return learnt, open_labelled(test, labels, learnt.classes)
+    left = stratified(torch.from_numpy(learnt.labels), TEST_SHARE, seed, keep_one=True).numpy()
+    return learnt.take(~left), learnt.take(left)

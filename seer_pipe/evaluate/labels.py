@@ -54,7 +54,7 @@ def open_labelled(data: str, labels: str | None = None, classes: list[str] | Non
     ``classes``: those of the images that are learnt from, where these are to be classified. Then a class that is not
     among them is a UserError; so is a set without labels, and one of fewer than two classes.
     """
-    pictures, named = _read(data, labels)
+    pictures, named = _read(data, labels, is_test=classes is not None)
     found = sorted(set(named) - {""})
     if classes is None and len(found) < 2:
         raise UserError(
@@ -74,7 +74,7 @@ def open_labelled(data: str, labels: str | None = None, classes: list[str] | Non
     return Labelled(pictures, numbers, label_of, order)
 
 
-def _read(data: str, labels: str | None) -> tuple[Pictures, list[str]]:
+def _read(data: str, labels: str | None, is_test: bool) -> tuple[Pictures, list[str]]:
     """The images, and the class of each, empty where it has none."""
     if data.endswith(".csv"):
         return _csv_of_files(Path(data))
@@ -83,7 +83,7 @@ def _read(data: str, labels: str | None) -> tuple[Pictures, list[str]]:
         if labels is None:
             raise UserError(f"{data}: labels missing: give --labels a column of its sidecars, a CSV file, or 'folder'")
         return ShardPictures(shards), _labels_of(shards, labels)
-    if labels not in (None, FOLDER):
+    if labels not in (None, FOLDER) and not is_test:  # a test in a folder may go with a shard set that is learnt from
         raise UserError(f"{data}: no shard set; the labels of a folder are its folders' names, so leave --labels out")
     return _class_folders(Path(data))
 

@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from seer_pipe.errors import UserError
-from seer_pipe.evaluate.bench import Bench, on_bench
+from seer_pipe.evaluate.bench import Bench, on_bench, train_and_test
 from seer_pipe.evaluate.heads import fit, stratified
 from seer_pipe.evaluate.labels import Labelled, open_labelled
 from seer_pipe.evaluate.results import keep
-
-TEST_SHARE = 0.2  # of each class, where no images to test on are given
 
 
 def evaluate_linear(
@@ -28,7 +25,7 @@ def evaluate_linear(
     """
     learnt = open_labelled(data, labels)
     with on_bench(path, learnt.pictures, untrained) as bench:
-        parts = _train_and_test(bench, learnt, labels, test, seed)
+        parts = features_of_parts(bench, learnt, labels, test, seed)
         if parts is None:
             return None
         (x, y), (test_x, test_y) = parts
@@ -42,7 +39,7 @@ def evaluate_linear(
             "trained_on": len(x),
             "classes": len(learnt.classes),
             "data": data,
-            "test": test or f"{TEST_SHARE:.0%} of {data}",
+            "test": test or f"a part of {data}",
             "seed": seed,
         }
         return keep(path, "linear", result, bench.subject, untrained)
@@ -64,7 +61,7 @@ def evaluate_lowshot(
         raise UserError(f"shares {list(shares)}: each is a part of the images, more than 0 and at most 1")
     learnt = open_labelled(data, labels)
     with on_bench(path, learnt.pictures, untrained) as bench:
-        parts = _train_and_test(bench, learnt, labels, test, seed)
+        parts = features_of_parts(bench, learnt, labels, test, seed)
         if parts is None:
             return None
         (x, y), (test_x, test_y) = parts
@@ -80,23 +77,19 @@ def evaluate_lowshot(
             found[name.replace("accuracy", "std")] = statistics.pstdev(accuracies)
             found[name.replace("accuracy", "trained_on")] = images
         about = {"images": len(test_x), "classes": len(learnt.classes), "draws": draws}
-        result = {**found, **about, "data": data, "test": test or f"{TEST_SHARE:.0%} of {data}", "seed": seed}
+        result = {**found, **about, "data": data, "test": test or f"a part of {data}", "seed": seed}
         return keep(path, "lowshot", result, bench.subject, untrained)
 
 
 Part = tuple[Tensor, Tensor]
 
 
-def _train_and_test(
+def features_of_parts(
     bench: Bench, learnt: Labelled, labels: str | None, test: str | None, seed: int
 ) -> tuple[Part, Part] | None:
-    """Features and labels to learn from, and to test on."""
-    if test is not None:
-        tested = open_labelled(test, labels, learnt.classes)
-        parts = bench.features(learnt), bench.features(tested)
-    else:
-        left = stratified(torch.from_numpy(learnt.labels), TEST_SHARE, seed, keep_one=True).numpy()
-        parts = bench.features(learnt.take(~left)), bench.features(learnt.take(left))
+    """Features and labels to learn from, and to test on; None but on the first rank."""
+    learnt, tested = train_and_test(learnt, labels, test, seed)
+    parts = bench.features(learnt), bench.features(tested)
     if parts[0] is None or parts[1] is None:
         return None
     absent = set(range(len(learnt.classes))) - set(parts[0][1].tolist())

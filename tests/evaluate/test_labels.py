@@ -15,7 +15,8 @@ from seer_pipe.evaluate.knn import evaluate_knn
 from seer_pipe.evaluate.labels import Labelled, open_labelled
 from seer_pipe.evaluate.linear import evaluate_linear, evaluate_lowshot
 from seer_pipe.evaluate.results import kept
-from seer_pipe.export import Preprocessing, export_backbone
+from seer_pipe.evaluate.transfer import evaluate_transfer, read_list
+from seer_pipe.export import Preprocessing, export_backbone, recalibrate_batch_norm
 from seer_pipe.models import build_trunk
 from seer_pipe.shards import ShardSet, ShardWriter, write_manifest
 from seer_pipe.store import open_store
@@ -61,6 +62,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     out = tmp_path_factory.mktemp("export") / "out"
     trunk = build_trunk("regnety_200mf")
+    recalibrate_batch_norm(trunk, torch.randn(4, 16, 3, 32, 32))
     export_backbone(trunk, out, images=torch.randn(2, 3, 32, 32), metadata={"images_seen": "7"},
                     preprocessing=Preprocessing(size=32))  # fmt: skip
     return out
@@ -124,6 +126,27 @@ def test_two_ranks_find_what_one_finds(folder: Path, shards: Path, backbone: Pat
     first, second = run_ranks(2, _knn, backbone, str(shards), how)
     assert first == alone
     assert second is None
+
+
+def test_transfer_is_a_table_of_all_sets(folder: Path, shards: Path, backbone: Path, tmp_path: Path) -> None:
+    file = tmp_path / "sets.yaml"
+    ours = f"- {{name: ours, data: {shards}, labels: colour, test: {folder}}}"
+    file.write_text(f"- {{name: plain, data: {folder}}}\n{ours}")
+    result = evaluate_transfer(backbone, file, seed=0, untrained=False)
+    assert {name: (row["images"], row["linear"]) for name, row in result["sets"].items()} == {
+        "plain": (4, 1.0), "ours": (24, 1.0)}  # fmt: skip
+    assert kept(backbone)["transfer-7"] == result
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("5", "not a list"), ("- {name: a}", "data: Field required"), ("[]", "at least one"),
+     ("[{name: a, data: b}, {name: a, data: c}]", "a name of its own"), ("- {name: a, data: b, lables: c}", "lables")],
+)  # fmt: skip
+def test_a_list_that_is_none_is_said(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "sets.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_list(tmp_path / "sets.yaml")
 
 
 def _knn(backbone: Path, shards: str, how: dict) -> dict | None:

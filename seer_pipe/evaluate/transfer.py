@@ -1,0 +1,67 @@
+"""One backbone on many data sets, in one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from seer_pipe.config import Section
+from seer_pipe.errors import UserError
+from seer_pipe.evaluate.bench import on_bench
+from seer_pipe.evaluate.heads import fit
+from seer_pipe.evaluate.knn import knn_accuracy
+from seer_pipe.evaluate.labels import open_labelled
+from seer_pipe.evaluate.linear import features_of_parts
+from seer_pipe.evaluate.results import keep
+
+
+class DataSet(Section):
+    """An entry of the list."""
+
+    name: str
+    data: str
+    labels: str | None = None
+    test: str | None = None
+
+
+def read_list(file: Path) -> list[DataSet]:
+    """The data sets that a YAML file lists. UserError where it is something else, or two have one name."""
+    try:
+        entries = yaml.safe_load(file.read_text())
+        sets = [DataSet.model_validate(entry) for entry in entries]
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValidationError) as error:
+        problem = error.errors()[0] if isinstance(error, ValidationError) else None
+        said = f"{'.'.join(map(str, problem['loc'])) or 'an entry'}: {problem['msg']}" if problem else "not a list"
+        raise UserError(f"{file}: {said}; it is a list of entries with name, data and, at will, labels, test") from None
+    names = [entry.name for entry in sets]
+    if not sets or len(set(names)) < len(names):
+        raise UserError(f"{file}: needs at least one data set, and a name of its own for each")
+    return sets
+
+
+def evaluate_transfer(path: Path, file: Path, *, seed: int, untrained: bool) -> dict[str, Any] | None:
+    """kNN and linear accuracy on every data set of the list; None but on the first rank."""
+    sets = read_list(file)
+    opened = [open_labelled(entry.data, entry.labels) for entry in sets]  # what is wrong is said before any work
+    rows: dict[str, Any] = {}
+    with on_bench(path, opened[0].pictures, untrained) as bench:
+        for entry, learnt in zip(sets, opened, strict=True):
+            parts = features_of_parts(bench, learnt, entry.labels, entry.test, seed)
+            if parts is None:
+                continue
+            (x, y), (test_x, test_y) = parts
+            rows[entry.name] = {
+                "knn": knn_accuracy(test_x, test_y, x, y),
+                "linear": fit(x, y, len(learnt.classes), seed=seed).accuracy(test_x, test_y),
+                "images": len(test_x),
+                "trained_on": len(x),
+                "classes": len(learnt.classes),
+            }
+        if not bench.world.is_first:
+            return None
+        return keep(path, "transfer", {"sets": rows, "list": str(file), "seed": seed}, bench.subject, untrained)
