@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from seer_pipe.errors import UserError
 
@@ -23,6 +23,16 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def _seconds(value: Any) -> Any:
+    """"90s", "10m" and "2h" in seconds."""
+    if isinstance(value, str) and value[:-1].replace(".", "", 1).isdigit() and value[-1] in "smh":
+        return float(value[:-1]) * {"s": 1, "m": 60, "h": 3600}[value[-1]]
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 
 
 class Section(BaseModel):
@@ -170,13 +180,32 @@ class Train(Section):
     activation_checkpointing: bool = False
     log_every: Positive = Field(10, description="steps")
     checkpoint_every: Positive = Field(1000, description="steps")
-    keep: Positive = Field(3, description="checkpoints")
+    keep: Positive = Field(3, description="newest checkpoints to keep, besides the best by kNN where there is a probe")
+    keep_every_images: Positive | None = Field(None, description="one checkpoint in so many images is kept for ever")
+    stop_before: Seconds = Field(120.0, description="stop this long before the allocation ends: 10m, 90s, 2h")
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
         if self.images is not None and self.passes is not None:
             raise ValueError("give either images or passes, and set the other to null")
         return self
+
+
+class Health(Section):
+    """What is done about steps whose loss or gradient is not finite, and about ranks that do not answer."""
+
+    max_skips: Count = Field(default=3, description="such steps in a row before a rollback to the last checkpoint")
+    max_rollbacks: Count = Field(default=2, description="rollbacks without a new checkpoint before the run stops")
+    rollback_lr: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="multiplies the rate at each")
+    timeout: Seconds = Field(default=600.0, description="a process that gets no further for so long ends")
+
+
+class Probe(Section):
+    """kNN accuracy on a small labelled shard set, while training."""
+
+    path: str = Field(description="shard set: a folder or s3://bucket/prefix")
+    labels: str = Field("folder", description="CSV file (source,label), or 'folder': an image's folder is its class")
+    every_images: Positive = Field(description="measured, and a checkpoint saved, once in so many images")
 
 
 class Config(Section):
@@ -188,6 +217,8 @@ class Config(Section):
     objective: Swav
     optimizer: Optimizer
     train: Train
+    health: Health = Health()
+    probe: Probe | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
@@ -318,7 +349,8 @@ def save(config: Config, derived: Derived, path: Path) -> str:
 #: Settings that a resumed run may change: they touch neither the data nor the arithmetic.
 FREE = ("name", "data.path", "data.sources", "data.threads", "data.ahead", "data.memory_gb", "data.cache",
         "data.cache.path", "data.cache.gb", "data.max_bad_fraction", "train.device", "train.threads",
-        "train.parallel", "train.log_every", "train.checkpoint_every", "train.keep")  # fmt: skip
+        "train.parallel", "train.log_every", "train.checkpoint_every", "train.keep", "train.keep_every_images",
+        "train.stop_before", "health", "probe")  # fmt: skip
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -327,7 +359,7 @@ def differences(old: Config, new: Config) -> list[str]:
     return [
         f"{key} ({before.get(key)} in the run, {after.get(key)} now)"
         for key in sorted(before.keys() | after.keys())
-        if key not in FREE and before.get(key) != after.get(key)
+        if key not in FREE and key.split(".")[0] not in FREE and before.get(key) != after.get(key)
     ]
 
 

@@ -1,141 +1,243 @@
 """Checkpoints that exist when they are committed.
 
     RUN/checkpoints/step-00001000/
-        network.safetensors      parameters and buffers by name
-        optimizer.safetensors    NAME/momentum_buffer, …
-        objective.safetensors    logical state, the same for any world size
-        state.json               step, images, plan, config, format version
-        COMMITTED.json           size and SHA-256 of each of the above; written last
+        00000-0000.safetensors   what the first rank wrote, in files of a bounded size; 00001-… the second rank
+        index.json               of every tensor: type, whole shape, and which file holds which part
+        state.json               step, images, plan, config
+        COMMITTED.json           format version, size and SHA-256 of each of the above; written last
 
-A folder without COMMITTED.json does not exist. Tensors are whole (logical), so any world size and any way of
-sharding loads them, and nothing that is loaded can run code.
+A folder without COMMITTED.json does not exist. Names are ``network/…``, ``optimizer/PARAMETER/…``, ``objective/…``,
+and tensors are logical, so any number of ranks and any way of sharding loads them, each rank its part alone. Nothing
+that is loaded can run code.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors.torch import load as from_safetensors
-from safetensors.torch import save as to_safetensors
-from torch import nn
-from torch.optim import Optimizer
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from seer_pipe.errors import UserError
 from seer_pipe.store import Store
-from seer_pipe.train.parallel import assign, like, whole
+from seer_pipe.train.storage import (
+    DamagedError,
+    Files,
+    Index,
+    Reader,
+    Writer,
+    digest,
+    index_from_json,
+    index_of_whole_files,
+    index_to_json,
+    read_checked,
+)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MARKER = "COMMITTED.json"
 
 Tensors = dict[str, torch.Tensor]
 
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process saves alone: nothing is wrong
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a committed checkpoint holds, verified."""
+    """A committed checkpoint whose tensors are not read yet."""
+
+    store: Store
+    folder: str
+    files: Files
+    state: dict[str, Any]
+    index: Index
+
+    def load(self, tensors: Tensors, group: dist.ProcessGroup | None = None) -> None:
+        """Read into ``tensors`` in place, each rank what it holds of them; every rank of ``group`` must call it.
+
+        DamagedError, on all ranks, where a file is not what was committed.
+        """
+        reader = Reader(self.store, self.folder, self.files, self.index)
+        planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        with _plain_errors():
+            dcp.load(tensors, storage_reader=reader, planner=planner, process_group=group, no_dist=group is None)
+
+    def whole(self, part: str) -> Tensors:
+        """All of ``network``, ``optimizer`` or ``objective`` in this process, by the names without that prefix."""
+        tensors = {
+            name: torch.empty(stored.shape, dtype=stored.dtype)
+            for name, stored in self.index.items()
+            if name.startswith(f"{part}/")
+        }
+        self.load(tensors)
+        return {name.removeprefix(f"{part}/"): tensor for name, tensor in tensors.items()}
+
+
+@dataclass(frozen=True)
+class Latest:
+    """What an evaluation or an export needs of a checkpoint: ``network``, whole tensors by name."""
 
     state: dict[str, Any]
     network: Tensors
-    optimizer: Tensors
-    objective: Tensors
 
 
 class Checkpoints:
-    """The checkpoints of one run, in a store of their own; only the first rank writes."""
+    """The checkpoints of one run, in a store of their own.
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    ``group``: a gloo group of all ranks that nothing else uses, for a save goes on beside the training; None for one
+    process. At most one save is under way.
+    """
+
+    def __init__(self, store: Store, group: dist.ProcessGroup | None = None) -> None:
+        self.store, self._group = store, group
+        self._rank = dist.get_rank(group) if group is not None else 0
+        self._saving: Future[Any] | None = None
+        self._known: dict[int, dict[str, Any]] = {}  # markers by step
+        pinned = torch.cuda.is_available()
+        options = StagingOptions(
+            use_pinned_memory=pinned, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=pinned
+        )
+        self._stager = DefaultStager(options)
 
     def steps(self) -> list[int]:
         """The steps of the committed checkpoints, in order."""
         found = (re.fullmatch(rf"step-(\d+)/{MARKER}", entry.path) for entry in self.store.list())
         return sorted(int(match[1]) for match in found if match)
 
-    def save(self, step: int, parts: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
-        """Write everything, then the marker."""
-        files = {f"{name}.safetensors": to_safetensors(tensors) for name, tensors in parts.items()}
-        about = {"format_version": FORMAT_VERSION, "step": step, **state}
-        files["state.json"] = json.dumps(about, indent=1).encode()
-        marker = {}
-        for name, data in files.items():
-            self.store.put(f"{_folder(step)}/{name}", data)
-            marker[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        self.store.put(f"{_folder(step)}/{MARKER}", json.dumps(marker, indent=1).encode())
+    def save(
+        self,
+        step: int,
+        tensors: Tensors,
+        state: Mapping[str, Any],
+        *,
+        marks: Mapping[str, Any] | None = None,
+        committed: Callable[[], None] | None = None,
+    ) -> None:
+        """Begin to save; on return ``tensors`` may change again. All ranks must call it, after ``wait``.
 
-    def load(self, step: int) -> Checkpoint:
-        """Read one checkpoint; ``OSError`` where a file is not what was committed."""
+        ``state``: JSON values; ``marks``: those that retention reads. ``committed`` is called on the first rank, from
+        another thread, when the checkpoint exists.
+        """
+        assert self._saving is None
         folder = _folder(step)
-        marker = json.loads(self.store.get(f"{folder}/{MARKER}"))
-        files = {}
-        for name, expected in marker.items():
-            files[name] = self.store.get(f"{folder}/{name}")
-            if hashlib.sha256(files[name]).hexdigest() != expected["sha256"]:
-                raise OSError(f"{self.store.url}/{folder}/{name}: not what was committed")
-        state = json.loads(files["state.json"])
-        if state["format_version"] > FORMAT_VERSION:
-            raise UserError(
-                f"{self.store.url}/{folder}: checkpoint format {state['format_version']}; this seer_pipe reads "
-                f"up to {FORMAT_VERSION}: upgrade it"
-            )
-        parts = ("network", "optimizer", "objective")
-        return Checkpoint(state, *(from_safetensors(files[f"{part}.safetensors"]) for part in parts))
 
-    def latest(self, warn: Any) -> Checkpoint | None:
-        """The newest checkpoint that is whole; ``warn`` is told of each that is not."""
+        def commit(files: Files, index: Index) -> None:
+            own = {
+                "index.json": index_to_json(index),
+                "state.json": json.dumps({"step": step, **state}, indent=1).encode(),
+            }
+            for name, data in own.items():
+                self.store.put(f"{folder}/{name}", data)
+                files[name] = digest(data)
+            marker = {"format_version": FORMAT_VERSION, "step": step, **(marks or {}), "files": files}
+            self.store.put(f"{folder}/{MARKER}", json.dumps(marker, indent=1).encode())
+            if committed is not None:
+                committed()
+
+        saving = dcp.async_save(
+            cast(dict[str, Any], tensors),
+            storage_writer=Writer(self.store, folder, self._rank, commit),
+            planner=dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            process_group=self._group,
+            async_stager=self._stager,
+            no_dist=self._group is None,
+        )
+        assert isinstance(saving, Future)
+        self._saving = saving
+
+    def wait(self) -> None:
+        """Until the save under way is committed; raises what made it fail, on all ranks."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            with _plain_errors():
+                saving.result()
+
+    def open(self, step: int) -> Checkpoint:
+        """What a checkpoint holds; DamagedError where a file is not what was committed."""
+        folder, marker = _folder(step), self._marker(step)
+        version = marker.get("format_version", 1)
+        if version > FORMAT_VERSION:
+            raise UserError(
+                f"{self.store.url}/{folder}: checkpoint format {version}; this seer_pipe reads up to "
+                f"{FORMAT_VERSION}: upgrade it"
+            )
+        files = marker["files"] if version > 1 else marker
+        state = json.loads(read_checked(self.store, folder, "state.json", files))
+        if version > 1:
+            index = index_from_json(read_checked(self.store, folder, "index.json", files))
+        else:  # whole tensors, a file a part
+            parts = {part: f"{part}.safetensors" for part in ("network", "optimizer", "objective")}
+            index = index_of_whole_files(self.store, folder, parts)
+        return Checkpoint(self.store, folder, files, state, index)
+
+    def latest(self, warn: Callable[[str], None]) -> Latest | None:
+        """The newest checkpoint whose network is whole, in one process; ``warn`` is told of each that is not."""
         for step in reversed(self.steps()):
             try:
-                return self.load(step)
-            except OSError as error:
-                warn(f"checkpoint of step {step} is damaged, going back to the one before: {error}")
+                found = self.open(step)
+                return Latest(found.state, found.whole("network"))
+            except DamagedError as error:
+                warn(damage(step, error))
         return None
 
     def tidy(self, keep: int) -> None:
-        """Remove all but the ``keep`` newest, and whatever was never committed."""
-        kept = {_folder(step) for step in self.steps()[-keep:]}
-        entries = [entry.path for entry in self.store.list() if entry.path.split("/")[0] not in kept]
+        """Remove whatever was never committed, and the committed ones but for the ``keep`` newest, those marked with
+        ``keep``, and the one with the highest ``knn``."""
+        steps = self.steps()
+        marks = {step: self._marks(step) for step in steps}
+        kept = set(steps[-keep:]) | {step for step in steps if marks[step].get("keep")}
+        if probed := [step for step in steps if "knn" in marks[step]]:
+            kept.add(max(probed, key=lambda step: marks[step]["knn"]))
+        folders = {_folder(step) for step in kept}
+        entries = [entry.path for entry in self.store.list() if entry.path.split("/")[0] not in folders]
         for path in sorted(entries, key=lambda path: not path.endswith(MARKER)):  # it stops existing first
             self.store.delete(path)
+
+    def sweep(self) -> None:
+        """Remove the unfinished files of a process that was killed. For the first rank, before anything is saved."""
+        root = self.store.local_path("")
+        for file in root.rglob(".tmp-*") if root else ():
+            file.unlink(missing_ok=True)
+
+    def _marker(self, step: int) -> dict[str, Any]:
+        path = f"{_folder(step)}/{MARKER}"
+        try:
+            return dict(json.loads(self.store.get(path)))
+        except (FileNotFoundError, ValueError):
+            raise DamagedError(f"{self.store.url}/{path}: not what was committed") from None
+
+    def _marks(self, step: int) -> dict[str, Any]:
+        """The marker, read once, for a run has few and they do not change; nothing where it is damaged."""
+        if step not in self._known:
+            try:
+                self._known[step] = self._marker(step)
+            except DamagedError:
+                self._known[step] = {}
+        return self._known[step]
+
+
+def damage(step: int, error: Exception) -> str:
+    return f"checkpoint of step {step} is damaged, going back to the one before: {error}"
 
 
 def _folder(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def network_state(network: nn.Module) -> Tensors:
-    """Every parameter and buffer, whole. All ranks must call it."""
-    return {name: whole(tensor) for name, tensor in network.state_dict().items()}
-
-
-def load_network(network: nn.Module, tensors: Tensors) -> None:
-    own = network.state_dict()
-    if own.keys() != tensors.keys():
-        lacking, more = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-        raise UserError(f"checkpoint of another network: lacks {lacking[:3]}, has {more[:3]} besides")
-    for name, tensor in own.items():
-        assign(tensor, tensors[name])
-
-
-def optimizer_state(network: nn.Module, optimizer: Optimizer) -> Tensors:
-    """``NAME/KEY`` for each tensor that the optimiser keeps of a parameter. All ranks must call it."""
-    return {
-        f"{name}/{key}": whole(value)
-        for name, parameter in network.named_parameters()
-        for key, value in sorted(optimizer.state.get(parameter, {}).items())
-        if isinstance(value, torch.Tensor)
-    }
-
-
-def load_optimizer(network: nn.Module, optimizer: Optimizer, tensors: Tensors) -> None:
-    parameters = dict(network.named_parameters())
-    for path, value in tensors.items():
-        name, key = path.rsplit("/", 1)
-        parameter = parameters[name]
-        # a counter is a number of its own, not shaped and sharded as the parameter is
-        placed = like(value, parameter) if value.shape == parameter.shape else value
-        optimizer.state[parameter][key] = placed
+@contextmanager
+def _plain_errors() -> Any:
+    """Raise the first rank's own error instead of DCP's, which is no Exception and would pass every handler."""
+    try:
+        yield
+    except dcp.CheckpointException as error:
+        failures = [failure for _, (failure, _) in sorted(error.failures.items())]
+        damaged = [failure for failure in failures if isinstance(failure, DamagedError)]
+        raise (damaged or failures)[0] from error

@@ -8,14 +8,12 @@ everything else (which images come next, their crops, the learning rate) follows
 
 from __future__ import annotations
 
-import fcntl
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer
@@ -26,87 +24,72 @@ from seer_pipe.data.loader import Batch, Loader
 from seer_pipe.data.order import slots_of
 from seer_pipe.data.sources import Order, Shards, open_cache, open_data
 from seer_pipe.errors import UserError
+from seer_pipe.models import Trunk, build_trunk
+from seer_pipe.objectives.base import Network
 from seer_pipe.store import open_store
-from seer_pipe.train import build, checkpoint
-from seer_pipe.train.checkpoint import Checkpoints
+from seer_pipe.train import build
 from seer_pipe.train.events import Event, Events
-from seer_pipe.train.parallel import World, join
+from seer_pipe.train.folder import lay_out, only_start, set_aside
+from seer_pipe.train.health import Collapse, Guard, Policy, Watchdog
+from seer_pipe.train.parallel import World, assign, join
+from seer_pipe.train.restore import Keeper, zero_state
+from seer_pipe.train.signals import StopRequest
 from seer_pipe.train.step import TrainStep
 from seer_pipe.train.telemetry import Metrics, Quarantine
 
 Say = Callable[[str], None]
 
 
-def train(config: Config, run: Path, say: Say = print) -> bool:
-    """Train, or go on with, the run in folder ``run``; whether it came to its end (False: it was asked to stop)."""
-    with join(config.train.device) as world, _only_start(run, world):
+@dataclass
+class Hooks:
+    """What rooms above this one put into a run. Each is called on every rank, unless it says otherwise.
+
+    initialise    fills a trunk on the CPU with its first weights
+    rehearse      given the run's folder, on the first rank, when its first checkpoint is there
+    probe         the kNN accuracy of the network, which it puts into evaluation mode and back
+    after_step    given the number of finished steps, and what was logged of the last one (None for most)
+    """
+
+    initialise: Callable[[Trunk], Any] | None = None
+    rehearse: Callable[[Path], None] | None = None
+    probe: Callable[[Network], float] | None = None
+    after_step: list[Callable[[int, Mapping[str, float] | None], None]] = field(default_factory=list)
+
+
+def train(config: Config, run: Path, say: Say = print, *, hooks: Hooks | None = None, fresh: bool = False) -> bool:
+    """Train, or go on with, the run in folder ``run``; whether it came to its end (False: it was asked to stop).
+
+    ``fresh``: begin anew; what the folder held is kept in a folder inside it.
+    """
+    with (
+        StopRequest(config.train.stop_before) as stop,
+        join(config.train.device) as world,
+        Watchdog(config.health.timeout) as watchdog,
+        only_start(run, world),
+    ):
         say_once: Say = say if world.is_first else lambda _: None
         shards, plan = open_data(config.data, config.train.batch, config.seed)
         derived = settings.derive(config, plan.total, world.size)
         build.check_world(derived, config.train.batch, world)
         build.set_threads(config.train, world)
-        _lay_out(config, derived, run, world, say_once)
+        if fresh:
+            set_aside(run, world, say_once)
+        lay_out(config, derived, run, world, say_once)
         note = Events(run).write if world.is_first else _no_event
-        trainer = Trainer(config, derived, shards, plan, run, world, say_once, note)
+        trainer = None
         try:
-            return trainer.run()
+            trainer = Trainer(config, derived, shards, plan, run, world, say_once, note, hooks or Hooks(), watchdog)
+            return trainer.run(stop)
         except Exception as error:
-            note("error", trainer.step, reason=f"{type(error).__name__}: {error}")
+            note("error", trainer.step if trainer else 0, reason=f"{type(error).__name__}: {error}")
             raise
         finally:
-            trainer.close()
+            if trainer is not None:
+                trainer.close()
 
 
 def _no_event(event: Event, step: int, **details: Any) -> None:
     """What the other ranks do with an event."""
-
-
-@contextmanager
-def _only_start(run: Path, world: World) -> Iterator[None]:
-    """Refuse a second start of the same run while one is going on."""
-    if not world.is_first:
-        yield
-        return
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{run}: cannot make the run's folder: {error.strerror}") from None
-    with (run / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{run}: this run is already going on; stop it first, or choose another folder") from None
-        yield
-
-
-def _lay_out(config: Config, derived: Derived, run: Path, world: World, say: Say) -> None:
-    """Keep the resolved config; a run that is there already must not be contradicted."""
-    if world.is_first:
-        path = run / "config.yaml"
-        if path.exists():
-            changed = settings.differences(settings.load(path), config)
-            if changed:
-                raise UserError(f"{run}: the run was begun with other settings: {'; '.join(changed)}; "
-                                "use them, or choose another folder")  # fmt: skip
-        text = settings.save(config, derived, path)
-        say(f"{config.name}: {path}\n  " + text[text.index("derived:") :].replace("\n", "\n  ").rstrip())
-    world.barrier()
-
-
-class _StopRequest:
-    """Set by SIGTERM or SIGINT; the second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def _note(self, number: int, _frame: Any) -> None:
-        self.asked = True
-        signal.signal(number, signal.SIG_DFL)
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -129,18 +112,29 @@ class Trainer:
 
     def __init__(
         self, config: Config, derived: Derived, shards: Shards, plan: Order, run: Path, world: World, say: Say,
-        note: Callable[..., None],
+        note: Callable[..., None], hooks: Hooks, watchdog: Watchdog,
     ) -> None:  # fmt: skip
         self.config, self.derived, self.world, self.say, self.note = config, derived, world, say, note
-        self.identity = {"shards": shards.fingerprint, "plan": plan.fingerprint}
+        self.path, self.hooks, self.watchdog = run, hooks, watchdog
         spread = build.spread_network(config, world)
         self.network, self.objective = spread.network, spread.objective
         parameters = sum(parameter.numel() for parameter in self.network.parameters())
         say(f"  {spread.trunk.name}: {parameters / 1e6:.1f} M parameters with head; {world.size} x {world.device.type}")
         self.optimizer: Optimizer = build.build_optimizer(config.optimizer, self.network)
-        self.train_step = TrainStep(config, derived, spread.forward, self.objective, self.optimizer, world)
-        self.checkpoints = Checkpoints(open_store(run / "checkpoints"))
-        self.step = self._restore()  # finished steps
+        zero_state(self.optimizer)
+        self.guard = Guard(self.network, self.optimizer, world.device)
+        self.train_step = TrainStep(config, derived, spread.forward, self.objective, self.optimizer, world, self.guard)
+        self.keeper = Keeper(
+            open_store(run / "checkpoints"), self.network, self.optimizer, self.objective, config.train,
+            {"shards": shards.fingerprint, "plan": plan.fingerprint}, world, say, note,
+        )  # fmt: skip
+        self.policy, self.collapse = Policy(config.health), Collapse(derived.ln_prototypes)
+        self.step = 0  # finished steps
+        self.offset = 0  # batches of the data that rollbacks left out: step s takes batch s + offset
+        self._judged = 0  # the last step whose verdict is known
+        self._overdue = False  # a checkpoint, for steps were being skipped when it was due
+        self._knn: float | None = None  # of the last step, where it was probed
+        self._restore_or_begin()
         self.loader = Loader(
             shards, plan, slots_of(world.rank, world.size, config.train.batch),
             build.build_crops(config.views), seed=config.seed, device=world.device.type,
@@ -149,46 +143,104 @@ class Trainer:
             layout=build.layout(config.train), dtype=build.precision(config.train, world) or torch.float32,
         )  # fmt: skip
         self.metrics = Metrics(run, self.step) if world.is_first else None
-        self.quarantine = Quarantine(run, self.step) if world.is_first else None
+        self.quarantine = Quarantine(run, self.step + self.offset) if world.is_first else None
         self._replaced: list[Any] = []  # by this rank, not yet gathered
 
-    def _restore(self) -> int:
-        found = self.checkpoints.latest(self.say)
-        if found is None:
-            return 0
-        for name, now in self.identity.items():
-            if found.state[name] != now:
-                raise UserError(
-                    f"{self.checkpoints.store.url}: the checkpoint was made with another {name} "
-                    f"({found.state[name][:12]}…, now {now[:12]}…): train a changed shard set in another folder"
-                )
-        checkpoint.load_network(self.network, found.network)
-        checkpoint.load_optimizer(self.network, self.optimizer, found.optimizer)
-        self.objective.load_state_dict(found.objective)
-        self.say(f"resumed: {found.state['step']} of {self.derived.steps} steps are finished")
-        return int(found.state["step"])
+    def _restore_or_begin(self) -> None:
+        found = self.keeper.restore()
+        if found is not None:
+            self.step = self._judged = found["step"]
+            self.offset = found.get("offset", 0)
+            self.policy.skipped = found.get("skipped", 0)
+            self.train_step.rate_factor = found.get("rate_factor", 1.0)
+            self.say(f"resumed: {self.step} of {self.derived.steps} steps are finished")
+            self.note("resume", self.step, steps=self.derived.steps, world=self.world.size)
+            return
+        self.note("start", 0, steps=self.derived.steps, world=self.world.size)
+        if self.hooks.initialise is not None:
+            trunk = build_trunk(self.config.model.name, stem=self.config.model.stem)
+            self.hooks.initialise(trunk)
+            for name, tensor in self.network.trunk.state_dict().items():
+                assign(tensor, trunk.state_dict()[name])
+        milestones = self.derived.images // (self.config.train.keep_every_images or self.derived.images + 1)
+        self.keeper.rehearse(self._state(), milestones + (self.config.probe is not None))
+        if self.hooks.rehearse is not None and self.world.is_first:
+            self.hooks.rehearse(self.path)
+        self.world.barrier()
 
-    def run(self) -> bool:
-        self.note("resume" if self.step else "start", self.step, steps=self.derived.steps, world=self.world.size)
-        stop, clock = _StopRequest(), _Clock(time.perf_counter())
+    def run(self, stop: StopRequest) -> bool:
+        clock = _Clock(time.perf_counter())
         self.network.train()
-        try:
-            for batch in self._timed(self.loader.batches(self.step, self.derived.steps), clock):
-                self._step(batch, clock)
-                stopping = self.world.any(stop.asked)
-                if stopping or self.step % self.config.train.checkpoint_every == 0:
-                    self._commit()
-                if stopping:
-                    self.note("stop", self.step)
+        while True:
+            match self._go_on(stop, clock):
+                case "rollback":
+                    self._roll_back()
+                case "stopped":
+                    self._save()
+                    self.keeper.finish(must=True)
+                    self.note("stop", self.step, reason=stop.reason or "asked on another rank")
                     self.say(f"stopped after {self.step} of {self.derived.steps} steps; the same command goes on")
                     return False
-            if self.step not in self.checkpoints.steps():
-                self._commit()
-            self.note("done", self.step)
-            self.say(f"done: {self.derived.steps} steps, {self.derived.images} images")
-            return True
-        finally:
-            stop.restore()
+                case "done":
+                    self._save()
+                    self.keeper.finish(must=True)
+                    self.note("done", self.step)
+                    self.say(f"done: {self.derived.steps} steps, {self.derived.images} images")
+                    return True
+
+    def _go_on(self, stop: StopRequest, clock: _Clock) -> Literal["done", "stopped", "rollback"]:
+        """Step after step, until something else is to be done."""
+        first, last = self.step + self.offset, self.derived.steps + self.offset
+        with closing(self.loader.batches(first, last)) as batches:  # type: ignore[type-var]
+            for batch in self._timed(batches, clock):
+                self.watchdog.beat()
+                self.guard.stop = stop.reason is not None
+                self._step(batch, clock)
+                due = self._knn is not None or self._overdue or self.step % self.config.train.checkpoint_every == 0
+                order = self._judge(all_steps=due or self.step == self.derived.steps)
+                if order is not None:
+                    return order
+                self._overdue = due and self.policy.skipped > 0  # a checkpoint to roll back to must be a healthy one
+                if due and not self._overdue:
+                    self._save()
+        return "done"
+
+    def _judge(self, all_steps: bool) -> Literal["stopped", "rollback"] | None:
+        """Act on the verdicts that have come in; with ``all_steps`` on that of the last step too."""
+        stopping = False
+        for verdict in self.guard.verdicts(all_steps=all_steps):
+            self._judged += 1
+            stopping |= verdict.stop
+            action = self.policy.judge(verdict.bad)
+            if verdict.bad:
+                whose = "" if verdict.rank is None else f" of rank {verdict.rank}"
+                what = "gradient" if verdict.rank is None else "loss"
+                self.note("skip", self._judged, batch=self._judged - 1 + self.offset, what=what, rank=verdict.rank)
+                self.say(f"step {self._judged} was skipped: the {what}{whose} is not finite")
+            if action == "rollback":
+                return "rollback"
+            if action == "stop":
+                raise UserError(
+                    f"step {self._judged}: loss or gradient are not finite in {self.policy.skipped} steps in a row, "
+                    f"and {self.policy.rollbacks} rollbacks did not help; lower optimizer.lr or warm up longer"
+                )
+        return "stopped" if stopping else None
+
+    def _roll_back(self) -> None:
+        """To the last healthy checkpoint, and on from there with the data after what made the run ill."""
+        bad = self._judged
+        self.keeper.finish()
+        found = self.keeper.restore(healthy=True)
+        assert found is not None  # there is one since the run began
+        self.step = self._judged = found["step"]
+        self.offset += bad - self.step
+        self.policy.skipped, self.policy.rollbacks = 0, self.policy.rollbacks + 1
+        self.train_step.rate_factor *= self.config.health.rollback_lr
+        self.guard.forget()
+        if self.metrics is not None:
+            self.metrics.rewind(self.step)
+        self.note("rollback", self.step, sick=bad, offset=self.offset, rate_factor=self.train_step.rate_factor)
+        self.say(f"rolled back from step {bad} to {self.step}; goes on with other data")
 
     def _timed(self, batches: Iterator[Batch], clock: _Clock) -> Iterator[Batch]:
         while True:
@@ -201,26 +253,36 @@ class Trainer:
 
     def _step(self, batch: Batch, clock: _Clock) -> None:
         finished = self.step + 1
-        log = finished % self.config.train.log_every == 0 or finished in (1, self.derived.steps)
+        probing = self.hooks.probe is not None and self._is_probed(finished)
+        log = probing or finished % self.config.train.log_every == 0 or finished in (1, self.derived.steps)
         told = self.train_step(batch.crops, self.step * self.config.train.batch, log)
         self.step = finished
         clock.images += self.config.train.batch
         self._replaced += batch.replaced
+        self._knn = self._probe() if probing else None
+        values = None
         if log:
-            self._log({name: float(value) for name, value in told.items()} | clock.rates())
+            values = {name: float(value) for name, value in told.items()} | clock.rates()
+            if self._knn is not None:
+                values["knn"] = self._knn
+            self._log(values)
+        for hook in self.hooks.after_step:
+            hook(finished, values)
 
     def _log(self, values: dict[str, float]) -> None:
         self._collect_replaced()
+        values["images"] = self.step * self.config.train.batch
         if self.metrics is not None:
-            values["images"] = self.step * self.config.train.batch
             self.metrics.write(self.step, values)
-            self.say(
-                f"step {self.step}/{self.derived.steps}  loss {values['loss']:.4f} "
-                f"(ln K {self.derived.ln_prototypes:.4f})  lr {values['lr']:.4g}  "
-                f"{values['images_per_s']:.1f} images/s  waiting {values['data_wait']:.0%}"
-            )
-        if not torch.isfinite(torch.tensor(values["loss"])):
-            raise UserError(f"step {self.step}: the loss is {values['loss']}; lower optimizer.lr or warm up longer")
+        self.say(
+            f"step {self.step}/{self.derived.steps}  loss {values['loss']:.4f} "
+            f"(ln K {self.derived.ln_prototypes:.4f})  lr {values['lr']:.4g}  "
+            f"{values['images_per_s']:.1f} images/s  waiting {values['data_wait']:.0%}"
+        )
+        settled = self.step > max(self.derived.warmup_steps, self.derived.freeze_steps)
+        for warning in self.collapse.look(values, settled):
+            self.note("warning", self.step, reason=warning)
+            self.say(f"warning: {warning}")
 
     def _collect_replaced(self) -> None:
         """Bring what was replaced on any rank to the first, and stop where it is too much."""
@@ -238,27 +300,42 @@ class Trainer:
         if verdict:
             raise UserError(verdict)
 
-    def _commit(self) -> None:
-        """Save everything; on return the checkpoint exists."""
-        self._collect_replaced()
-        parts = {
-            "network": checkpoint.network_state(self.network),
-            "optimizer": checkpoint.optimizer_state(self.network, self.optimizer),
-            "objective": self.objective.state_dict(),
+    def _is_probed(self, step: int) -> bool:
+        """Whether ``step`` is the first to reach a multiple of the probe's interval."""
+        batch, probe = self.config.train.batch, self.config.probe
+        return probe is not None and step * batch // probe.every_images > (step - 1) * batch // probe.every_images
+
+    def _probe(self) -> float:
+        assert self.hooks.probe is not None
+        self.watchdog.beat()
+        accuracy = self.hooks.probe(self.network)
+        self.network.train()
+        self.say(f"step {self.step}/{self.derived.steps}  kNN {accuracy:.1%}")
+        return accuracy
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint says beside its tensors."""
+        return {
+            "step": self.step,
+            "images": self.step * self.config.train.batch,
+            "offset": self.offset,
+            "skipped": self.policy.skipped,
+            "rate_factor": self.train_step.rate_factor,
+            "config": self.config.model_dump(mode="json"),
+            "derived": asdict(self.derived),
         }
-        if self.world.is_first:
-            assert self.quarantine is not None
+
+    def _save(self) -> None:
+        """Begin to commit a checkpoint of this step, if there is none yet."""
+        if self.keeper.saved == self.step:
+            return
+        self.watchdog.beat()
+        self._collect_replaced()
+        if self.quarantine is not None:
             self.quarantine.write()
-            state = {
-                **self.identity,
-                "images": self.step * self.config.train.batch,
-                "config": self.config.model_dump(mode="json"),
-                "derived": asdict(self.derived),
-            }
-            self.checkpoints.save(self.step, parts, state)
-            self.note("checkpoint", self.step)
-            self.checkpoints.tidy(self.config.train.keep)
-        self.world.barrier()
+        if self.policy.skipped == 0:
+            self.policy.rollbacks = 0
+        self.keeper.save(self._state(), self._knn)
 
     def close(self) -> None:
         self.loader.close()

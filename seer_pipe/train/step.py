@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from seer_pipe.config import Config, Derived
 from seer_pipe.objectives.base import Objective
 from seer_pipe.train import build
+from seer_pipe.train.health import Guard
 from seer_pipe.train.parallel import World
 
 
@@ -26,9 +27,12 @@ class TrainStep:
         objective: Objective,
         optimizer: Optimizer,
         world: World,
+        guard: Guard,
     ) -> None:
         self._config, self._derived = config, derived
         self._forward, self._objective, self._optimizer = forward, objective, optimizer
+        self._guard = guard
+        self.rate_factor = 1.0  # lowered by a rollback
         self._device = world.device.type
         self._autocast = build.precision(config.train, world)
         self._layout = build.layout(config.train)
@@ -38,9 +42,10 @@ class TrainStep:
 
         Returns what is to be told of the step: the learning rate, and with ``log`` the objective's metrics.
         """
-        rate = build.rate_at(self._config.optimizer, self._derived, images)
+        rate = build.rate_at(self._config.optimizer, self._derived, images) * self.rate_factor
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+        self._guard.keep()
         self._objective.before_step(images)
         with torch.autocast(self._device, self._autocast) if self._autocast else nullcontext():
             outputs = self._forward([crop.contiguous(memory_format=self._layout) for crop in crops])
@@ -48,6 +53,8 @@ class TrainStep:
         self._optimizer.zero_grad()
         loss.backward()
         self._objective.after_backward(images)
+        self._guard.check(loss)
         self._optimizer.step()
         self._objective.after_step(images)
+        self._guard.settle()
         return {**metrics, "lr": rate}

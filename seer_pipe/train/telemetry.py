@@ -6,6 +6,7 @@ A resume takes back what was written past its checkpoint, so that no step is tol
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -32,16 +33,27 @@ class Metrics:
     """One row a logged step; ``after`` is the last finished step that a resume goes on from."""
 
     def __init__(self, run: Path, after: int) -> None:
-        self._path = run / "metrics.jsonl"
-        kept = [row for row in read_metrics(run) if row["step"] <= after]
-        FolderStore(run).put(self._path.name, "".join(json.dumps(row) + "\n" for row in kept).encode())
-        self._file = self._path.open("a", buffering=1)  # whole lines, at once
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=after + 1, flush_secs=30)
+        self._run = run
+        self._open(after)
+
+    def _open(self, after: int) -> None:
+        path = self._run / "metrics.jsonl"
+        kept = [row for row in read_metrics(self._run) if row["step"] <= after]
+        FolderStore(self._run).put(path.name, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self._file = path.open("a", buffering=1)  # whole lines, at once
+        self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=after + 1, flush_secs=30)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Values that are not finite, as in a step that was skipped, are left out: JSON has no word for them."""
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+
+    def rewind(self, after: int) -> None:
+        """Take back the rows past step ``after``."""
+        self.close()
+        self._open(after)
 
     def close(self) -> None:
         self._file.close()

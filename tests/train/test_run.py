@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
+from seer_pipe.store import open_store
+from seer_pipe.train.checkpoint import Checkpoints
 from seer_pipe.train.events import read_events
 from seer_pipe.train.loop import train
 from seer_pipe.train.telemetry import read_metrics
@@ -38,11 +39,12 @@ def straight(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    folder = sorted((run / "checkpoints").iterdir())[-1]
+    checkpoints = Checkpoints(open_store(run / "checkpoints"))
+    newest = checkpoints.open(checkpoints.steps()[-1])
     return {
         f"{part}/{name}": tensor
         for part in ("network", "optimizer", "objective")
-        for name, tensor in load_file(folder / f"{part}.safetensors").items()
+        for name, tensor in newest.whole(part).items()
     }
 
 
@@ -69,7 +71,7 @@ def test_a_run_leaves_what_it_should(straight: Path) -> None:
     assert pq.read_table(straight / "quarantine.parquet").num_rows == 0
     assert any((straight / "tensorboard").iterdir())
     told = [(event["event"], event["step"]) for event in read_events(straight)]
-    assert told == [("start", 0), *[("checkpoint", step) for step in (3, 6, 9, 12)], ("done", 12)]
+    assert told == [("start", 0), *[("checkpoint", step) for step in (0, 3, 6, 9, 12)], ("done", 12)]
 
 
 def test_killed_at_random_and_resumed_gives_the_same_weights(straight: Path, pictures: Path, tmp_path: Path) -> None:
@@ -106,8 +108,10 @@ def test_sigterm_commits_and_the_same_command_goes_on(straight: Path, pictures: 
             os.kill(os.getpid(), signal.SIGTERM)
 
     assert not train(small(pictures), run, say=stop_after_five)
-    assert (run / "checkpoints/step-00000005/COMMITTED.json").exists()
-    assert [event["event"] for event in read_events(run)] == ["start", "checkpoint", "checkpoint", "stop"]
+    stopped = read_events(run)[-1]
+    assert (stopped["event"], stopped["reason"]) == ("stop", "SIGTERM")
+    assert 6 <= stopped["step"] <= 7  # asked before step 6, and agreed on a step later
+    assert (run / f"checkpoints/step-{stopped['step']:08d}/COMMITTED.json").exists()
     assert train(small(pictures), run, say=lambda _: None)
     assert_same_weights(straight, run)
     assert losses(run) == losses(straight)
@@ -141,7 +145,7 @@ def test_a_run_moves_between_numbers_of_ranks(straight: Path, pictures: Path, tm
     assert run_ranks(2, run_as_rank, str(pictures), str(run), "fsdp2") == [True, True]
     alone, moved = losses(straight), losses(run)
     assert alone.keys() == moved.keys()
-    assert all(alone[step] == moved[step] for step in range(1, 6))
+    assert all(alone[step] == moved[step] for step in range(1, 7))
     assert all(abs(alone[step] - moved[step]) < 1e-2 for step in alone)
 
 
@@ -155,7 +159,7 @@ def test_a_damaged_checkpoint_is_passed_over(straight: Path, pictures: Path, tmp
     run, said = tmp_path / "run", []
     train(small(pictures), run, say=lambda _: None)
     for step, damage in ((12, "truncate"), (9, "flip")):
-        file = run / f"checkpoints/step-{step:08d}/network.safetensors"
+        file = run / f"checkpoints/step-{step:08d}/00000-0000.safetensors"
         data = bytearray(file.read_bytes())
         if damage == "flip":
             data[len(data) // 2] ^= 1

@@ -1,0 +1,108 @@
+"""What a checkpoint costs, beside torch.save of the whole and plain torch.distributed.checkpoint.
+
+    python benchmarks/checkpoint.py [--trunk regnety_1_6gf] [--ranks 2] [--saves 3]
+
+Each way saves trunk and momentum from FSDP2 shards, and loads them again. Stall is how long training stands still; save
+is until the checkpoint is committed. Prints medians, and ours as a ratio to each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.multiprocessing import spawn
+
+from seer_pipe.models import build_trunk
+from seer_pipe.store import FolderStore
+from seer_pipe.train.checkpoint import Checkpoints
+
+
+def measure(rank: int, ranks: int, trunk: str, saves: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
+    network = build_trunk(trunk)
+    mesh = init_device_mesh("cpu", (ranks,))
+    for block in network.blocks():
+        fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+    tensors = {f"network/{name}": tensor for name, tensor in network.state_dict().items()}
+    tensors |= {f"optimizer/{name}": torch.zeros_like(p) for name, p in network.named_parameters()}
+    group = dist.new_group(backend="gloo")
+    rows: dict[str, list[list[float]]] = {"ours": [], "torch.save": [], "DCP": []}
+    for number in range(saves):
+        for name in rows:
+            dist.barrier()
+            place = Path(folder, f"{name}-{number}")
+            rows[name].append([*globals()[f"by_{name.replace('.', '_').lower()}"](place, tensors, network, group)])
+            if rank == 0:
+                rows[name][-1].append(sum(f.stat().st_size for f in place.rglob("*") if f.is_file()) / 1e6)
+                shutil.rmtree(place)
+    if rank == 0:
+        middle = {name: [statistics.median(column) for column in zip(*of, strict=True)] for name, of in rows.items()}
+        print(f"{trunk}, {ranks} ranks, {saves} saves      stall s    save s    load s        MB")
+        for name, values in middle.items():
+            print(f"{name:30s}" + "".join(f"{value:10.3f}" for value in values))
+        for name in ("torch.save", "DCP"):
+            ratios = (ours / other for ours, other in zip(middle["ours"], middle[name], strict=True))
+            print(f"ours / {name:23s}" + "".join(f"{ratio:10.2f}" for ratio in ratios))
+    dist.destroy_process_group()
+
+
+def by_ours(place: Path, tensors: dict[str, Any], _network: Any, group: Any) -> tuple[float, float, float]:
+    checkpoints = Checkpoints(FolderStore(place), group)
+    began = time.perf_counter()
+    checkpoints.save(1, tensors, {})
+    stall = time.perf_counter() - began
+    checkpoints.wait()
+    saved = time.perf_counter()
+    checkpoints.open(1).load(tensors, group)
+    return stall, saved - began, time.perf_counter() - saved
+
+
+def by_torch_save(place: Path, tensors: dict[str, Any], network: Any, _group: Any) -> tuple[float, float, float]:
+    """The whole model gathered on the first rank; the momentum too."""
+    began = time.perf_counter()
+    whole = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    momentum = {name: t.full_tensor() for name, t in tensors.items() if name.startswith("optimizer/")}
+    place.mkdir(exist_ok=True)
+    if dist.get_rank() == 0:
+        with (place / "whole.pt").open("wb") as file:
+            torch.save([whole, momentum], file)
+            file.flush()
+            os.fsync(file.fileno())
+    dist.barrier()
+    saved = time.perf_counter()
+    torch.load(place / "whole.pt", weights_only=True)
+    dist.barrier()
+    return saved - began, saved - began, time.perf_counter() - saved
+
+
+def by_dcp(place: Path, tensors: dict[str, Any], _network: Any, group: Any) -> tuple[float, float, float]:
+    began = time.perf_counter()
+    dcp.save(tensors, checkpoint_id=place, process_group=group)
+    saved = time.perf_counter()
+    dcp.load(tensors, checkpoint_id=place, process_group=group)
+    return saved - began, saved - began, time.perf_counter() - saved
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trunk", default="regnety_1_6gf")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--saves", type=int, default=3)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        spawn(measure, (asked.ranks, asked.trunk, asked.saves, scratch), nprocs=asked.ranks)

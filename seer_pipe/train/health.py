@@ -1,0 +1,181 @@
+"""A run that knows when it is ill: steps that must not count, and ranks that do not answer.
+
+A step whose loss or gradient is not finite on any rank is taken back on the device, on all ranks, without the host
+waiting for it: the flag is reduced with the step, the update undone where it is set, and the host reads it a step
+later. What is done then is ``Policy``'s: skip, after some in a row roll back, after some of those stop.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import math
+import sys
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from seer_pipe import config as settings
+
+
+class Verdict(NamedTuple):
+    """What all ranks agree on about a step."""
+
+    bad: bool  # loss or gradient not finite: the step was taken back
+    rank: int | None  # the highest one whose own loss was not finite
+    stop: bool  # a rank was asked to stop
+
+
+class Guard:
+    """Takes back a step that must not count. Around each: ``keep``, backward, ``check``, the update, ``settle``.
+
+    It holds a copy of parameters, buffers and optimiser state, sharded as they are. (A counter that an optimiser
+    keeps on the host counts a skipped step.) ``stop`` may be set at any time, and travels with the next ``check``.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
+        self._parameters = list(network.parameters())
+        state = [value for own in optimizer.state.values() for value in own.values() if isinstance(value, Tensor)]
+        live = [_local(tensor.detach()) for tensor in [*self._parameters, *network.buffers(), *state]]
+        self._live = [tensor for tensor in live if tensor.device.type == device.type]
+        self._kept = [tensor.clone() for tensor in self._live]
+        self._device = device
+        self._bad = torch.zeros((), dtype=torch.bool, device=device)
+        self._sent: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+        self.stop = False
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        torch._foreach_copy_(self._kept, self._live)
+
+    @torch.no_grad()
+    def check(self, loss: Tensor) -> None:
+        """After the backward pass, on every rank: agree on the step, and send the verdict on its way to the host."""
+        gradients = [_local(p.grad) for p in self._parameters if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients, 2, torch.float32))
+        bad_loss = ~loss.detach().isfinite().all()
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        flags = torch.stack([
+            (bad_loss | ~norms.isfinite().all()).float(),
+            bad_loss * float(rank + 1),
+            torch.full((), float(self.stop), device=self._device),
+        ])  # fmt: skip
+        if dist.is_initialized():
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        self._bad = flags[0] > 0
+        if self._device.type == "cuda":
+            host = torch.empty(flags.shape, pin_memory=True)
+            host.copy_(flags, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._sent.append((host, event))
+        else:
+            self._sent.append((flags, None))
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        for live, kept in zip(self._live, self._kept, strict=True):
+            torch.where(self._bad, kept, live, out=live)
+
+    def verdicts(self, *, all_steps: bool = False) -> list[Verdict]:
+        """Those of the steps before the last, that were not told yet; with ``all_steps`` the last one's too."""
+        told = []
+        while len(self._sent) > (0 if all_steps else 1):
+            host, event = self._sent.popleft()
+            if event is not None:
+                event.synchronize()
+            bad, rank, stop = host.tolist()
+            told.append(Verdict(bad > 0, int(rank) - 1 if rank else None, stop > 0))
+        return told
+
+    def forget(self) -> None:
+        """Leave untold what is under way, after the steps themselves were given up."""
+        self._sent.clear()
+
+
+@dataclass
+class Policy:
+    """What a bad step leads to. ``skipped``: bad steps in a row; ``rollbacks``: since the last checkpoint."""
+
+    settings: settings.Health
+    skipped: int = 0
+    rollbacks: int = 0
+
+    def judge(self, bad: bool) -> Literal["on", "skip", "rollback", "stop"]:
+        if not bad:
+            self.skipped = 0
+            return "on"
+        self.skipped += 1
+        if self.skipped <= self.settings.max_skips:
+            return "skip"
+        return "rollback" if self.rollbacks < self.settings.max_rollbacks else "stop"
+
+
+class Watchdog:
+    """Ends this process, with the stack of each of its threads on stderr, if ``beat`` is not called for ``timeout`` s.
+
+    A rank that dies or hangs leaves the others waiting inside a collective, where no Python runs; so the timer is the
+    interpreter's own, in C. The launcher then ends the rest. Where several ranks run and this one leaves with an
+    error, the timer goes on: what hangs on the way out ends as well.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+
+    def beat(self) -> None:
+        faulthandler.dump_traceback_later(self._timeout, exit=True, file=sys.__stderr__ or sys.stderr)
+
+    def __enter__(self) -> Watchdog:
+        self.beat()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not dist.is_initialized() or dist.get_world_size() == 1:
+            faulthandler.cancel_dump_traceback_later()
+
+
+class Collapse:
+    """Finds in the metrics of logged steps that a run does not learn, and says what to try; once for each sign.
+
+    ``floor``: the loss of a uniform prediction, ln K. What to try is what users and authors of SwAV found to help
+    (facebookresearch/swav, issues 12, 62, 69, 88, 120).
+    """
+
+    PATIENCE = 10  # logged steps in a row that show a sign
+
+    def __init__(self, floor: float) -> None:
+        self._floor = floor
+        self._signs: dict[str, int] = {}
+
+    def look(self, values: Mapping[str, float], settled: bool) -> Iterable[str]:
+        """Warnings that became due. ``settled``: the warm-up and the freezing of prototypes are over."""
+        found = {
+            "the loss is at ln K: predictions are uniform; try a longer objective.freeze_images, fewer prototypes, a "
+            "smaller objective.epsilon or queue, a lower optimizer.lr":
+                abs(values.get("loss_above_ln_k", math.inf)) < 0.01 * self._floor,
+            "codes are as good as uniform; try a smaller objective.epsilon":
+                values.get("code_entropy", 0.0) > 0.98 * self._floor,
+            "few prototypes are ever predicted; try more objective.sinkhorn_iterations, fewer prototypes, or a lower "
+            "optimizer.lr":
+                values.get("prediction_entropy", math.inf) < 0.1 * self._floor,
+            "embeddings lie in one direction; try a lower optimizer.lr, or a longer optimizer.warmup_images":
+                values.get("embedding_std", math.inf) < 0.1 or values.get("effective_rank", math.inf) < 2,
+            "more than half of the prototypes are nearest to no image; try fewer prototypes, or a larger batch or "
+            "queue":
+                values.get("prototypes_dead", 0.0) > 0.5,
+        }  # fmt: skip
+        for text, seen in found.items():
+            self._signs[text] = self._signs.get(text, 0) + 1 if seen and settled else 0
+            if self._signs[text] == self.PATIENCE:
+                yield text
+
+
+def _local(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

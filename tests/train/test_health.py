@@ -1,0 +1,220 @@
+"""A run that knows when it is ill: steps taken back, rollbacks, silent ranks ended."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from seer_pipe import config as settings
+from seer_pipe.errors import UserError
+from seer_pipe.objectives.swav import Swav
+from seer_pipe.optim.larc import Larc
+from seer_pipe.train.events import read_events
+from seer_pipe.train.health import Collapse, Guard, Policy
+from seer_pipe.train.loop import train
+from seer_pipe.train.restore import zero_state
+from seer_pipe.train.telemetry import read_metrics
+from tests.distributed import run_ranks
+from tests.train.helpers import make_pictures, small
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pictures(tmp_path_factory.mktemp("pictures"), [13, 0, 1, 20])
+
+
+def whole_state(network: nn.Module, optimizer: Optimizer) -> list[torch.Tensor]:
+    kept = [value for state in optimizer.state.values() for value in state.values()]
+    return [tensor.detach().clone() for tensor in [*network.state_dict().values(), *kept]]
+
+
+@pytest.mark.parametrize("make", [
+    lambda p: Larc(p, lr=0.0), lambda p: SGD(p, lr=0.0, momentum=0.9), lambda p: AdamW(p, lr=0.0),
+], ids=["larc", "sgd", "adamw"])  # fmt: skip
+def test_a_bad_step_leaves_no_trace(make: Any) -> None:
+    """Parameters, running statistics and optimiser state are those of a run without it, bit for bit."""
+    finished = []
+    for spoiled in (False, True):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+        optimizer = make(network.parameters())
+        zero_state(optimizer)
+        guard = Guard(network, optimizer, torch.device("cpu"))
+        optimizer.param_groups[0]["lr"] = 0.1
+        batches = [torch.randn(6, 4, generator=torch.Generator().manual_seed(step)) for step in range(4)]
+        if spoiled:
+            batches.insert(2, torch.full((6, 4), torch.nan))
+        for batch in batches:
+            guard.keep()
+            loss = network(batch).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            guard.check(loss)
+            optimizer.step()
+            guard.settle()
+        assert [verdict.bad for verdict in guard.verdicts(all_steps=True)] == [bool(b.isnan().any()) for b in batches]
+        finished.append(whole_state(network, optimizer))
+    assert all(torch.equal(one, other) for one, other in zip(*finished, strict=True))
+
+
+def test_the_state_of_an_optimiser_begins_at_zero_whoever_makes_it() -> None:
+    """Making it beforehand changes no step."""
+    finished = []
+    for early in (False, True):
+        torch.manual_seed(0)
+        network = nn.Linear(4, 2)
+        optimizer = AdamW(network.parameters(), lr=0.0)
+        if early:
+            zero_state(optimizer)
+        optimizer.param_groups[0]["lr"] = 0.1
+        for _ in range(3):
+            optimizer.zero_grad()
+            network(torch.ones(3, 4)).square().sum().backward()
+            optimizer.step()
+        finished.append(whole_state(network, optimizer))
+    assert all(torch.equal(one, other) for one, other in zip(*finished, strict=True))
+
+
+def test_verdicts_come_a_step_later() -> None:
+    network = nn.Linear(2, 1)
+    guard = Guard(network, SGD(network.parameters(), lr=0.0), torch.device("cpu"))
+    for value, expected in ((1.0, []), (torch.nan, [False]), (1.0, [True])):
+        network.zero_grad()
+        (network(torch.ones(1, 2)).sum() * value).backward()
+        guard.check(torch.tensor(value))
+        assert [verdict.bad for verdict in guard.verdicts()] == expected
+    assert [verdict.bad for verdict in guard.verdicts(all_steps=True)] == [False]
+
+
+def test_the_policy_skips_then_rolls_back_then_stops() -> None:
+    policy = Policy(settings.Health(max_skips=2, max_rollbacks=1))
+    assert [policy.judge(bad) for bad in (True, False, True, True, True)] == ["skip", "on", "skip", "skip", "rollback"]
+    policy.rollbacks += 1
+    assert policy.judge(True) == "stop"
+
+
+def spoil(bad_calls: set[int], rank: int = 0) -> None:
+    """In this process, make the loss of the given calls NaN on one rank."""
+    honest, calls = Swav.loss, [0]
+
+    def loss(self: Swav, *args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        value, metrics = honest(self, *args, **kwargs)
+        here = dist.get_rank() if dist.is_initialized() else 0
+        return (value * torch.nan if calls[0] in bad_calls and here == rank else value), metrics
+
+    Swav.loss = loss  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def honest_loss() -> Any:
+    kept = Swav.loss
+    yield
+    Swav.loss = kept  # type: ignore[method-assign]
+
+
+def test_a_few_bad_steps_are_skipped(pictures: Path, tmp_path: Path, honest_loss: None) -> None:
+    spoil({4, 5})
+    assert train(small(pictures), tmp_path / "run", say=lambda _: None)
+    told = [event for event in read_events(tmp_path / "run") if event["event"] == "skip"]
+    assert [(event["step"], event["what"], event["rank"]) for event in told] == [(4, "loss", 0), (5, "loss", 0)]
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == list(range(1, 13))
+    json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[3], parse_constant=pytest.fail)
+
+
+def test_many_roll_back_to_other_data(pictures: Path, tmp_path: Path, honest_loss: None) -> None:
+    """Calls 8 to 10 are bad, so the run goes back to step 6 and on with the batch after the third bad one."""
+    spoil({8, 9, 10})
+    config = small(pictures, health={"max_skips": 2, "rollback_lr": 0.5})
+    assert train(config, tmp_path / "run", say=lambda _: None)
+    told = {event["event"]: event for event in read_events(tmp_path / "run")}
+    rolled = told["rollback"]
+    assert (rolled["step"], rolled["sick"], rolled["offset"], rolled["rate_factor"]) == (6, 10, 4, 0.5)
+    rows = read_metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert all("loss" in row for row in rows)
+
+
+def test_a_run_that_stays_ill_stops(pictures: Path, tmp_path: Path, honest_loss: None) -> None:
+    spoil(set(range(5, 100)))
+    config = small(pictures, health={"max_skips": 1, "max_rollbacks": 1})
+    with pytest.raises(UserError, match="not finite in 2 steps in a row, and 1 rollbacks did not help"):
+        train(config, tmp_path / "run", say=lambda _: None)
+    kinds = [event["event"] for event in read_events(tmp_path / "run")]
+    assert kinds.count("rollback") == 1
+    assert kinds[-1] == "error"
+
+
+def ill_rank(data: str, run: str, parallel: str) -> list[Any]:
+    spoil({4}, rank=1)
+    assert train(small(Path(data), train={"parallel": parallel}), Path(run), say=lambda _: None)
+    return [event for event in read_events(Path(run)) if event["event"] == "skip"]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_a_bad_loss_of_one_rank_is_skipped_by_all(pictures: Path, tmp_path: Path, parallel: str) -> None:
+    for told in run_ranks(2, ill_rank, str(pictures), str(tmp_path / "run"), parallel):
+        assert [(event["step"], event["rank"]) for event in told] == [(4, 1)]
+
+
+def test_collapse_is_told_once_with_what_to_try() -> None:
+    collapse, told = Collapse(floor=2.0), []
+    healthy = {"loss_above_ln_k": -0.5, "code_entropy": 0.5, "prediction_entropy": 1.9, "embedding_std": 0.9,
+               "effective_rank": 9.0, "prototypes_dead": 0.1}  # fmt: skip
+    for _ in range(30):
+        told += collapse.look(healthy, settled=True)
+        told += collapse.look(healthy | {"loss_above_ln_k": 0.0}, settled=False)
+    assert told == []
+    for _ in range(30):
+        told += collapse.look(healthy | {"loss_above_ln_k": 0.001}, settled=True)
+    assert len(told) == 1
+    assert "freeze_images" in told[0]
+
+
+def start_ranks(config: settings.Config, run: Path, world: int = 2) -> list[subprocess.Popen[str]]:
+    recipe = run.parent / "recipe.yaml"
+    settings.save(config, settings.derive(config, 34), recipe)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world)}
+    command = [sys.executable, "-m", "seer_pipe", "train", str(recipe), "--out", str(run)]
+    return [
+        subprocess.Popen(command, env=common | {"RANK": str(rank)}, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for rank in range(world)
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_dies_or_hangs_ends_the_other(pictures: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """Within the time-out, with its stack, and the same command goes on from the last checkpoint."""
+    config = small(pictures, health={"timeout": 40.0}, train={"parallel": "ddp"})
+    ranks = start_ranks(config, tmp_path / "run")
+    try:
+        assert ranks[0].stdout is not None
+        assert any(line.startswith("step 5/") for line in ranks[0].stdout)
+        ranks[1].send_signal(number)
+        began = time.monotonic()
+        _, error = ranks[0].communicate(timeout=120)
+        assert time.monotonic() - began < 110
+        assert ranks[0].returncode not in (0, None)
+        assert "step.py" in error or "loop.py" in error  # where it waited
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    assert train(small(pictures), tmp_path / "run", say=lambda _: None)
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == list(range(1, 13))

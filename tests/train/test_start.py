@@ -1,0 +1,82 @@
+"""How a run begins and when it is asked to end: anew, from given weights, by a signal, by the allocation's end."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from seer_pipe import config as settings
+from seer_pipe.evaluate.probe import KnnProbe
+from seer_pipe.models import Trunk
+from seer_pipe.store import open_store
+from seer_pipe.train.checkpoint import MARKER, Checkpoints
+from seer_pipe.train.events import read_events
+from seer_pipe.train.loop import Hooks, train
+from seer_pipe.train.signals import SIGNALS, StopRequest
+from seer_pipe.train.telemetry import read_metrics
+from tests.train.helpers import make_pictures, small
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pictures(tmp_path_factory.mktemp("pictures"), [13, 0, 1, 20])
+
+
+def test_first_weights_fresh_starts_and_the_probe(pictures: Path, tmp_path: Path) -> None:
+    """A run of two steps from given weights, measured at its end, and begun anew without losing it."""
+    run = tmp_path / "run"
+
+    def ones(trunk: Trunk) -> None:
+        torch.nn.init.ones_(trunk.stem[0].weight)
+
+    config = small(pictures, train={"images": 16}, probe={"path": str(pictures), "every_images": 16})
+    assert config.probe is not None
+    hooks = Hooks(initialise=ones, probe=KnnProbe(config.probe, size=24))
+    assert train(config, run, say=lambda _: None, hooks=hooks)
+    checkpoints = Checkpoints(open_store(run / "checkpoints"))
+    assert checkpoints.open(0).whole("network")["trunk.stem.0.weight"].eq(1).all()
+    (row,) = [row for row in read_metrics(run) if "knn" in row]
+    assert row["step"] == 2
+    assert 0 < row["knn"] <= 1
+    assert '"knn"' in (run / f"checkpoints/step-00000002/{MARKER}").read_text()
+
+    told: list[str] = []
+    assert train(config, run, say=told.append, fresh=True)
+    (aside,) = run.glob("before-*")
+    assert any(str(aside) in line for line in told)
+    assert (aside / f"checkpoints/step-00000002/{MARKER}").exists()
+    assert [event["event"] for event in read_events(run)] == ["start", "checkpoint", "checkpoint", "done"]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_every_signal_is_a_request_and_handlers_are_put_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest(60.0) as stop:
+        assert stop.reason is None
+        os.kill(os.getpid(), number)
+        assert stop.reason == number.name
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("name", ["SEER_PIPE_DEADLINE", "SLURM_JOB_END_TIME"])
+def test_the_end_of_the_allocation_is_a_request(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, str(int(time.time()) + 1000))
+    with StopRequest(100.0) as stop:
+        assert stop.reason is None
+        monkeypatch.setattr(time, "time", lambda: float(os.environ[name]) - 99)
+        assert stop.reason == "the allocation ends soon"
+
+
+def test_a_short_allocation_is_still_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked to stop ten minutes before the end of five, a run takes the first half."""
+    monkeypatch.setenv("SEER_PIPE_DEADLINE", str(time.time() + 300))
+    with StopRequest(600.0) as stop:
+        assert stop.reason is None
+
+
+def test_durations_are_read_with_their_units() -> None:
+    config = settings.Train(batch=8, images=8, stop_before="10m")  # type: ignore[arg-type]
+    assert config.stop_before == 600
