@@ -156,7 +156,7 @@ class Swav(Section):
 
 
 class Optimizer(Section):
-    name: Literal["larc", "sgd", "adamw"] = "larc"
+    name: Literal["larc", "lars", "sgd", "adamw"] = "larc"
     lr: Annotated[float, Field(gt=0)] = Field(0.3, description="peak, for a batch of 256; scaled linearly")
     final_lr: Probability = Field(0.001, description="share of the peak at the end")
     warmup_lr: Probability = Field(0.0, description="share of the peak at the start")
@@ -165,6 +165,9 @@ class Optimizer(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Rate = 1e-6
     trust: Annotated[float, Field(gt=0)] = 0.001
+    exclude: list[Literal["bias", "norm"]] = Field(
+        [], description="what has neither decay nor adapted rate; SwAV and SEER exclude nothing"
+    )
 
 
 class Train(Section):
@@ -173,11 +176,18 @@ class Train(Section):
     passes: Annotated[float, Field(gt=0)] | None = Field(None, description="times through the set; default: one")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Positive | None = Field(None, description="CPU threads a rank for the network; default: torch's")
-    parallel: Literal["auto", "none", "ddp", "fsdp2"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    sync_bn: bool = True
+    parallel: Literal["auto", "none", "ddp", "fsdp2", "fairscale"] = "auto"
+    shard_within: Literal["node"] | Positive | None = Field(
+        None, description="fsdp2: shard over the ranks of a node, or so many, and replicate across; default: over all"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    accumulate: Positive = Field(1, description="pieces that a rank computes its images in; codes see the whole batch")
+    sync_bn: bool | Positive = Field(True, description="BatchNorm over all ranks, or over groups of so many")
+    compile: bool = Field(False, description="compile each block, once a resolution")
     channels_last: bool = Field(False, description="memory layout of images and weights; not with fsdp2")
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool | list[Annotated[int, Field(ge=1, le=4)]] = Field(
+        False, description="recompute blocks in backward: all, or those of these stages"
+    )
     log_every: Positive = Field(10, description="steps")
     checkpoint_every: Positive = Field(1000, description="steps")
     keep: Positive = Field(3, description="newest checkpoints to keep, besides the best by kNN where there is a probe")
@@ -349,8 +359,8 @@ def save(config: Config, derived: Derived, path: Path) -> str:
 #: Settings that a resumed run may change: they touch neither the data nor the arithmetic.
 FREE = ("name", "data.path", "data.sources", "data.threads", "data.ahead", "data.memory_gb", "data.cache",
         "data.cache.path", "data.cache.gb", "data.max_bad_fraction", "train.device", "train.threads",
-        "train.parallel", "train.log_every", "train.checkpoint_every", "train.keep", "train.keep_every_images",
-        "train.stop_before", "health", "probe")  # fmt: skip
+        "train.parallel", "train.shard_within", "train.compile", "train.log_every", "train.checkpoint_every",
+        "train.keep", "train.keep_every_images", "train.stop_before", "health", "probe")  # fmt: skip
 
 
 def differences(old: Config, new: Config) -> list[str]:

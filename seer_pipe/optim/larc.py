@@ -1,4 +1,4 @@
-"""LARC: SGD whose rate follows, parameter by parameter, the ratio of weight to gradient (You et al. 2017).
+"""LARC and LARS: SGD whose rate follows, parameter by parameter, the ratio of weight to gradient (You et al. 2017).
 
 For a parameter p with gradient g, as published with SwAV::
 
@@ -29,13 +29,18 @@ class Larc(torch.optim.Optimizer):
         trust: trust coefficient.
         clip: the local rate never exceeds `lr` (LARC's clipping mode). Without it `lr` multiplies the local rate
             (also known as LARS), which is what SwAV and SEER use.
-        exclude_1d: biases and norm weights get plain SGD without decay. SwAV and SEER exclude nothing.
+        adapt: False, for a group of parameters, is plain SGD without decay. SwAV and SEER adapt all.
         eps: added to the denominator.
 
     A step has one all-reduce for each way of sharding among the parameters (FSDP2 has one), none if nothing is
     sharded, and reads nothing back to the host. It overwrites the gradients. Parameters have a momentum buffer from
     the first step on, also while they are frozen, so that a checkpoint always holds the same keys.
+
+    Under `torch.amp.GradScaler` a step whose gradients overflowed moves neither parameters nor momentum, which is
+    decided on the device.
     """
+
+    _step_supports_amp_scaling = True  # the scaler hands over what it found instead of reading it back
 
     def __init__(
         self,
@@ -45,7 +50,7 @@ class Larc(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         trust: float = 0.001,
         clip: bool = False,
-        exclude_1d: bool = False,
+        adapt: bool = True,
         eps: float = 1e-8,
     ) -> None:
         defaults = {
@@ -54,7 +59,7 @@ class Larc(torch.optim.Optimizer):
             "weight_decay": weight_decay,
             "trust": trust,
             "clip": clip,
-            "exclude_1d": exclude_1d,
+            "adapt": adapt,
             "eps": eps,
         }
         super().__init__(params, defaults)
@@ -65,30 +70,68 @@ class Larc(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        norms = _norms([p for group in self.param_groups for p in group["params"] if _adapted(p, group)])
-        for group in self.param_groups:
-            self._step_group(group, norms)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        overflow = None if found_inf is None else _local(found_inf) > 0
+        moved = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        if overflow is not None:
+            for p in (p for params in moved for p in params):
+                _local(p.grad).masked_fill_(overflow, 0.0)
+        adapted = [params if group["adapt"] else [] for group, params in zip(self.param_groups, moved, strict=True)]
+        self._before_norms(adapted)
+        norms = _norms([p for params in adapted for p in params])
+        for group, params, scaled in zip(self.param_groups, moved, adapted, strict=True):
+            if scaled:
+                self._scale(scaled, torch.stack([norms[p] for p in scaled]), group)
+            self._move(params, group, overflow)
         return loss
 
-    def _step_group(self, group: dict[str, Any], norms: dict[Tensor, Tensor]) -> None:
+    def _before_norms(self, adapted: list[list[Tensor]]) -> None:
+        """What is done to the gradients of each group before their norms are taken."""
+
+    def _scale(self, params: list[Tensor], norms: Tensor, group: dict[str, Any]) -> None:
+        """Replace each gradient by ``local · (g + weight_decay · p)``, given the norms [P, 2] of p and g."""
+        rates = _local_rates(norms, group)
+        gradients = [_local(p.grad) for p in params]
+        torch._foreach_add_(gradients, [_local(p) for p in params], alpha=group["weight_decay"])
+        torch._foreach_mul_(gradients, list(rates.unbind()))
+
+    def _move(self, moved: list[Tensor], group: dict[str, Any], overflow: Tensor | None) -> None:
+        """Momentum, then the parameters; where ``overflow`` is set, nothing."""
         for p in group["params"]:
             if p.requires_grad and p not in self.state:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        moved = [p for p in group["params"] if p.grad is not None]
-        if adapted := [p for p in moved if p in norms]:
-            rates = _local_rates(torch.stack([norms[p] for p in adapted]), group)
-            gradients = [_local(p.grad) for p in adapted]
-            torch._foreach_add_(gradients, [_local(p) for p in adapted], alpha=group["weight_decay"])
-            torch._foreach_mul_(gradients, list(rates.unbind()))
-        if moved:
-            buffers = [_local(self.state[p]["momentum_buffer"]) for p in moved]
+        if not moved:
+            return
+        params, gradients = [_local(p) for p in moved], [_local(p.grad) for p in moved]
+        buffers = [_local(self.state[p]["momentum_buffer"]) for p in moved]
+        if overflow is None:
             torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, [_local(p.grad) for p in moved])
-            torch._foreach_add_([_local(p) for p in moved], buffers, alpha=-group["lr"])
+            torch._foreach_add_(buffers, gradients)
+            torch._foreach_add_(params, buffers, alpha=-group["lr"])
+            return
+        going = (~overflow).float()
+        torch._foreach_mul_(gradients, going)
+        torch._foreach_mul_(buffers, 1 + going * (group["momentum"] - 1))
+        torch._foreach_add_(buffers, gradients)
+        torch._foreach_add_(params, torch._foreach_mul(buffers, going * -group["lr"]))
 
 
-def _adapted(p: Tensor, group: dict[str, Any]) -> bool:
-    return p.grad is not None and not (group["exclude_1d"] and p.ndim <= 1)
+class Lars(Larc):
+    """LARS as SimCLR, BYOL and Barlow Twins have it: the norm is that of the decayed gradient.
+
+    local = trust · |p| / |g + weight_decay · p|, and 1 where either norm is zero; the rest is `Larc`'s.
+    """
+
+    def _before_norms(self, adapted: list[list[Tensor]]) -> None:
+        for group, params in zip(self.param_groups, adapted, strict=True):
+            if params:
+                decay, gradients = group["weight_decay"], [_local(p.grad) for p in params]
+                torch._foreach_add_(gradients, [_local(p) for p in params], alpha=decay)
+
+    def _scale(self, params: list[Tensor], norms: Tensor, group: dict[str, Any]) -> None:
+        weight, gradient = norms.unbind(dim=1)
+        rates = (group["trust"] * weight / gradient).masked_fill((weight == 0) | (gradient == 0), 1.0)
+        torch._foreach_mul_([_local(p.grad) for p in params], list(rates.unbind()))
 
 
 def _local_rates(norms: Tensor, group: dict[str, Any]) -> Tensor:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
 from seer_pipe import config as settings
@@ -15,10 +18,10 @@ from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk, build_trunk, init_weights
 from seer_pipe.objectives.base import Network, Objective
 from seer_pipe.objectives.swav import Swav, SwavHead
-from seer_pipe.optim.larc import Larc
+from seer_pipe.optim.larc import Larc, Lars
 from seer_pipe.optim.schedule import constant_learning_rate, learning_rate
 from seer_pipe.train import syncbn
-from seer_pipe.train.parallel import World, parallel_mode, recompute, replicate, shard
+from seer_pipe.train.parallel import World, compile_block, parallel_mode, ranks_in_step, recompute, replicate, shard
 
 
 def build_crops(config: settings.Views) -> list[views.CropSpec]:
@@ -63,17 +66,26 @@ def spread_network(config: settings.Config, world: World) -> Spread:
     """
     network, trunk, head = outline(config)
     network.to(memory_format=layout(config.train))  # type: ignore[call-overload]  # the stubs lack it
-    if world.size > 1 and config.train.sync_bn:
-        syncbn.convert(network)
-    if config.train.activation_checkpointing:
-        for block in trunk.blocks():
-            recompute(block)
     mode = parallel_mode(config.train.parallel, world)
+    if world.size > 1 and config.train.sync_bn:
+        syncbn.convert(network, ranks_in_step(config.train.sync_bn, world))
+    if config.train.compile:
+        for block in trunk.blocks():
+            compile_block(block)
+    for block in checkpointed(trunk, config.train.activation_checkpointing):
+        recompute(block)
     if mode == "fsdp2":
-        shard(network, trunk.blocks(), world)
+        shard(network, trunk.blocks(), world, config.train.shard_within)
     materialise(network, config.seed, world.device)
     objective = build_objective(config, head, world.device)
     return Spread(network, trunk, objective, replicate(network, world) if mode == "ddp" else network)
+
+
+def checkpointed(trunk: Trunk, wanted: bool | list[int]) -> list[nn.Module]:
+    """The blocks whose activations are computed again in backward: all, none, or those of some stages (from 1)."""
+    stages = [number for number, (_, depth) in enumerate(trunk.stages, 1) for _ in range(depth)]
+    chosen = set(stages if wanted is True else wanted or [])
+    return [block for block, stage in zip(trunk.blocks(), stages, strict=True) if stage in chosen]
 
 
 def materialise(network: nn.Module, seed: int, device: torch.device) -> None:
@@ -100,14 +112,30 @@ def build_objective(config: settings.Config, head: SwavHead, device: torch.devic
 
 def build_optimizer(config: settings.Optimizer, network: nn.Module) -> Optimizer:
     """The optimiser over all parameters; its learning rate is set before every step."""
-    parameters = list(network.parameters())
+    groups = parameter_groups(network, config.exclude)
     if config.name == "adamw":
-        return AdamW(parameters, lr=0.0, weight_decay=config.weight_decay)
+        return AdamW(groups, lr=0.0, weight_decay=config.weight_decay)
     if config.name == "sgd":
-        return SGD(parameters, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
-    return Larc(
-        parameters, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, trust=config.trust
+        return SGD(groups, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
+    layerwise = Larc if config.name == "larc" else Lars
+    return layerwise(
+        groups, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, trust=config.trust
     )
+
+
+def parameter_groups(network: nn.Module, exclude: Sequence[str]) -> list[dict[str, Any]]:
+    """The parameters, and apart from them, without decay, those that the rules ``exclude`` name.
+
+    norm: scales and shifts of BatchNorm; bias: the shifts of all other layers.
+    """
+    norms = {id(p) for layer in network.modules() if isinstance(layer, _BatchNorm) for p in layer.parameters()}
+    kept: list[nn.Parameter] = []
+    excluded: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        rule = "norm" if id(parameter) in norms else name.rsplit(".", 1)[-1]
+        (excluded if rule in exclude else kept).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": kept}]
+    return [*groups, {"params": excluded, "weight_decay": 0.0, "adapt": False}] if excluded else groups
 
 
 def rate_at(config: settings.Optimizer, derived: settings.Derived, images: int) -> float:
@@ -126,11 +154,12 @@ def rate_at(config: settings.Optimizer, derived: settings.Derived, images: int) 
 
 
 def precision(config: settings.Train, world: World) -> torch.dtype | None:
-    """What to autocast the network's arithmetic to; None is plain fp32."""
-    on_gpu = world.device.type == "cuda"
+    """What to autocast the network's arithmetic to; None is plain fp32. On a GPU bf16, or fp16 if it lacks that."""
     if config.precision == "auto":
-        return torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else None
-    return torch.bfloat16 if config.precision == "bf16" else None
+        if world.device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
 
 
 def layout(config: settings.Train) -> torch.memory_format:
@@ -145,6 +174,9 @@ def set_threads(config: settings.Train, world: World) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world.size))
 
 
-def check_world(derived: settings.Derived, batch: int, world: World) -> None:
-    if derived.images_per_rank < 2:
-        raise UserError(f"train.batch {batch}: {world.size} ranks leave one image each; BatchNorm needs two")
+def check_world(derived: settings.Derived, config: settings.Train, world: World) -> None:
+    images, pieces = derived.images_per_rank, config.accumulate
+    if images < 2:
+        raise UserError(f"train.batch {config.batch}: {world.size} ranks leave one image each; BatchNorm needs two")
+    if images % pieces or images // pieces < 2:
+        raise UserError(f"train.accumulate {pieces}: must cut a rank's {images} images into equal pieces of 2 or more")

@@ -55,14 +55,18 @@ class Guard:
         torch._foreach_copy_(self._kept, self._live)
 
     @torch.no_grad()
-    def check(self, loss: Tensor) -> None:
-        """After the backward pass, on every rank: agree on the step, and send the verdict on its way to the host."""
-        gradients = [_local(p.grad) for p in self._parameters if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm(gradients, 2, torch.float32))
-        bad_loss = ~loss.detach().isfinite().all()
+    def check(self, loss: Tensor, *, gradients: bool = True) -> None:
+        """After the backward pass, on every rank: agree on the step, and send the verdict on its way to the host.
+
+        ``gradients``: they must be finite too.
+        """
+        bad_loss = bad = ~loss.detach().isfinite().all()
+        if gradients:
+            local = [_local(p.grad) for p in self._parameters if p.grad is not None]
+            bad = bad_loss | ~torch.stack(torch._foreach_norm(local, 2, torch.float32)).isfinite().all()
         rank = dist.get_rank() if dist.is_initialized() else 0
         flags = torch.stack([
-            (bad_loss | ~norms.isfinite().all()).float(),
+            bad.float(),
             bad_loss * float(rank + 1),
             torch.full((), float(self.stop), device=self._device),
         ])  # fmt: skip

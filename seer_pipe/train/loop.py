@@ -70,7 +70,7 @@ def train(config: Config, run: Path, say: Say = print, *, hooks: Hooks | None = 
         say_once: Say = say if world.is_first else lambda _: None
         shards, plan = open_data(config.data, config.train.batch, config.seed)
         derived = settings.derive(config, plan.total, world.size)
-        build.check_world(derived, config.train.batch, world)
+        build.check_world(derived, config.train, world)
         build.set_threads(config.train, world)
         if fresh:
             set_aside(run, world, say_once)
@@ -153,6 +153,8 @@ class Trainer:
             self.offset = found.get("offset", 0)
             self.policy.skipped = found.get("skipped", 0)
             self.train_step.rate_factor = found.get("rate_factor", 1.0)
+            if found.get("scaler"):
+                self.train_step.scaler.load_state_dict(found["scaler"])
             self.say(f"resumed: {self.step} of {self.derived.steps} steps are finished")
             self.note("resume", self.step, steps=self.derived.steps, world=self.world.size)
             return
@@ -321,6 +323,7 @@ class Trainer:
             "offset": self.offset,
             "skipped": self.policy.skipped,
             "rate_factor": self.train_step.rate_factor,
+            "scaler": self.train_step.scaler.state_dict(),
             "config": self.config.model_dump(mode="json"),
             "derived": asdict(self.derived),
         }

@@ -92,6 +92,12 @@ def parallel_mode(wanted: str, world: World) -> str:
 
     ``wanted`` may also be auto: fsdp2 where there are several processes.
     """
+    if wanted == "fairscale":
+        raise UserError(
+            "train.parallel fairscale: its FullyShardedDataParallel keeps every parameter as a flat piece without its "
+            "shape (and runs on CUDA only), so LARC, checkpoints and a change of the world size would be wrong; use "
+            "fsdp2, which shards the same and keeps the shapes"
+        )
     if wanted == "auto":
         return "none" if world.size == 1 else "fsdp2"
     if wanted == "none" and world.size > 1:
@@ -101,20 +107,57 @@ def parallel_mode(wanted: str, world: World) -> str:
     return wanted
 
 
-def shard(network: nn.Module, units: Iterable[nn.Module], world: World) -> None:
-    """Shard ``network`` in place by FSDP2: each of ``units`` by itself, then the rest. Names do not change."""
+def shard(network: nn.Module, units: Iterable[nn.Module], world: World, within: int | str | None = None) -> None:
+    """Shard ``network`` in place by FSDP2: each of ``units`` by itself, then the rest. Names do not change.
+
+    ``within``: shard over groups of so many neighbouring ranks, or over those of a node, and replicate across the
+    groups (HSDP); None: shard over all.
+    """
     if not all(parameter.is_contiguous() for parameter in network.parameters()):
         raise UserError("train.channels_last: fsdp2 cannot shard it; set it to false, or train.parallel to ddp")
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    size = world.size if within is None else _ranks_of_node() if within == "node" else int(within)
+    if world.size % size:
+        raise UserError(f"train.shard_within {within}: {world.size} ranks are no whole number of groups of {size}")
+    kind, groups = world.device.type, world.size // size
+    if groups == 1:
+        mesh = init_device_mesh(kind, (size,))
+    else:
+        mesh = init_device_mesh(kind, (groups, size), mesh_dim_names=("replicate", "shard"))
     for unit in units:
         fully_shard(unit, mesh=mesh)
     fully_shard(network, mesh=mesh)
+
+
+def _ranks_of_node() -> int:
+    try:
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    except (KeyError, ValueError):
+        raise UserError("train.shard_within node: LOCAL_WORLD_SIZE is not set; start by torchrun, or give the number "
+                        "of a node's ranks") from None  # fmt: skip
+
+
+def ranks_in_step(wanted: bool | int, world: World) -> dist.ProcessGroup | None:
+    """The ranks that this one shares BatchNorm statistics with: groups of ``wanted`` neighbours; None: all."""
+    if wanted is True or wanted >= world.size:
+        return None
+    if world.size % wanted:
+        raise UserError(f"train.sync_bn {wanted}: {world.size} ranks are no whole number of such groups")
+    group: dist.ProcessGroup = dist.new_subgroups(group_size=int(wanted))[0]
+    return group
 
 
 def replicate(network: nn.Module, world: World) -> nn.Module:
     """The DDP module around ``network``."""
     devices = [world.device] if world.device.type == "cuda" else None
     return DistributedDataParallel(network, device_ids=devices, forward_sync_buffers=False)
+
+
+def compile_block(block: nn.Module) -> None:
+    """Compile the forward of ``block``, each input shape by itself: multi-crop has few, and they never change.
+
+    Blocks share code but not shapes, so each keeps its own programs; sharding and hooks stay outside of them.
+    """
+    block.forward = torch.compile(block.forward, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
 
 
 def recompute(block: nn.Module) -> None:

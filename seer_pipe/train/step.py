@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from seer_pipe.config import Config, Derived
 from seer_pipe.objectives.base import Objective
 from seer_pipe.train import build
 from seer_pipe.train.health import Guard
 from seer_pipe.train.parallel import World
+from seer_pipe.train.syncbn import frozen_statistics
+
+Metrics = dict[str, Tensor]
 
 
 class TrainStep:
@@ -36,6 +42,8 @@ class TrainStep:
         self._device = world.device.type
         self._autocast = build.precision(config.train, world)
         self._layout = build.layout(config.train)
+        #: float16 loses small gradients: they are scaled up. A step whose gradients overflow moves nothing.
+        self.scaler = torch.amp.GradScaler(self._device, enabled=self._autocast == torch.float16)
 
     def __call__(self, crops: Sequence[Tensor], images: int, log: bool) -> Mapping[str, float | Tensor]:
         """Train on this rank's ``crops``, each [n, 3, S, S], when ``images`` images were seen before.
@@ -46,15 +54,60 @@ class TrainStep:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._guard.keep()
-        self._objective.before_step(images)
-        with torch.autocast(self._device, self._autocast) if self._autocast else nullcontext():
-            outputs = self._forward([crop.contiguous(memory_format=self._layout) for crop in crops])
-        loss, metrics = self._objective.loss(outputs, images, log)
         self._optimizer.zero_grad()
-        loss.backward()
+        self._objective.before_step(images)
+        whole = self._config.train.accumulate == 1
+        loss, metrics = (self._backward if whole else self._backward_in_pieces)(crops, images, log)
+        self.scaler.unscale_(self._optimizer)
         self._objective.after_backward(images)
-        self._guard.check(loss)
-        self._optimizer.step()
+        # In float16 a gradient past its range is the scaler's to skip.
+        self._guard.check(loss, gradients=not self.scaler.is_enabled())
+        self.scaler.step(self._optimizer)
+        self.scaler.update()
         self._objective.after_step(images)
         self._guard.settle()
         return {**metrics, "lr": rate}
+
+    def _backward(self, crops: Sequence[Tensor], images: int, log: bool) -> tuple[Tensor, Metrics]:
+        loss, metrics = self._objective.loss(self._outputs(crops), images, log)
+        self.scaler.scale(loss).backward()
+        return loss, metrics
+
+    def _backward_in_pieces(self, crops: Sequence[Tensor], images: int, log: bool) -> tuple[Tensor, Metrics]:
+        """The gradient of the whole batch's loss, with the activations of one piece of it in memory at a time.
+
+        The loss, and with it SwAV's codes, sees the outputs of all pieces (see `Objective`). BatchNorm normalises
+        each piece by the piece's statistics, over all synchronised ranks, and counts each once: the first forward
+        leaves the running statistics alone. What it costs is that forward.
+        """
+        pieces = list(zip(*(crop.chunk(self._config.train.accumulate) for crop in crops), strict=True))
+        with torch.no_grad(), frozen_statistics(self._forward):
+            flat = [tree_flatten(self._outputs(piece)) for piece in pieces]
+        joined = [self._join(parts).requires_grad_() for parts in zip(*(leaves for leaves, _ in flat), strict=True)]
+        loss, metrics = self._objective.loss(tree_unflatten(joined, flat[0][1]), images, log)
+        gradients = torch.autograd.grad(self.scaler.scale(loss), joined, allow_unused=True)
+        for number, piece in enumerate(pieces):
+            with self._without_reduction() if number + 1 < len(pieces) else nullcontext():
+                leaves, _ = tree_flatten(self._outputs(piece))
+                wanted = [(leaf, g) for leaf, g in zip(leaves, gradients, strict=True) if g is not None]
+                parts = [self._by_crop(g).chunk(len(pieces), dim=1)[number].flatten(0, 1) for _, g in wanted]
+                torch.autograd.backward([leaf for leaf, _ in wanted], parts)
+        return loss, metrics
+
+    def _outputs(self, crops: Sequence[Tensor]) -> Any:
+        # Autocast would keep a half-precision copy of every weight until its end, so of a sharded network the whole.
+        cache = not isinstance(self._forward, FSDPModule)
+        with torch.autocast(self._device, self._autocast, enabled=self._autocast is not None, cache_enabled=cache):
+            return self._forward([crop.contiguous(memory_format=self._layout) for crop in crops])
+
+    def _join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Rows of pieces, each in crop-major order, to those of the batch in crop-major order."""
+        return torch.cat([self._by_crop(part) for part in parts], dim=1).flatten(0, 1)
+
+    def _by_crop(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(0, (self._objective.crops, -1))
+
+    def _without_reduction(self) -> AbstractContextManager[None]:
+        """DDP reduces once, after the last piece. FSDP2 after each, or whole gradients would wait on every rank."""
+        no_sync: AbstractContextManager[None] = getattr(self._forward, "no_sync", nullcontext)()
+        return no_sync

@@ -40,7 +40,13 @@ class SyncBatchNorm(_BatchNorm):
         group = dist.group.WORLD if self.process_group is None else self.process_group
         function = _NativeSyncBatchNorm if input.is_cuda else _SyncBatchNorm
         statistics = self.running_mean, self.running_var
-        return function.apply(input, self.weight, self.bias, *statistics, self.eps, momentum, group, world)
+        return _apply(function, input, self.weight, self.bias, *statistics, self.eps, momentum, group, world)
+
+
+@torch.compiler.disable  # compiled blocks are cut here: the collectives run as they are
+def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
+    normalised: Tensor = function.apply(*args)
+    return normalised
 
 
 class _SyncBatchNorm(torch.autograd.Function):
@@ -118,19 +124,20 @@ def convert(module: nn.Module, process_group: dist.ProcessGroup | None = None) -
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Within it, forwards in training mode leave the running statistics of `module`'s BatchNorms alone.
+    """Forwards within it leave no trace in the running statistics of `module`'s BatchNorms, in training mode too.
 
-    They still normalise by the batch. (Switching `track_running_stats` off instead would change what autograd saves.)
+    They update them as always, and on leaving the former values are put back: so the forward is the same one, also
+    for a compiler, which would make another program for another momentum.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
-    kept = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    buffers = [buffer for layer in module.modules() if isinstance(layer, _BatchNorm) for buffer in layer.buffers()]
+    kept = [buffer.clone() for buffer in buffers]
     try:
-        for layer in layers:
-            layer.momentum, layer.num_batches_tracked = 0.0, None
         yield
     finally:
-        for layer, (momentum, tracked) in zip(layers, kept, strict=True):
-            layer.momentum, layer.num_batches_tracked = momentum, tracked
+        # autograd knows them as saved, though no gradient in training mode depends on them
+        with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(tuple(buffers)):
+            for buffer, value in zip(buffers, kept, strict=True):
+                buffer.copy_(value)
 
 
 def bn_safe_checkpoint_context(

@@ -1,6 +1,8 @@
-"""LARC against the published formula in float64, and sharded against whole."""
+"""LARC and LARS against the published formula in float64, and sharded against whole."""
 
+from collections.abc import Iterable
 from copy import deepcopy
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -12,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from seer_pipe.optim.larc import Larc
+from seer_pipe.optim.larc import Larc, Lars
 from tests.distributed import run_ranks
 from tests.host_sync import no_host_sync
 
@@ -21,7 +23,16 @@ SETTINGS = [
     {"weight_decay": 0.0, "momentum": 0.0},
     {"weight_decay": 0.1, "clip": True, "trust": 0.5},
     {"weight_decay": 0.1, "exclude_1d": True},
+    {"weight_decay": 0.1, "lars": True},
 ]
+
+
+def optimizer_of(params: Iterable[nn.Parameter], exclude_1d: bool = False, lars: bool = False, **settings: Any) -> Larc:
+    params = list(params)
+    groups = [{"params": [p for p in params if p.ndim > 1 or not exclude_1d]}]
+    if exclude_1d:
+        groups.append({"params": [p for p in params if p.ndim == 1], "adapt": False, "weight_decay": 0.0})
+    return (Lars if lars else Larc)(groups, lr=0.5, **settings)
 
 
 def reference_step(
@@ -34,9 +45,14 @@ def reference_step(
     trust: float = 0.001,
     clip: bool = False,
     exclude_1d: bool = False,
+    lars: bool = False,
 ) -> None:
-    """One parameter by the book: apex's LARC around SGD whose own decay is off."""
-    if p.norm() > 0 and g.norm() > 0 and not (exclude_1d and p.ndim == 1):
+    """One parameter by the book: apex's LARC around SGD whose own decay is off, or SimCLR's LARS."""
+    if lars:
+        g = g + weight_decay * p
+        if p.norm() > 0 and g.norm() > 0:
+            g = g * trust * p.norm() / g.norm()
+    elif p.norm() > 0 and g.norm() > 0 and not (exclude_1d and p.ndim == 1):
         rate = trust * p.norm() / (g.norm() + weight_decay * p.norm() + 1e-8)
         if clip:
             rate = min(rate / lr, torch.ones_like(rate))
@@ -53,9 +69,11 @@ def test_equals_the_formula_in_float64(settings: dict) -> None:
     nn.init.zeros_(params[3])  # a zero weight, and below a zero gradient
     exact = [p.detach().double() for p in params]
     buffers = [torch.zeros_like(p) for p in exact]
-    optimizer = Larc(params, lr=0.5, **settings)
+    optimizer = optimizer_of(params, **settings)
     for step in range(6):
-        optimizer.param_groups[0]["lr"] = lr = 0.5 / (step + 1)
+        lr = 0.5 / (step + 1)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
         for index, p in enumerate(params):
             p.grad = torch.randn_like(p) if index != 4 or step % 2 else torch.zeros_like(p)
             reference_step(exact[index], p.grad.double(), buffers[index], lr, **settings)
@@ -118,7 +136,7 @@ def train(settings: dict, sharding: str) -> tuple[list[Tensor], list[Tensor], in
     elif sharding == "full":
         fully_shard(model[0])
         fully_shard(model)
-    optimizer = Larc(model.parameters(), lr=0.5, **settings)
+    optimizer = optimizer_of(model.parameters(), **settings)
     generator = torch.Generator().manual_seed(1)
     for _ in range(5):
         model(torch.randn(16, 5, generator=generator)).square().mean().backward()
@@ -165,3 +183,50 @@ def test_a_step_makes_the_host_wait_for_nothing() -> None:
         p.grad = torch.randn_like(p)
     with no_host_sync("meta"):
         optimizer.step()
+
+
+def overflow(kind: type[Larc], bad_rank: int) -> tuple[list[Tensor], list[Tensor], float]:
+    """Parameters before and after a step in which one rank's gradient overflowed, and the scale after it."""
+    model = network()
+    fully_shard(model)
+    optimizer = kind(model.parameters(), lr=0.5, weight_decay=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    before: list[Tensor] = []
+    for step in range(2):
+        batch = torch.randn(16, 5, generator=torch.Generator().manual_seed(step))
+        scaler.scale(model(batch).square().mean()).backward()
+        if step == 1:
+            before = [whole(t) for p in model.parameters() for t in (p, optimizer.state[p]["momentum_buffer"])]
+            if dist.get_rank() == bad_rank:
+                model[3].weight.grad.to_local().fill_(torch.inf)
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    after = [whole(t) for p in model.parameters() for t in (p, optimizer.state[p]["momentum_buffer"])]
+    return before, after, scaler.get_scale()
+
+
+@pytest.mark.parametrize(("kind", "bad_rank"), [(Larc, 0), (Lars, 0), (Larc, 9)])
+def test_a_step_that_overflowed_on_one_rank_moves_nothing_on_any(kind: type[Larc], bad_rank: int) -> None:
+    for before, after, scale in run_ranks(2, overflow, kind, bad_rank):
+        assert all(torch.equal(b, a) for b, a in zip(before, after, strict=True)) == (bad_rank == 0)
+        assert scale == (8.0 if bad_rank == 0 else 16.0)
+
+
+@pytest.mark.parametrize("kind", [Larc, Lars])
+def test_scaled_gradients_take_the_same_step(kind: type[Larc]) -> None:
+    results = []
+    for scale in (1.0, 1024.0):
+        model = network()
+        optimizer = kind(model.parameters(), lr=0.5, weight_decay=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        for step in range(3):
+            batch = torch.randn(16, 5, generator=torch.Generator().manual_seed(step))
+            scaler.scale(model(batch).square().mean()).backward()
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        results.append([p.detach() for p in model.parameters()])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-7)

@@ -1,0 +1,146 @@
+"""What a run will need, and what looks wrong with it, before anything is paid for. Nothing is trained or allocated."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from seer_pipe import config as settings
+from seer_pipe.data.sources import open_data
+from seer_pipe.models import multiply_adds
+from seer_pipe.train.build import checkpointed, outline
+
+GB = 1e9
+#: Effective teraFLOP/s of a large GPU that the loader must keep up with: an upper bound for convolutions.
+FAST_GPU = 300.0
+#: Bytes that a step keeps of each output of a convolution or BatchNorm, beside the output itself: masks, gates.
+KEPT_BESIDE = 0.25
+PUBLISHED_LR = 0.3  # of LARC, for each 256 images
+
+
+def examine(config: settings.Config, images: int, gpus: int, gpu_memory: float | None = None) -> dict[str, Any]:
+    """What follows from a recipe for a set of so many images on so many GPUs.
+
+    Returns ``derived`` (see `settings.Derived`), ``memory`` a GPU in GB by part, ``loader`` (images a second and GPU
+    if it did 300 teraFLOP/s, and in all), and ``problems``: sentences.
+    """
+    derived = settings.derive(config, images, gpus)
+    memory = estimate_memory(config, gpus)
+    flops = training_flops(config)
+    rate = FAST_GPU * 1e12 / flops
+    return {
+        "derived": asdict(derived),
+        "memory": memory,
+        "loader": {"teraflop_per_image": flops / 1e12, "images_per_s_and_gpu": rate, "images_per_s": rate * gpus},
+        "problems": problems(config, derived, gpus, memory["total"], gpu_memory),
+    }
+
+
+def images_of(config: settings.Config) -> int:
+    """The size of the recipe's shard sets."""
+    return len(open_data(config.data, config.train.batch, config.seed)[0])
+
+
+def training_flops(config: settings.Config) -> float:
+    """Floating-point operations of a training step an image, all crops, without what is computed again."""
+    name, stem = config.model.name, config.model.stem
+    forward = sum(crop.count * multiply_adds(name, crop.size, stem=stem) for crop in config.views.crops)
+    return 3 * 2 * float(forward)
+
+
+def estimate_memory(config: settings.Config, gpus: int, half: bool = True) -> dict[str, float]:
+    """GB a GPU takes, by part; ``half``: activations in 16 bits, as on a GPU.
+
+    Weights, gradients and momentum (two moments for AdamW) are float32, sharded unless train.parallel is none or
+    ddp; gathered is the largest block, whole, twice (the next is fetched meanwhile). Activations are the outputs of
+    all convolutions, linear layers and BatchNorms, as the layers of the meta network have them.
+    """
+    network, trunk, _ = outline(config)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    sharded = gpus > 1 and config.train.parallel in ("auto", "fsdp2")
+    within = config.train.shard_within
+    share = (8 if within == "node" else within or gpus) if sharded else 1
+    largest = max(sum(p.numel() for p in block.parameters()) for block in trunk.blocks())
+    images = config.train.batch / gpus / config.train.accumulate  # at a time
+    width = 2 if half and config.train.precision != "fp32" else 4
+    kept = images * width * activations(config)
+    rows = images * config.views.count
+    scores = 4 * 3 * rows * config.objective.prototypes * config.train.accumulate
+    moments = 2 if config.optimizer.name == "adamw" else 1
+    queue = 4 * len(config.objective.assign) * config.objective.queue * config.objective.head.dim
+    parts = {
+        "weights": 4 * parameters / share,
+        "gradients": 4 * parameters / share,
+        "optimizer": 4 * moments * parameters / share,
+        "gathered": 2 * (4 + width) * largest if sharded else 0.0,
+        "activations": kept,
+        "scores_and_queue": scores + queue,
+    }
+    return {name: size / GB for name, size in parts.items()} | {"total": sum(parts.values()) / GB}
+
+
+def activations(config: settings.Config) -> float:
+    """Numbers that the backward pass keeps of one image, over all of its crops."""
+    network, trunk, _ = outline(config)
+    chosen = set(checkpointed(trunk, config.train.activation_checkpointing))
+    total = 0.0
+    inside = {layer: block for block in trunk.blocks() for layer in block.modules()}
+    recomputed: dict[nn.Module, float] = {}
+
+    def note(layer: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal total
+        if layer in chosen:
+            total += inputs[0].numel()
+        elif inside.get(layer) in chosen:
+            block = inside[layer]
+            recomputed[block] = recomputed.get(block, 0.0) + (1 + KEPT_BESIDE) * output.numel()
+        else:
+            total += (1 + KEPT_BESIDE) * output.numel()
+
+    leaves = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
+    for layer in network.modules():
+        if isinstance(layer, leaves) or layer in chosen:
+            layer.register_forward_hook(note)
+    peak = 0.0
+    for crop in config.views.crops:
+        trunk.eval()(torch.empty(crop.count, 3, crop.size, crop.size, device="meta"))
+        peak = max([peak, *recomputed.values()])
+        recomputed.clear()
+    return total + peak  # one block at a time is whole while it is computed again
+
+
+def problems(
+    config: settings.Config, derived: settings.Derived, gpus: int, needed: float, gpu_memory: float | None
+) -> list[str]:
+    """What looks wrong, a sentence each; empty where nothing does."""
+    batch, objective, found = config.train.batch, config.objective, []
+    if batch % gpus:
+        found.append(f"train.batch {batch} is not divisible by {gpus} GPUs: choose {batch // gpus * gpus or gpus}")
+    elif derived.images_per_rank < 2:
+        found.append(f"train.batch {batch} leaves one image to each of {gpus} GPUs: BatchNorm needs two")
+    elif derived.images_per_rank % config.train.accumulate:
+        found.append(f"train.accumulate {config.train.accumulate} does not divide the {derived.images_per_rank} images "
+                     "of a GPU")  # fmt: skip
+    lanes = config.data.lanes or batch
+    if lanes % gpus and gpus % lanes:
+        found.append(f"data.lanes {lanes} and {gpus} GPUs: neither divides the other, so GPUs read unevenly")
+    known = batch + objective.queue
+    if objective.prototypes > known:
+        found.append(f"objective.prototypes {objective.prototypes} is more than batch and queue hold ({known}): some "
+                     "stay empty in every step")  # fmt: skip
+    if config.optimizer.name == "larc" and not PUBLISHED_LR / 4 <= config.optimizer.lr <= PUBLISHED_LR * 4:
+        found.append(f"optimizer.lr {config.optimizer.lr} is far from the published {PUBLISHED_LR} for 256 images")
+    if derived.warmup_steps >= derived.steps:
+        found.append(f"optimizer.warmup_images: the warm-up ({derived.warmup_steps} steps) is not over when the run is "
+                     f"({derived.steps})")  # fmt: skip
+    if derived.freeze_steps >= derived.steps:
+        found.append("objective.freeze_images: the prototypes never move in this run")
+    if objective.queue and derived.queue_start_steps >= derived.steps:
+        found.append("objective.queue_start_images: the queue is never used in this run")
+    if gpu_memory is not None and needed > gpu_memory:
+        found.append(f"about {needed:.1f} GB a GPU are needed, more than {gpu_memory:g}: set "
+                     "train.activation_checkpointing or train.accumulate, or take more GPUs")  # fmt: skip
+    return found
