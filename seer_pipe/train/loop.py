@@ -31,6 +31,7 @@ from seer_pipe.train import build
 from seer_pipe.train.events import Event, Events
 from seer_pipe.train.folder import lay_out, only_start, set_aside
 from seer_pipe.train.health import Collapse, Guard, Policy, Watchdog
+from seer_pipe.train.heartbeat import Heartbeat, State
 from seer_pipe.train.parallel import World, assign, join
 from seer_pipe.train.restore import Keeper, zero_state
 from seer_pipe.train.signals import StopRequest
@@ -81,6 +82,8 @@ def train(config: Config, run: Path, say: Say = print, *, hooks: Hooks | None = 
             trainer = Trainer(config, derived, shards, plan, run, world, say_once, note, hooks or Hooks(), watchdog)
             return trainer.run(stop)
         except Exception as error:
+            if trainer is not None:
+                trainer.beat("failed")
             note("error", trainer.step if trainer else 0, reason=f"{type(error).__name__}: {error}")
             raise
         finally:
@@ -144,6 +147,9 @@ class Trainer:
         )  # fmt: skip
         self.metrics = Metrics(run, self.step) if world.is_first else None
         self.quarantine = Quarantine(run, self.step + self.offset) if world.is_first else None
+        self.heartbeat = (
+            Heartbeat(run, self.step, derived.steps, config.train.batch, world.size) if world.is_first else None
+        )
         self._replaced: list[Any] = []  # by this rank, not yet gathered
 
     def _restore_or_begin(self) -> None:
@@ -178,6 +184,7 @@ class Trainer:
                 case "rollback":
                     self._roll_back()
                 case "stopped":
+                    self.beat("stopping")
                     self._save()
                     self.keeper.finish(must=True)
                     self.note("stop", self.step, reason=stop.reason or "asked on another rank")
@@ -187,6 +194,7 @@ class Trainer:
                     self._save()
                     self.keeper.finish(must=True)
                     self.note("done", self.step)
+                    self.beat("done")
                     self.say(f"done: {self.derived.steps} steps, {self.derived.images} images")
                     return True
 
@@ -198,6 +206,7 @@ class Trainer:
                 self.watchdog.beat()
                 self.guard.stop = stop.reason is not None
                 self._step(batch, clock)
+                self.beat("running")
                 due = self._knn is not None or self._overdue or self.step % self.config.train.checkpoint_every == 0
                 order = self._judge(all_steps=due or self.step == self.derived.steps)
                 if order is not None:
@@ -244,6 +253,10 @@ class Trainer:
         self.note("rollback", self.step, sick=bad, offset=self.offset, rate_factor=self.train_step.rate_factor)
         self.say(f"rolled back from step {bad} to {self.step}; goes on with other data")
 
+    def beat(self, state: State, loss: float | None = None) -> None:
+        if self.heartbeat is not None:
+            self.heartbeat.beat(state, self.step, loss)
+
     def _timed(self, batches: Iterator[Batch], clock: _Clock) -> Iterator[Batch]:
         while True:
             began = time.perf_counter()
@@ -274,6 +287,7 @@ class Trainer:
     def _log(self, values: dict[str, float]) -> None:
         self._collect_replaced()
         values["images"] = self.step * self.config.train.batch
+        self.beat("running", values.get("loss"))
         if self.metrics is not None:
             self.metrics.write(self.step, values)
         self.say(

@@ -1,0 +1,172 @@
+"""Runs as jobs, on Slurm or on this machine."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from seer_pipe.cli.common import AsJson, ConfigArgument, Overrides
+
+verbs = typer.Typer()
+RunArgument = Annotated[Path, typer.Argument(help="The run's folder.")]
+Where = Annotated[str | None, typer.Option("--cluster", help="slurm, local, or auto: Slurm where one answers.")]
+Defaults = Annotated[
+    str | None,
+    typer.Option("--cluster-config", envvar="SEER_PIPE_CLUSTER", help="YAML file, or its name in slurm/clusters."),
+]
+Nodes = Annotated[int | None, typer.Option(help="Nodes.")]
+MinNodes = Annotated[int | None, typer.Option(help="Go on with as few nodes when others fail; default: with all.")]
+Gpus = Annotated[int | None, typer.Option("--gpus-per-node", help="GPUs of a node, one task each.")]
+Tasks = Annotated[int | None, typer.Option("--tasks-per-node", help="Tasks of a node; default: one a GPU, or one.")]
+Cpus = Annotated[int | None, typer.Option("--cpus-per-task", help="CPU cores of a task.")]
+Memory = Annotated[str | None, typer.Option("--mem", help="Memory of a node: 400G.")]
+Time = Annotated[str | None, typer.Option(help="Of one start: 3d, 12h, 90m; a longer run goes on by requeues.")]
+Partition = Annotated[str | None, typer.Option(help="Slurm partition.")]
+Account = Annotated[str | None, typer.Option(help="Slurm account.")]
+Constraint = Annotated[str | None, typer.Option(help="Features that nodes must have.")]
+Exclude = Annotated[str | None, typer.Option(help="Nodes not to use.")]
+Dependency = Annotated[str | None, typer.Option(help="As Slurm has it: afterok:123.")]
+Container = Annotated[str | None, typer.Option(help="Image for the tasks (pyxis).")]
+
+
+@verbs.command()
+def launch(
+    config: ConfigArgument, overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/NAME.")] = None,
+    cluster: Where = None, cluster_config: Defaults = None, nodes: Nodes = None, min_nodes: MinNodes = None,
+    gpus: Gpus = None, tasks: Tasks = None, cpus: Cpus = None, mem: Memory = None, time: Time = None,
+    partition: Partition = None, account: Account = None, constraint: Constraint = None, exclude: Exclude = None,
+    dependency: Dependency = None, container: Container = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the batch script and submit nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Train a recipe as a job that goes on, through time limits, preemption and crashes, until it is done."""
+    from seer_pipe import config as settings
+    from seer_pipe.launch import submit
+
+    recipe = settings.load(config, overrides or [])
+    run = (out or Path("runs") / recipe.name).absolute()
+    asked = _cluster(cluster_config, cluster=cluster, nodes=nodes, min_nodes=min_nodes, gpus_per_node=gpus,
+                     tasks_per_node=tasks, cpus_per_task=cpus, mem=mem, time=time, partition=partition, account=account,
+                     constraint=constraint, exclude=exclude, dependency=dependency, container=container)  # fmt: skip
+    if dry_run:
+        submit.check(recipe, run, asked)
+        print(submit.batch_script([run], run / "jobs", asked), end="")
+        return
+    _told([(run, submit.launch(recipe, run, asked))], as_json)
+
+
+@verbs.command()
+def sweep(
+    config: ConfigArgument,
+    choices: Annotated[list[str], typer.Argument(help="Settings to go through: key.path=value,value")],
+    out: Annotated[Path, typer.Option(help="Folder for the runs.")],
+    at_once: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    cluster: Where = None, cluster_config: Defaults = None, nodes: Nodes = None, min_nodes: MinNodes = None,
+    gpus: Gpus = None, tasks: Tasks = None, cpus: Cpus = None, mem: Memory = None, time: Time = None,
+    partition: Partition = None, account: Account = None, constraint: Constraint = None, exclude: Exclude = None,
+    dependency: Dependency = None, container: Container = None, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """One array of runs: a recipe under every combination of a few settings."""
+    from seer_pipe import config as settings
+    from seer_pipe.launch import submit
+
+    asked = _cluster(cluster_config, cluster=cluster, nodes=nodes, min_nodes=min_nodes, gpus_per_node=gpus,
+                     tasks_per_node=tasks, cpus_per_task=cpus, mem=mem, time=time, partition=partition, account=account,
+                     constraint=constraint, exclude=exclude, dependency=dependency, container=container)  # fmt: skip
+    runs = [
+        (settings.load(config, overrides), (out / ",".join(overrides).replace("/", "_")).absolute())
+        for overrides in submit.sweep(choices)
+    ]
+    launched = submit.launch_all(runs, out.absolute() / "jobs", asked, at_once)
+    _told([(run, item) for (_, run), item in zip(runs, launched, strict=True)], as_json)
+
+
+@verbs.command()
+def resume(run: RunArgument, nodes: Nodes = None, time: Time = None, as_json: AsJson = False) -> None:
+    """Go on with a run that was stopped, cancelled or has failed; let one that waits start as soon as it can."""
+    from seer_pipe.launch import submit
+
+    run = run.absolute()
+    fewer = {"min_nodes": None} if nodes else {}
+    _told([(run, submit.resume(run, {"nodes": nodes, "time": time, **fewer}))], as_json)
+
+
+@verbs.command()
+def cancel(run: RunArgument) -> None:
+    """Stop a run for good; it commits a checkpoint first if it is training."""
+    from seer_pipe.launch import submit
+
+    print(f"{run}: {submit.cancel(run.absolute())}")
+
+
+@verbs.command()
+def logs(
+    run: RunArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
+    rank: Annotated[int, typer.Option(min=0, help="Whose.")] = 0,
+) -> None:
+    """What a run printed, over all its starts."""
+    from seer_pipe.launch.status import logs as read_logs
+
+    for text in read_logs(run.absolute(), rank, follow):
+        print(text, end="", flush=True)
+
+
+@verbs.command()
+def status(
+    root: Annotated[Path, typer.Argument(help="A run's folder, or one with runs in it.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """How a run is doing, or all runs in a folder."""
+    from seer_pipe.launch.status import find_runs
+    from seer_pipe.launch.status import status as ask
+
+    rows = ask(find_runs(root.absolute()))
+    if as_json:
+        print(json.dumps(rows))
+        return
+    _table(rows)
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for name in ("run", "state", "step", "images/s", "loss", "left", "restarts", "checkpoint", "job", "why"):
+        table.add_column(name, overflow="fold")
+    colours = {"running": "green", "done": "bold green", "failed": "bold red", "died": "bold red", "queued": "yellow"}
+    for row in rows:
+        silent = f" (silent {row['silent_s']:.0f} s)" if (row["silent_s"] or 0) > 60 else ""
+        colour, of = colours.get(row["state"], "default"), f"{_some(row['step'])}/{_some(row['steps'])}"
+        table.add_row(
+            Path(row["run"]).name, f"[{colour}]{row['state']}[/]{silent}", of,
+            _some(row["images_per_s"], ".1f"), _some(row["loss"], ".4f"),
+            "" if row["eta_s"] is None else str(timedelta(seconds=round(row["eta_s"]))),
+            str(row["restarts"]), _some(row["checkpoint"]), _some(row["job"]), row["why"],
+        )  # fmt: skip
+    Console().print(table if rows else "no runs here")
+
+
+def _some(value: Any, form: str = "") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _cluster(name: str | None, **changes: Any) -> Any:
+    from seer_pipe.launch.cluster import load
+
+    return load(name, changes)
+
+
+def _told(launched: list[tuple[Path, Any]], as_json: bool) -> None:
+    for run, item in launched:
+        if as_json:
+            print(json.dumps({"run": str(run), "where": item.where, "job": item.job}))
+        else:
+            print(f"{run}: job {item.job} on {'Slurm' if item.where == 'slurm' else 'this machine'}; "
+                  "seer-pipe status, logs --follow and cancel take its folder")  # fmt: skip

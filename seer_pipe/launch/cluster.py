@@ -1,0 +1,95 @@
+"""What a job asks for: a team's defaults in YAML, changed on the command line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from seer_pipe.config import Positive, Section
+from seer_pipe.errors import UserError
+
+FOLDER = Path("slurm/clusters")
+VARIABLE = "SEER_PIPE_CLUSTER"  # names the defaults where the command line does not
+UNITS = {"d": 24 * 60, "h": 60, "m": 1}
+
+
+class Cluster(Section):
+    cluster: Literal["auto", "slurm", "local"] = Field("auto", description="auto: Slurm where one answers")
+    nodes: Positive = 1
+    min_nodes: Positive | None = Field(None, description="go on with as few nodes; default: with all")
+    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    tasks_per_node: Positive | None = Field(None, description="default: one a GPU, or one")
+    cpus_per_task: Positive | None = None
+    mem: str | None = Field(None, description="of a node, as Slurm has it: 400G")
+    time: str = Field("1d", description="3d, 12h, 90m; a longer run goes on through requeues")
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    dependency: str | None = None
+    container: str | None = Field(None, description="image of the tasks, for pyxis (srun --container-image)")
+    mounts: str | None = Field(None, description="srun --container-mounts")
+    interface: str | None = Field(None, description="network of NCCL and gloo: ib0")
+    env: dict[str, str] = Field({}, description="variables of every task: NCCL_IB_HCA: mlx5")
+    setup: list[str] = Field([], description="lines of the batch script before the tasks: module load …")
+    sbatch: dict[str, Any] = Field({}, description="further options of sbatch")
+    srun: list[str] = Field([], description="further arguments of srun")
+    signal_s: Positive = Field(120, description="seconds before the time limit when the run is asked to stop")
+    max_crashes: Annotated[int, Field(ge=0)] = Field(3, description="in a row, without a new checkpoint between")
+    backoff_s: Positive = Field(30, description="before the first restart after a crash; doubles each time")
+    snapshot: bool = Field(False, description="run a copy of the code as it is now")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Cluster:
+        if self.min_nodes is not None and self.min_nodes > self.nodes:
+            raise ValueError("min_nodes is more than nodes")
+        minutes(self.time)
+        return self
+
+    @property
+    def tasks(self) -> int:
+        """Tasks a node."""
+        return self.tasks_per_node or self.gpus_per_node or 1
+
+    @property
+    def fewest(self) -> int:
+        return self.min_nodes or self.nodes
+
+    @property
+    def variables(self) -> dict[str, str]:
+        network = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if self.interface else ()
+        return dict.fromkeys(network, self.interface or "") | self.env
+
+
+def minutes(text: str) -> int:
+    """``3d``, ``12h``, ``90m`` or a sum of them: ``1d12h``."""
+    if not re.fullmatch(r"(\d+[dhm])+", text):
+        raise ValueError(f"time {text!r}: write 3d, 12h, 90m or 1d12h")
+    return sum(int(count) * UNITS[unit] for count, unit in re.findall(r"(\d+)([dhm])", text))
+
+
+def load(name: str | None, changes: Mapping[str, Any]) -> Cluster:
+    """The defaults ``name`` (a YAML file, or its name in slurm/clusters) with ``changes`` that are not None."""
+    name = name or os.environ.get(VARIABLE)
+    tree: Any = {}
+    if name:
+        path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+        try:
+            tree = yaml.safe_load(path.read_text()) or {}
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Cluster.model_validate(tree | {key: value for key, value in changes.items() if value is not None})
+    except (TypeError, ValidationError) as error:
+        problems = error.errors() if isinstance(error, ValidationError) else []
+        told = [f"{'.'.join(map(str, p['loc']))}: {p['msg'].removeprefix('Value error, ')}" for p in problems]
+        raise UserError(f"{name or 'cluster'}: " + ("; ".join(told) or "expected settings")) from None

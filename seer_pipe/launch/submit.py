@@ -1,0 +1,238 @@
+"""A config becomes a job, and what can be done to it from then on."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import submitit
+from submitit.core.utils import FailedJobError
+from submitit.slurm.slurm import _make_sbatch_string
+
+import seer_pipe
+from seer_pipe import config as settings
+from seer_pipe import slurm
+from seer_pipe.config import Config
+from seer_pipe.errors import UserError
+from seer_pipe.launch import keeper, record
+from seer_pipe.launch.cluster import Cluster, minutes
+from seer_pipe.launch.job import Job
+from seer_pipe.launch.record import Record
+
+GRACE = 120.0  # seconds that a cancelled run has for its checkpoint
+
+
+def launch(config: Config, run: Path, cluster: Cluster) -> Record:
+    """Submit the run; it goes on from what is in its folder."""
+    (launched,) = launch_all([(config, run)], run / "jobs", cluster, 1)
+    return launched
+
+
+def launch_all(runs: Sequence[tuple[Config, Path]], folder: Path, cluster: Cluster, at_once: int) -> list[Record]:
+    """Submit several runs, ``at_once`` of them at a time; on Slurm they are one array."""
+    where = place(cluster)
+    for config, run in runs:
+        check(config, run, cluster)
+    folder.mkdir(parents=True, exist_ok=True)
+    code = snapshot(folder) if cluster.snapshot else None
+    made = []
+    for config, run in runs:
+        (run / "jobs").mkdir(parents=True, exist_ok=True)
+        (run / "jobs" / "outcome.json").unlink(missing_ok=True)
+        before = record.read(run)
+        made.append(Record(
+            where, "", socket.gethostname(), time.time(), str(folder), config.model_dump(mode="json"),
+            cluster.model_dump(mode="json"), [] if before is None else before.jobs,
+        ))  # fmt: skip
+        record.write(run, made[-1])
+    paths = [run for _, run in runs]
+    jobs = _to_slurm(made, paths, folder, cluster, code, at_once) if where == "slurm" else _to_keepers(
+        paths, folder, code, at_once)  # fmt: skip
+    more: Any = [[job] if where == "slurm" else [] for job in jobs]
+    return [
+        record.change(run, job=job, jobs=[*(record.read(run) or item).jobs, *new])
+        for item, run, job, new in zip(made, paths, jobs, more, strict=True)
+    ]
+
+
+def place(cluster: Cluster) -> Literal["slurm", "local"]:
+    if cluster.cluster == "local" or (cluster.cluster == "auto" and not slurm.available()):
+        if cluster.nodes > 1:
+            raise UserError("nodes: this machine is one node; more need Slurm, and none answers here")
+        return "local"
+    if not slurm.available():
+        raise UserError("cluster slurm: no Slurm answers here (scontrol ping); is SLURM_CONF set?")
+    return "slurm"
+
+
+def check(config: Config, run: Path, cluster: Cluster) -> None:
+    """Refuse now what would be refused once the job runs."""
+    if active(run):
+        launched = record.read(run)
+        assert launched is not None
+        raise UserError(f"{run}: goes on already as job {launched.job}; seer-pipe cancel stops it")
+    if (run / "config.yaml").exists() and (changed := settings.differences(settings.load(run / "config.yaml"), config)):
+        raise UserError(f"{run}: the run was begun with other settings: {'; '.join(changed)}; "
+                        "use them, or choose another folder")  # fmt: skip
+    for nodes in range(cluster.fewest, cluster.nodes + 1):
+        if config.train.batch % (nodes * cluster.tasks):
+            raise UserError(f"train.batch {config.train.batch}: does not divide over {nodes} nodes of {cluster.tasks} "
+                            "tasks; change the batch, nodes or min_nodes")  # fmt: skip
+
+
+def active(run: Path) -> bool:
+    """Whether the run's job waits or runs."""
+    launched = record.read(run)
+    if launched is None:
+        return False
+    return bool(slurm.queue([launched.job])) if launched.where == "slurm" and launched.job else keeper.kept(run)
+
+
+def batch_script(runs: Sequence[Path], folder: Path, cluster: Cluster) -> str:
+    """What sbatch is given."""
+    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return str(_make_sbatch_string(command=command, folder=folder, **parameters(runs, folder, cluster)))
+
+
+def parameters(
+    runs: Sequence[Path], folder: Path, cluster: Cluster, code: Path | None = None, at_once: int = 1
+) -> dict[str, Any]:
+    """Of submitit's Slurm executor."""
+    after = shlex.join([sys.executable, "-m", "seer_pipe.launch.after"])
+    nodes = f"{cluster.fewest}-{cluster.nodes}" if cluster.fewest < cluster.nodes else str(cluster.nodes)
+    variables = {**cluster.variables, **({"PYTHONPATH": _python_path(code)} if code else {})}
+    srun = ["--kill-on-bad-exit=1", *cluster.srun]
+    if cluster.cpus_per_task:  # Slurm's steps do not take it over from the job
+        srun.append(f"--cpus-per-task={cluster.cpus_per_task}")
+    if cluster.container:
+        srun.append(f"--container-image={cluster.container}")
+    if cluster.mounts:
+        srun.append(f"--container-mounts={cluster.mounts}")
+    given = {
+        "partition": cluster.partition, "account": cluster.account, "qos": cluster.qos, "mem": cluster.mem,
+        "constraint": cluster.constraint, "exclude": cluster.exclude, "dependency": cluster.dependency,
+        "cpus_per_task": cluster.cpus_per_task, "gpus_per_node": cluster.gpus_per_node or None,
+    }  # fmt: skip
+    return {
+        "job_name": runs[0].name if len(runs) == 1 else folder.parent.name,
+        "time": minutes(cluster.time), "nodes": cluster.nodes, "ntasks_per_node": cluster.tasks,
+        "signal_delay_s": cluster.signal_s, "stderr_to_stdout": True, "array_parallelism": at_once,
+        "setup": [*(f"export {name}={shlex.quote(value)}" for name, value in variables.items()), *cluster.setup],
+        "teardown": ["code=$?", f"{after} $code {shlex.join(map(str, runs))}"],
+        "srun_args": srun,
+        "additional_parameters": {"nodes": nodes, "requeue": True, **cluster.sbatch},
+        **{name: value for name, value in given.items() if value is not None},
+    }  # fmt: skip
+
+
+def _to_slurm(
+    made: Sequence[Record], runs: Sequence[Path], folder: Path, cluster: Cluster, code: Path | None, at_once: int
+) -> list[str]:
+    executor = submitit.SlurmExecutor(folder)
+    executor.update_parameters(**parameters(runs, folder, cluster, code, at_once))
+    jobs = [Job(run, item.config) for run, item in zip(runs, made, strict=True)]
+    try:
+        return [str(job.job_id) for job in executor.submit_array(jobs)]
+    except FailedJobError as error:  # sbatch said no
+        lines = [line for line in str(error).splitlines() if "sbatch: error:" in line]
+        told = (lines or [str(error)])[-1].split("sbatch: error: ")[-1]
+        raise UserError(f"sbatch: {told}") from None
+
+
+def _to_keepers(runs: Sequence[Path], folder: Path, code: Path | None, at_once: int) -> list[str]:
+    jobs = [""] * len(runs)
+    environment = dict(os.environ, PYTHONPATH=_python_path(code)) if code else None
+    for first in range(min(at_once, len(runs))):
+        command = [sys.executable, "-m", "seer_pipe.launch.keeper", *map(str, runs[first::at_once])]
+        with (folder / "keeper.log").open("a") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+        jobs[first::at_once] = [str(process.pid)] * len(jobs[first::at_once])
+    deadline = time.monotonic() + GRACE
+    while not all(keeper.kept(run) or record.read_outcome(run) for run in runs[:at_once]):
+        if time.monotonic() > deadline:
+            raise UserError(f"{folder / 'keeper.log'}: the job does not start; it may tell why")
+        time.sleep(0.05)
+    return jobs
+
+
+def snapshot(folder: Path) -> Path:
+    """A copy of the package as it is now, so that an edit does not change a queued job."""
+    code = folder / "code"
+    shutil.rmtree(code, ignore_errors=True)
+    package = Path(seer_pipe.__file__).parent
+    shutil.copytree(package, code / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    return code
+
+
+def _python_path(code: Path) -> str:
+    return os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
+
+
+def resume(run: Path, changes: dict[str, Any]) -> Record:
+    """Launch again a run whose job is gone; one that waits starts as soon as it can, on other nodes if asked."""
+    launched = _launched(run)
+    cluster = Cluster.model_validate(launched.cluster | {k: v for k, v in changes.items() if v is not None})
+    if launched.where == "slurm" and (waiting := slurm.queue([launched.job]).get(launched.job)):
+        if waiting.state != "PENDING":
+            raise UserError(f"{run}: goes on already as job {launched.job}")
+        check_nodes = settings.parse(launched.config, str(run)).train.batch % (cluster.nodes * cluster.tasks)
+        if check_nodes:
+            raise UserError(f"train.batch does not divide over {cluster.nodes} nodes of {cluster.tasks} tasks")
+        if changes.get("nodes"):
+            slurm.set_nodes(launched.job, str(cluster.nodes))
+        slurm.start_now(launched.job)
+        return record.change(run, cluster=cluster.model_dump(mode="json"))
+    return launch(settings.parse(launched.config, str(run)), run, cluster)
+
+
+def cancel(run: Path) -> str:
+    """Stop the run for good, its checkpoint committed if it is training; what was done."""
+    launched = _launched(run)
+    if not active(run):
+        return "is not going on"
+    record.change(run, cancelled=True)
+    if launched.where == "local":
+        os.kill(int(launched.job), 15)
+    else:
+        waiting = slurm.queue([launched.job]).get(launched.job)
+        if waiting is not None and waiting.state == "RUNNING":
+            slurm.signal(launched.job, "USR2")
+        else:
+            slurm.cancel(launched.job)
+    deadline = time.monotonic() + GRACE
+    while active(run):
+        if time.monotonic() > deadline:
+            if launched.where == "slurm":
+                slurm.cancel(launched.job)
+            return f"had {GRACE:.0f} s to stop and did not; its last checkpoint stays"
+        time.sleep(0.5)
+    return "cancelled"
+
+
+def sweep(configs: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every combination of ``key=value,value`` arguments, each as overrides."""
+    choices = []
+    for text in configs:
+        key, equals, values = text.partition("=")
+        if not equals:
+            raise UserError(f"{text!r}: write key.path=value,value")
+        choices.append([f"{key}={value}" for value in values.split(",")])
+    return list(itertools.product(*choices))
+
+
+def _launched(run: Path) -> Record:
+    launched = record.read(run)
+    if launched is None:
+        raise UserError(f"{run}: was not launched (no launch.json); start it with seer-pipe launch")
+    return launched

@@ -1,0 +1,127 @@
+"""What comes after a start, what a job asks for, and what is refused: none of it needs a cluster."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seer_pipe import config as settings
+from seer_pipe.errors import UserError
+from seer_pipe.launch import record, submit
+from seer_pipe.launch.after import decide, tell
+from seer_pipe.launch.cluster import Cluster, load, minutes
+from seer_pipe.launch.record import Outcome, Record
+from seer_pipe.launch.status import find_runs, status
+from tests.train.helpers import small
+
+START = "7.0"
+
+
+def begun(run: Path, **changes: Any) -> Path:
+    (run / "jobs").mkdir(parents=True)
+    given: dict[str, Any] = {"where": "local", "job": "1", "host": "elsewhere", "time": time.time(), "config": {},
+                             "folder": str(run / "jobs"), "cluster": {"max_crashes": 2, "backoff_s": 10}}  # fmt: skip
+    record.write(run, Record(**given | changes))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("ends", "what", "why"),
+    [
+        ([(0, "done", ""), (1, "done", "")], "done", ""),
+        ([(1, "done", ""), (0, "stopped", "")], "again", "stopped, checkpoint committed"),
+        ([(1, "stopped", "SIGUSR2"), (0, "crashed", "peer gone")], "again", "stopped, checkpoint committed"),
+        ([(0, "crashed", "peer gone"), (3, "failed", "no CUDA device")], "failed", "no CUDA device"),
+        ([(1, "crashed", "no memory"), (0, "stopped", "")], "again", "crash 1 of at most 2 in a row: no memory"),
+        ([], "again", "crash 1 of at most 2 in a row: a task was killed (exit code 137)"),
+    ],
+)
+def test_what_comes_after_a_start(tmp_path: Path, ends: list[tuple[int, Any, str]], what: str, why: str) -> None:
+    run = begun(tmp_path / "run")
+    for place, (rank, ending, told) in enumerate(ends):
+        record.end(run, START, rank, ending, told, time=float(place))
+    outcome = decide(run, START, 137)
+    assert (outcome.what, outcome.why) == (what, why)
+
+
+def test_crashes_wait_longer_each_time_and_end_unless_there_is_progress(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    delays = []
+    for _ in range(2):
+        outcome = decide(run, START, 1)
+        record.write_outcome(run, outcome)
+        delays.append(round(outcome.at - outcome.time))
+    assert delays == [10, 20]
+    assert tell(outcome).startswith("requeued in 20 s: crash 2 of at most 2")
+    assert decide(run, START, 1).what == "failed"
+    (run / "checkpoints" / "step-00000005").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000005" / "COMMITTED.json").write_text("{}")
+    assert decide(run, START, 1).crashes == 1
+
+
+def test_a_cancelled_run_is_not_begun_again(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run", cancelled=True)
+    record.end(run, START, 0, "stopped", "SIGUSR2", time=0.0)
+    assert decide(run, START, 0).what == "cancelled"
+
+
+def test_a_run_whose_processes_are_gone_has_died(tmp_path: Path) -> None:
+    run = begun(tmp_path / "runs" / "one")
+    (row,) = status(find_runs(tmp_path / "runs"))
+    assert (row["run"], row["state"]) == (str(run), "died")
+    record.write_outcome(run, Outcome("failed", "no such data", time.time(), 0.0))
+    assert status([run])[0]["why"] == "no such data"
+
+
+@pytest.mark.parametrize(("text", "expected"), [("3d", 4320), ("12h", 720), ("90m", 90), ("1d12h", 2160)])
+def test_times(text: str, expected: int) -> None:
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"time": "soon"}, "time 'soon': write 3d"),
+        ({"nodes": 1, "min_nodes": 2}, "min_nodes is more than nodes"),
+        ({"gpu": 8}, "gpu: Extra inputs"),
+    ],
+)
+def test_what_a_cluster_cannot_be_asked(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        load(None, changes)
+
+
+def test_the_example_asks_for_what_it_says(tmp_path: Path) -> None:
+    cluster = load("slurm/clusters/example.yaml", {"time": "1d", "partition": None})
+    text = submit.batch_script([tmp_path / "run"], tmp_path / "run" / "jobs", cluster)
+    for line in ("--partition=gpu", "--nodes=2-4", "--ntasks-per-node=8", "--gpus-per-node=8", "--time=1440",
+                 "--requeue", "--signal=USR2@180", "--open-mode=append"):  # fmt: skip
+        assert f"#SBATCH {line}\n" in text
+    assert "export NCCL_SOCKET_IFNAME=ib0\n" in text
+    assert "--kill-on-bad-exit=1 --cpus-per-task=12 " in text
+    assert text.rstrip().splitlines()[-2:][0] == "code=$?"
+
+
+def test_what_cannot_run_is_refused_before_it_is_submitted(tmp_path: Path) -> None:
+    config, run = small(tmp_path), tmp_path / "run"
+    with pytest.raises(UserError, match="does not divide over 3 nodes"):
+        submit.check(config, run, Cluster(nodes=4, min_nodes=2))
+    with pytest.raises(UserError, match="one node"):
+        submit.place(Cluster(nodes=2, cluster="local"))
+    run.mkdir()
+    settings.save(config, settings.derive(config, 34), run / "config.yaml")
+    with pytest.raises(UserError, match=r"begun with other settings: optimizer\.lr"):
+        submit.check(small(tmp_path, optimizer={"lr": 2.0}), run, Cluster())
+
+
+def test_a_sweep_is_every_combination() -> None:
+    assert submit.sweep(["a.b=1,2", "c=x"]) == [("a.b=1", "c=x"), ("a.b=2", "c=x")]
+    with pytest.raises(UserError, match="write key"):
+        submit.sweep(["a.b"])
+
+
+def test_a_snapshot_is_a_copy_of_the_code(tmp_path: Path) -> None:
+    code = submit.snapshot(tmp_path)
+    own = Path(submit.__file__)
+    assert (code / "seer_pipe" / "launch" / "submit.py").read_bytes() == own.read_bytes()

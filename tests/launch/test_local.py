@@ -1,0 +1,81 @@
+"""The same job on this machine: stopped it goes on, killed it begins again, and the weights are the same."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from seer_pipe.train.heartbeat import read_heartbeat
+from tests.launch.helpers import (
+    assert_same_run,
+    frozen,
+    launched,
+    printed,
+    recipe,
+    seer_pipe,
+    thaw,
+    told,
+    until,
+)
+from tests.train.helpers import make_pictures
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("asked")
+    (folder / "two.yaml").write_text("cluster: local\ntasks_per_node: 2\nbackoff_s: 1\n")
+    pictures = make_pictures(folder / "pictures", [13, 0, 1, 20])
+    return ["launch", str(recipe(folder, pictures)), "--cluster-config", str(folder / "two.yaml")]
+
+
+def test_a_run_outlives_a_stop_and_a_kill(asked: list[str], tmp_path: Path) -> None:
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    launched(*asked, "--out", straight)
+    launched(*asked, "--out", run)
+    processes = frozen(run)
+    for process in processes:
+        os.kill(process, signal.SIGTERM)
+    thaw(processes)
+    deadline = time.monotonic() + 240
+    while "requeued: stopped" not in (run / "jobs" / "keeper.log").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    at = told(run)["checkpoint"]
+    processes = frozen(run, at + 2)
+    os.kill(processes[0], signal.SIGKILL)
+    thaw(processes)
+    assert until(run, "done")["restarts"] == 2
+    assert "requeued in 1 s: crash 1 of at most 3 in a row" in (run / "jobs" / "keeper.log").read_text()
+    until(straight, "done")
+    assert_same_run(straight, run)
+    assert printed(run).count("preflight: 2 ranks found each other") == 3
+    answer = seer_pipe("status", tmp_path, "--json")
+    assert answer.stdout.count('"done"') == 2
+
+
+def test_a_run_that_dies_before_its_first_checkpoint_begins_anew(asked: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    launched(*asked, "--out", run)
+    processes = frozen(run, 1)
+    before = told(run)["checkpoint"]
+    os.kill(processes[1], signal.SIGKILL)
+    thaw(processes)
+    assert before is None
+    assert until(run, "done")["restarts"] == 1
+
+
+def test_a_sweep_runs_one_after_another_and_can_be_cancelled(asked: list[str], tmp_path: Path) -> None:
+    answer = seer_pipe("sweep", *asked[1:], "optimizer.lr=0.5,1.0", "--out", tmp_path / "runs")
+    assert answer.returncode == 0, answer.stderr
+    first, second = tmp_path / "runs" / "optimizer.lr=0.5", tmp_path / "runs" / "optimizer.lr=1.0"
+    until(first, "running", steps=1)
+    assert told(second)["state"] == "queued"
+    assert seer_pipe("cancel", first).stdout.endswith("cancelled\n")
+    assert told(first)["state"] == "cancelled"
+    beat = read_heartbeat(first)
+    assert beat is not None
+    assert beat["state"] == "stopping"
