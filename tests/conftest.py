@@ -52,7 +52,7 @@ def slurm_cluster() -> Iterator[Path]:
     scripts = Path(__file__).resolve().parents[1] / "slurm" / "local-cluster"
     with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as parent, pytest.MonkeyPatch.context() as patch:
         folder = Path(parent) / "cluster"  # short: the path of a socket has a limit
-        subprocess.run([scripts / "start.sh", folder, "2"], check=True, env=dict(os.environ, NODE_TIMEOUT="12"))
+        subprocess.run([scripts / "start.sh", folder, "2"], check=True, env=dict(os.environ, NODE_TIMEOUT="20"))
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         try:
             yield folder

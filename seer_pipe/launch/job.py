@@ -74,7 +74,7 @@ class Job:
         """The variables that torch.distributed reads, from submitit's knowledge of the job."""
         place = submitit.JobEnvironment()
         first = place.hostnames[0]
-        port = random.Random(self._name).randint(20000, 32000)  # below the ports that systems give out themselves
+        port = random.Random(f"{self.run}:{self._name}").randint(20000, 32000)  # below those that systems give out
         os.environ.update(
             RANK=str(place.global_rank), WORLD_SIZE=str(place.num_tasks), LOCAL_RANK=str(place.local_rank),
             LOCAL_WORLD_SIZE=str(place.num_tasks // place.num_nodes), MASTER_PORT=str(self.port or port),
