@@ -28,10 +28,10 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """What stands at a step: the pass of every source, and the images that a rank gets."""
-    from seer_pipe import config as settings
     from seer_pipe.data.bench import inspect as look
+    from seer_pipe.recipes import load_recipe
 
-    recipe = settings.load(config, overrides or [])
+    recipe = load_recipe(config, overrides or [])
     found = look(recipe.data, recipe.train.batch, recipe.seed, step, rank, world)
     if as_json:
         print(json.dumps(found))
@@ -60,11 +60,11 @@ def bench_data(
     """Measure the stream alone, decoding and cropping alone, and both together; tell which part limits."""
     import torch
 
-    from seer_pipe import config as settings
     from seer_pipe.data.bench import bench as measure
+    from seer_pipe.recipes import load_recipe
     from seer_pipe.train.build import build_crops
 
-    recipe = settings.load(config, overrides or [])
+    recipe = load_recipe(config, overrides or [])
     device = recipe.train.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

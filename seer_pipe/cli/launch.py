@@ -45,10 +45,10 @@ def launch(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Train a recipe as a job that goes on, through time limits, preemption and crashes, until it is done."""
-    from seer_pipe import config as settings
     from seer_pipe.launch import submit
+    from seer_pipe.recipes import load_recipe
 
-    recipe = settings.load(config, overrides or [])
+    recipe = load_recipe(config, overrides or [])
     run = (out or Path("runs") / recipe.name).absolute()
     asked = _cluster(cluster_config, cluster=cluster, nodes=nodes, min_nodes=min_nodes, gpus_per_node=gpus,
                      tasks_per_node=tasks, cpus_per_task=cpus, mem=mem, time=time, partition=partition, account=account,
@@ -72,14 +72,14 @@ def sweep(
     dependency: Dependency = None, container: Container = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """One array of runs: a recipe under every combination of a few settings."""
-    from seer_pipe import config as settings
     from seer_pipe.launch import submit
+    from seer_pipe.recipes import load_recipe
 
     asked = _cluster(cluster_config, cluster=cluster, nodes=nodes, min_nodes=min_nodes, gpus_per_node=gpus,
                      tasks_per_node=tasks, cpus_per_task=cpus, mem=mem, time=time, partition=partition, account=account,
                      constraint=constraint, exclude=exclude, dependency=dependency, container=container)  # fmt: skip
     runs = [
-        (settings.load(config, overrides), (out / ",".join(overrides).replace("/", "_")).absolute())
+        (load_recipe(config, overrides), (out / ",".join(overrides).replace("/", "_")).absolute())
         for overrides in submit.sweep(choices)
     ]
     launched = submit.launch_all(runs, out.absolute() / "jobs", asked, at_once)

@@ -23,8 +23,8 @@ def crops(
     step: Annotated[int, typer.Option(min=0, help="Step of the training whose first images are shown.")] = 0,
 ) -> None:
     """Draw images with all their crops, as the network sees them."""
-    from seer_pipe import config as settings
+    from seer_pipe.recipes import load_recipe
     from seer_pipe.report.crops import draw_crops
 
-    draw_crops(settings.load(config, overrides or []), out, images=images, step=step)
+    draw_crops(load_recipe(config, overrides or []), out, images=images, step=step)
     print(out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -26,42 +25,9 @@ def train(
 
     Several processes: [bold]torchrun --nproc-per-node N -m seer_pipe train CONFIG …[/bold]
     """
-    from seer_pipe.evaluate.probe import KnnProbe
-    from seer_pipe.export import load_weights
     from seer_pipe.recipes import load_recipe
-    from seer_pipe.train.loop import Hooks
-    from seer_pipe.train.loop import train as train_run
+    from seer_pipe.run import start
 
     recipe = load_recipe(config, overrides or [])
-    size = max(crop.size for crop in recipe.views.crops)
-    hooks = Hooks(
-        initialise=(lambda trunk: load_weights(trunk, init_from)) if init_from else None,
-        rehearse=_rehearse_export,
-        probe=KnnProbe(recipe.probe, size, recipe.data.threads) if recipe.probe else None,
-    )
-    finished = train_run(recipe, out or Path("runs") / recipe.name, hooks=hooks, fresh=fresh)
+    finished = start(recipe, out or Path("runs") / recipe.name, fresh=fresh, init_from=init_from)
     raise typer.Exit(0 if finished else 130)
-
-
-#: Trunks of more parameters are not built whole, on one process, for a rehearsal.
-REHEARSED = 2_000_000_000
-
-
-def _rehearse_export(run: Path) -> None:
-    """Export the first checkpoint, load it back, and remove it again."""
-    import torch
-
-    from seer_pipe import config as settings
-    from seer_pipe.evaluate.subject import load_run
-    from seer_pipe.export import export_backbone
-    from seer_pipe.models import build_trunk
-
-    recipe = settings.load(run / "config.yaml")
-    with torch.device("meta"):
-        trunk = build_trunk(recipe.model.name, stem=recipe.model.stem)
-    if sum(parameter.numel() for parameter in trunk.parameters()) > REHEARSED:
-        return
-    subject = load_run(run)[0]
-    images = torch.randn(2, 3, subject.size, subject.size, generator=torch.Generator().manual_seed(0))
-    with TemporaryDirectory(dir=run, prefix=".rehearsal-") as folder:
-        export_backbone(subject.trunk, Path(folder, "backbone"), images=images, metadata={})

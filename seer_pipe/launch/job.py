@@ -22,7 +22,7 @@ import torch.distributed as dist
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
 from seer_pipe.launch import record
-from seer_pipe.train.loop import train
+from seer_pipe.run import start
 from seer_pipe.train.parallel import World, join
 
 PATIENCE = 60  # seconds for a start before this one to let go of the run
@@ -56,7 +56,7 @@ class Job:
             preflight(world)
             if world.is_first:
                 wait_for_previous(self.run)
-            finished = train(config, self.run, say)
+            finished = start(config, self.run, say)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             self._leave("failed", str(error), 2)
