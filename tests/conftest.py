@@ -16,6 +16,17 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores: parallel test processes must not fight over them
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Another -m on the command line takes the place of the default, which leaves tests for a GPU out."""
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in items:
+                if item.get_closest_marker("gpu"):
+                    item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real images used by some tests; they skip where it is absent."""

@@ -71,7 +71,7 @@ def newer_set(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "nowhere.yaml"], "nowhere.yaml: No such file"),
+        (["train", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["train", "RECIPE", "data.path=EMPTY"], "no shard set here"),
         (["train", "RECIPE", "data.path=NEWER"], "upgrade it"),
         (["train", "RECIPE", "train.bacth=3"], "did you mean batch?"),

@@ -12,11 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seer_pipe.shards import ShardSet
+from seer_pipe.shards import EXCLUDED, ShardSet
 
 SHARDS = 64  # sidecars read of a large set
 EXAMPLES = 4  # sources shown of each reason
-EXCLUDED = "excluded.parquet"
 
 
 @dataclass

@@ -159,10 +159,12 @@ def verdicts(rows: list[dict[str, float]], events: list[dict[str, Any]], derived
     warm = last["step"] > max(derived.get("warmup_steps", 0), derived.get("freeze_steps", 0))
     found: list[Verdict] = []
     if "loss" in last and ln_k:
-        stuck = warm and last["loss"] > 0.99 * ln_k
-        found.append((not stuck, f"the loss {last['loss']:.3f} is {'within 1 % of' if stuck else 'off'} ln K "
-                                 f"{ln_k:.3f}{', as before any learning' if stuck else ''}" if warm else
-                                 "too early to judge the loss: warm-up or frozen prototypes"))  # fmt: skip
+        if warm:
+            stuck = last["loss"] > 0.99 * ln_k
+            where = "not below ln K, the loss of guessing," if stuck else "below ln K"
+            found.append((not stuck, f"the loss {last['loss']:.3f} is {where} {ln_k:.3f}"))
+        else:
+            found.append((True, "too early to judge the loss: warm-up or frozen prototypes"))
     if (rank := last.get("effective_rank")) is not None:
         found.append((rank > 4, f"the embeddings fill {rank:.1f} directions"))
     if (dead := last.get("prototypes_dead")) is not None:

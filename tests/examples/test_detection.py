@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from seer_pipe.export import export_backbone, load_backbone
+from seer_pipe.export import export_backbone, load_backbone, recalibrate_batch_norm
 from seer_pipe.models import build_trunk
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "detection.py"
@@ -74,8 +74,10 @@ FEW = {"min_size": 64, "max_size": 64, "box_batch_size_per_image": 16, "rpn_post
 @pytest.mark.parametrize("name", ["resnet18", "regnety_200mf"])
 def test_an_exported_backbone_learns_to_detect(example, coco, tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
-    images = torch.randn(1, 3, 64, 64)
-    export_backbone(build_trunk(name), tmp_path / "backbone", images=images, metadata={})
+    images = torch.randn(8, 3, 64, 64)
+    trunk = build_trunk(name)
+    recalibrate_batch_norm(trunk, [images])  # as a trained one is: the detector keeps the statistics
+    export_backbone(trunk, tmp_path / "backbone", images=images, metadata={})
     data = example.CocoFolder(*coco)
     assert data.classes == ["blue", "red"]
     assert [len(target["boxes"]) for _, target in data] == [1] * 6
