@@ -11,6 +11,8 @@ import pytest
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nvidia.dali import fn, pipeline_def
+from wds2idx import IndexCreator
 
 from seer_pipe.errors import UserError
 from seer_pipe.shards import (
@@ -64,6 +66,28 @@ def test_webdataset_reads_our_shards(tmp_path: Path) -> None:
     samples = list(webdataset.WebDataset(str(tmp_path / "00000.tar"), shardshuffle=False))
     assert [sample["jpg"] for sample in samples] == images
     assert [sample["__key__"] for sample in samples] == ["0000000000", "0000000001"]
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_dali_reads_our_shards(tmp_path: Path, indexed: bool) -> None:
+    """DALI's own reader, with index files of its own tool or with what it finds by reading the headers."""
+    made = make_set(tmp_path, [[b"first", b"second" * 500], [bytes(512)]])
+    tars = [made.url(shard) for shard in range(2)]
+    for tar in tars if indexed else []:
+        with IndexCreator(tar, f"{tar}.idx", verbose=False) as index:
+            index.create_index()
+
+    @pipeline_def(batch_size=3, num_threads=1, device_id=None)
+    def pipeline() -> object:
+        indices = {"index_paths": [f"{tar}.idx" for tar in tars]} if indexed else {}
+        return fn.readers.webdataset(paths=tars, ext=["jpg"], name="shards", **indices)
+
+    built = pipeline()
+    built.build()
+    (read,) = built.run()
+    rows = [(shard, row) for shard in range(2) for row in made.sidecar(shard).to_pylist()]
+    assert [np.asarray(read[n]).tobytes() for n in range(3)] == [made.read(shard, row) for shard, row in rows]
+    assert built.epoch_size("shards") == len(made) == 3
 
 
 def test_the_same_samples_make_the_same_bytes(tmp_path: Path) -> None:
