@@ -13,10 +13,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from ingest.image import ImageSettings
 from ingest.plan import prepare
+from ingest.reasons import Reason
 from ingest.run import finish, ingest, pending, sole
 from ingest.sources import Row
 from ingest.sources.folder import FolderSource
@@ -312,3 +315,27 @@ def test_real_images_go_through(tmp_path: Path, real_data: Path) -> None:
     shards = ShardSet.open(tmp_path / "out")
     with tarfile.open(fileobj=io.BytesIO(shards.store.get(shards.paths[0]))) as tar:
         assert tar.getnames() == [row["key"] + ".jpg" for row in shards.sidecar(0).to_pylist()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nasty/nasty.tar", "wild/web-photos.tar"])
+def test_the_command_accounts_for_every_member_of_a_real_archive(tmp_path: Path, real_data: Path, name: str) -> None:
+    out, archive = tmp_path / "out", real_data / name
+    with tarfile.open(archive) as tar:
+        members = [f"{archive.name}/{member.name}" for member in tar if not member.isdir()]
+    command = [*COMMAND, "archive", str(archive), "--out", str(out), "--unit", "500", "--json"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    summary = json.loads(run.stdout)
+    images = stored(out)
+    reasons = [row for path in (out / "rejected").iterdir() for row in pq.read_table(path).to_pylist()]
+    assert sorted(row["source"] for row in (*images, *reasons)) == sorted(members)
+    assert (summary["inputs"], summary["stored"]) == (len(members), len(images))
+    assert summary["rejected"] == Counter(Reason(row["reason"]) for row in reasons)
+    shards = ShardSet.open(out)
+    assert len(shards) == len(images) > 300
+    for shard in range(len(shards.paths)):
+        for row in shards.sidecar(shard).to_pylist():
+            with Image.open(io.BytesIO(shards.read(shard, row))) as image:
+                image.load()
+                assert (image.format, image.size) == ("JPEG", (row["width"], row["height"]))
