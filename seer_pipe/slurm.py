@@ -42,11 +42,14 @@ def queue(jobs: Sequence[str]) -> dict[str, Queued]:
     """Those of ``jobs`` (``123``, or ``123_4`` of an array) that are not over."""
     if not jobs:
         return {}
+    if shutil.which("squeue") is None:
+        raise UserError("no Slurm here (squeue): ask where the job was launched")
     numbers = sorted({job.split("_")[0] for job in jobs})
     command = ["squeue", "--noheader", "--array", "--format=%i|%T|%r|%S|%N", "--jobs=" + ",".join(numbers)]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     if answer.returncode != 0 and "Invalid job id" not in answer.stderr:  # it has forgotten the only job asked for
-        raise OSError(f"squeue: {answer.stderr.strip()}")
+        told = (answer.stderr.splitlines() or ["squeue said nothing"])[-1]
+        raise UserError(f"Slurm does not answer: {told}; is SLURM_CONF set?")
     found = {}
     for line in answer.stdout.splitlines():
         job, state, reason, start, nodes = line.strip().split("|")

@@ -164,7 +164,8 @@ class FolderStore:
                 file = Path(folder, name)
                 path = file.relative_to(self.root).as_posix()
                 if path.startswith(prefix) and not name.startswith(self.TEMPORARY):
-                    found.append(Entry(path, file.stat().st_size))
+                    with contextlib.suppress(FileNotFoundError):  # deleted since
+                        found.append(Entry(path, file.stat().st_size))
         yield from sorted(found, key=lambda entry: entry.path)
 
     def size(self, path: str) -> int | None:

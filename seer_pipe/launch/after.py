@@ -14,16 +14,17 @@ import time
 from pathlib import Path
 
 from seer_pipe.launch import record
-from seer_pipe.launch.record import Outcome
+from seer_pipe.launch.record import AGAIN, Outcome
 from seer_pipe.store import open_store
 from seer_pipe.train.checkpoint import Checkpoints
 
+AGAIN_BY_SUBMITIT = 255  # its own handler's, before ours is set
 LONGEST = 600  # seconds of back-off
 SHARED = 10  # seconds in which a shared file system shows what another node wrote
 
 
-def decide(run: Path, start: str, code: int) -> Outcome:
-    """What comes of a start whose tasks left ``code``."""
+def decide(run: Path, start: str, code: int | None) -> Outcome:
+    """What comes of a start whose tasks left ``code`` (None: nobody knows)."""
     launched, before, now = record.read(run), record.read_outcome(run), time.time()
     assert launched is not None
     ended = record.endings(run, start)
@@ -36,9 +37,12 @@ def decide(run: Path, start: str, code: int) -> Outcome:
     if launched.cancelled:
         return Outcome("cancelled", f"cancelled at step {step}", now, now, step=step)
     cut = [end for end in ended if end["ending"] != "done"]
-    if cut and cut[0]["ending"] == "stopped":
-        return Outcome("again", "stopped, checkpoint committed", now, now, crashes, step)
-    why = cut[0]["why"] if cut else f"a task was killed (exit code {code})"
+    # Slurm stops the others of a task that was killed; what had begun to train tells that as a crash, the rest cannot
+    killed = bool(cut and cut[0]["why"]) and code not in (None, 0, AGAIN, AGAIN_BY_SUBMITIT)
+    if cut and cut[0]["ending"] == "stopped" and not killed:
+        return Outcome("again", f"stopped, the checkpoint of step {step} is committed", now, now, crashes, step)
+    told = [end["why"] for end in cut if end["ending"] == "crashed"]
+    why = told[0] if told else "a task was killed" + ("" if code is None else f" (exit code {code})")
     crashes, limit = crashes + 1, launched.settings.max_crashes
     if crashes > limit:
         return Outcome("failed", f"{crashes} crashes without a new checkpoint; {why}", now, now, crashes, step)

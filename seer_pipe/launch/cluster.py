@@ -50,6 +50,8 @@ class Cluster(Section):
     def _fits_together(self) -> Cluster:
         if self.min_nodes is not None and self.min_nodes > self.nodes:
             raise ValueError("min_nodes is more than nodes")
+        if self.tasks > 1 and self.nodes > self.fewest * self.tasks:
+            raise ValueError(f"Slurm would start on {self.fewest * self.tasks} nodes at most: raise min_nodes")
         minutes(self.time)
         return self
 

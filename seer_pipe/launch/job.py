@@ -26,7 +26,6 @@ from seer_pipe.run import start
 from seer_pipe.train.parallel import World, join
 
 PATIENCE = 60  # seconds for a start before this one to let go of the run
-AGAIN = 75  # exit code of a task that was stopped before it had anything to save (EX_TEMPFAIL)
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,10 @@ class Job:
         job, start = submitit.JobEnvironment().job_id, os.environ.get("SLURM_RESTART_COUNT", "0")
         return f"{job}.{start}" if self.start is None else f"local.{self.start}"
 
-    def _stop_before_start(self, number: int, _frame: object) -> NoReturn:
-        self._leave("stopped", signal.Signals(number).name, AGAIN)
+    def _stop_before_start(self, number: int, _frame: object) -> None:
+        if sys.exc_info()[0] is not None:
+            return  # an error is on its way out, and that is how this ends: Slurm stops those that are left
+        self._leave("stopped", signal.Signals(number).name, record.AGAIN)
 
     def _end(self, ending: record.Ending, why: str) -> None:
         rank = submitit.JobEnvironment().global_rank

@@ -41,8 +41,8 @@ class Keeper:
             fcntl.flock(lock, fcntl.LOCK_EX)
             start = 0
             while True:
-                code = self._start(run, start)
-                outcome = decide(run, f"local.{start}", code)
+                self._start(run, start)
+                outcome = decide(run, f"local.{start}", None)
                 if self._stop and outcome.what == "again":
                     outcome = Outcome("stopped", "the same run goes on with seer-pipe resume", time.time(), 0.0)
                 record.write_outcome(run, outcome)
@@ -53,11 +53,11 @@ class Keeper:
                     time.sleep(0.1)
                 start += 1
 
-    def _start(self, run: Path, start: int) -> int:
+    def _start(self, run: Path, start: int) -> None:
         launched = record.read(run)
         assert launched is not None
         if self._stop or launched.cancelled:
-            return 0
+            return
         for path in (run / "jobs").glob(f"ended-local.{start}.*"):
             path.unlink()
         settings, limit = launched.settings, minutes(launched.settings.time)
@@ -70,7 +70,6 @@ class Keeper:
         job = executor.submit(Job(run, launched.config, start, free_port()))
         record.change(run, jobs=[*launched.jobs, job.job_id])
         self._watch(job, settings.tasks)
-        return 1
 
     def _watch(self, job: Any, tasks: int) -> None:
         """Wait for the end; forward a stop; end the ranks that outlive one of them."""

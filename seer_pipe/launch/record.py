@@ -17,6 +17,7 @@ from typing import Any, Literal
 from seer_pipe.launch.cluster import Cluster
 from seer_pipe.store import FolderStore
 
+AGAIN = 75  # exit code of a task that was stopped before it had anything to save (EX_TEMPFAIL)
 Ending = Literal["done", "stopped", "failed", "crashed"]
 
 

@@ -110,7 +110,7 @@ def parameters(
     after = shlex.join([sys.executable, "-m", "seer_pipe.launch.after"])
     nodes = f"{cluster.fewest}-{cluster.nodes}" if cluster.fewest < cluster.nodes else str(cluster.nodes)
     variables = {**cluster.variables, **({"PYTHONPATH": _python_path(code)} if code else {})}
-    srun = ["--kill-on-bad-exit=1", *cluster.srun]
+    srun = ["--kill-on-bad-exit=1", f"--ntasks-per-node={cluster.tasks}", *cluster.srun]
     if cluster.cpus_per_task:  # Slurm's steps do not take it over from the job
         srun.append(f"--cpus-per-task={cluster.cpus_per_task}")
     if cluster.container:
@@ -124,7 +124,9 @@ def parameters(
     }  # fmt: skip
     return {
         "job_name": runs[0].name if len(runs) == 1 else folder.parent.name,
-        "time": minutes(cluster.time), "nodes": cluster.nodes, "ntasks_per_node": cluster.tasks,
+        "time": minutes(cluster.time), "nodes": cluster.nodes,
+        # Slurm gives a job no more nodes than it asks tasks for with the fewest: one a node is its default anyway
+        **({"ntasks_per_node": cluster.tasks} if cluster.tasks > 1 else {}),
         "signal_delay_s": cluster.signal_s, "stderr_to_stdout": True, "array_parallelism": at_once,
         "setup": [*(f"export {name}={shlex.quote(value)}" for name, value in variables.items()), *cluster.setup],
         "teardown": ["code=$?", f"{after} $code {shlex.join(map(str, runs))}"],

@@ -23,7 +23,7 @@ def deadline() -> float | None:
 
 
 class StopRequest:
-    """Within it, ``reason`` says why to stop, once there is one; a second signal of a kind ends the process at once.
+    """Within it, ``reason`` says why to stop, once there is one; Ctrl-C after that ends the process at once.
 
     ``before``: seconds before the allocation's end that count as a request.
     """
@@ -48,7 +48,7 @@ class StopRequest:
         return self
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self._signal is not None:
+        if self._signal is not None and number == signal.SIGINT:  # Slurm sends several while a checkpoint is written
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._signal = signal.Signals(number).name

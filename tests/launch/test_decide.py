@@ -16,6 +16,7 @@ from seer_pipe.launch.status import find_runs, status
 from tests.train.helpers import small
 
 START = "7.0"
+STOPPED = "stopped, the checkpoint of step 0 is committed"
 
 
 def begun(run: Path, **changes: Any) -> Path:
@@ -30,8 +31,9 @@ def begun(run: Path, **changes: Any) -> Path:
     ("ends", "what", "why"),
     [
         ([(0, "done", ""), (1, "done", "")], "done", ""),
-        ([(1, "done", ""), (0, "stopped", "")], "again", "stopped, checkpoint committed"),
-        ([(1, "stopped", "SIGUSR2"), (0, "crashed", "peer gone")], "again", "stopped, checkpoint committed"),
+        ([(1, "done", ""), (0, "stopped", "")], "again", STOPPED),
+        ([(1, "stopped", ""), (0, "crashed", "peer gone")], "again", STOPPED),
+        ([(0, "stopped", "SIGTERM")], "again", "crash 1 of at most 2 in a row: a task was killed (exit code 137)"),
         ([(0, "crashed", "peer gone"), (3, "failed", "no CUDA device")], "failed", "no CUDA device"),
         ([(1, "crashed", "no memory"), (0, "stopped", "")], "again", "crash 1 of at most 2 in a row: no memory"),
         ([], "again", "crash 1 of at most 2 in a row: a task was killed (exit code 137)"),
@@ -84,6 +86,7 @@ def test_times(text: str, expected: int) -> None:
     [
         ({"time": "soon"}, "time 'soon': write 3d"),
         ({"nodes": 1, "min_nodes": 2}, "min_nodes is more than nodes"),
+        ({"nodes": 5, "min_nodes": 2, "tasks_per_node": 2}, "on 4 nodes at most"),
         ({"gpu": 8}, "gpu: Extra inputs"),
     ],
 )
@@ -99,7 +102,7 @@ def test_the_example_asks_for_what_it_says(tmp_path: Path) -> None:
                  "--requeue", "--signal=USR2@180", "--open-mode=append"):  # fmt: skip
         assert f"#SBATCH {line}\n" in text
     assert "export NCCL_SOCKET_IFNAME=ib0\n" in text
-    assert "--kill-on-bad-exit=1 --cpus-per-task=12 " in text
+    assert "--kill-on-bad-exit=1 --ntasks-per-node=8 --cpus-per-task=12 " in text
     assert text.rstrip().splitlines()[-2:][0] == "code=$?"
 
 
