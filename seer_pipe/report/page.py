@@ -201,7 +201,8 @@ def _checkpoints(run: Path) -> list[tuple[str, str]]:
     sizes = {}
     for step in Checkpoints(store).steps():
         marker = json.loads(store.get(f"step-{step:08d}/{MARKER}"))
-        sizes[step] = sum(entry["size"] for entry in marker.values() if isinstance(entry, dict))
+        files = marker.get("files", marker)  # the first format had the files alone
+        sizes[step] = sum(entry["size"] for entry in files.values())
     return [(f"{step:,}", f"{size / 1e6:,.1f}") for step, size in sizes.items()]
 
 

@@ -36,7 +36,7 @@ def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_image_has_its_row(run: Path, pictures: Path, tmp_path: Path) -> None:
     result = embed(run, str(pictures), tmp_path / "e.parquet", part=16)
-    assert result == {"embeddings": str(tmp_path / "e.parquet"), "images": 40, "left_out": 0, "width": 512,
+    assert result == {"embeddings": str(tmp_path / "e.parquet"), "images": 40, "left_out": 0, "width": 368,
                       "prototypes": 12}  # fmt: skip
     assert [file.name for file in tmp_path.iterdir()] == ["e.parquet"]
     table = pq.read_table(tmp_path / "e.parquet")

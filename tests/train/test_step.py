@@ -8,11 +8,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch.optim import Optimizer
 
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
 from seer_pipe.train import build
 from seer_pipe.train.build import build_optimizer, spread_network
+from seer_pipe.train.health import Guard
 from seer_pipe.train.parallel import World, whole
 from seer_pipe.train.step import TrainStep
 from tests.distributed import run_ranks
@@ -74,6 +76,10 @@ def crops_of(step: int, config: settings.Config, rank: int, world: int, like: in
     return [crop[order] if world == 1 else crop.chunk(world)[rank] for crop in crops]
 
 
+def guard(made: Any, optimizer: Optimizer) -> Guard:
+    return Guard(made.network, optimizer, torch.device("cpu"))
+
+
 def run(
     choice: dict[str, Any], train: dict[str, Any], steps: int, like: int = 1
 ) -> tuple[list[float], dict[str, Tensor], int]:
@@ -86,7 +92,7 @@ def run(
         monkeypatch.setattr(build, "build_trunk", lambda *_, **__: TinyTrunk())
         made = spread_network(config, here)
     optimizer = build_optimizer(config.optimizer, made.network)
-    step = TrainStep(config, derived, made.forward, made.objective, optimizer, here)
+    step = TrainStep(config, derived, made.forward, made.objective, optimizer, here, guard(made, optimizer))
     losses, programs = [], 0
     for number in range(steps):
         told = step(crops_of(number, config, here.rank, world, like), number * BATCH, log=True)
@@ -153,7 +159,8 @@ def test_pieces_are_exact_where_batchnorm_does_not_see_them() -> None:
             made = spread_network(config, ALONE)
         made.network.eval()
         optimizer = build_optimizer(config.optimizer, made.network)
-        step = TrainStep(config, settings.derive(config, 1000), made.forward, made.objective, optimizer, ALONE)
+        step = TrainStep(config, settings.derive(config, 1000), made.forward, made.objective, optimizer, ALONE,
+                         guard(made, optimizer))  # fmt: skip
         losses = []
         for number in range(6):
             crops = crops_of(number, config, 0, 2, 1) + crops_of(number, config, 1, 2, 1)
@@ -250,7 +257,7 @@ def half(precision: str, **train: Any) -> tuple[list[float], dict[str, torch.dty
     made.objective.head.register_forward_hook(lambda _m, _i, out: seen.__setitem__("scores", out.scores.dtype))
     optimizer = build_optimizer(config.optimizer, made.network)
     derived = settings.derive(config, 1000, world)
-    step = TrainStep(config, derived, made.forward, made.objective, optimizer, here)
+    step = TrainStep(config, derived, made.forward, made.objective, optimizer, here, guard(made, optimizer))
     losses = []
     for number in range(3):
         told = step(crops_of(number, config, here.rank, world, 1), number * BATCH, log=True)
@@ -280,7 +287,8 @@ def test_a_step_on_a_gpu_makes_the_host_wait_for_nothing(precision: str) -> None
     config = recipe(EVERYTHING | {"accumulate": 1}, precision=precision, device="cuda")
     made = spread_network(config, gpu)
     optimizer = build_optimizer(config.optimizer, made.network)
-    step = TrainStep(config, settings.derive(config, 1000), made.forward, made.objective, optimizer, gpu)
+    step = TrainStep(config, settings.derive(config, 1000), made.forward, made.objective, optimizer, gpu,
+                     Guard(made.network, optimizer, gpu.device))  # fmt: skip
     for number in range(4):
         crops = [crop.cuda() for crop in crops_of(number, config, 0, 1, 1)]
         with no_host_sync("cuda") if number > 1 else nullcontext():
@@ -289,7 +297,7 @@ def test_a_step_on_a_gpu_makes_the_host_wait_for_nothing(precision: str) -> None
 
 
 def test_exclusions_have_neither_decay_nor_an_adapted_rate() -> None:
-    config = recipe(EVERYTHING)
+    config = recipe(EVERYTHING).model_copy(update={"model": settings.Model(name="resnet18")})
     network = build.build_network(config)[0]
     groups = build.parameter_groups(network, ["bias", "norm"])
     assert len(groups) == 2
