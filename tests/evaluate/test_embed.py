@@ -44,7 +44,7 @@ def test_every_image_has_its_row(run: Path, pictures: Path, tmp_path: Path) -> N
     assert table["key"].to_pylist() == [f"{number:06d}" for number in range(40)]
     assert table["shard"].to_pylist() == ["00000.tar"] * 25 + ["00001.tar"] * 15
     assert table["index"].to_pylist() == [*range(25), *range(15)]
-    assert table.schema.metadata[b"seer_pipe.backbone"] == b"resnet18"
+    assert table.schema.metadata[b"seer_pipe.backbone"] == b"regnety_200mf"
     features = torch.tensor(table["feature"].to_pylist())
     network = load_run(run)[2].eval()
     with torch.no_grad():

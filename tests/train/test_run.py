@@ -131,8 +131,8 @@ def test_two_ranks_equal_one(pictures: Path, tmp_path: Path) -> None:
         assert run_ranks(2, run_as_rank, str(pictures), str(run), parallel, "resnet18") == [True, True]
     alone, ddp, fsdp2 = losses(straight), losses(runs["ddp"]), losses(runs["fsdp2"])
     assert alone.keys() == ddp.keys() == fsdp2.keys()
-    assert all(abs(alone[step] - ddp[step]) < 1e-4 for step in (1, 2, 3))
-    assert all(abs(alone[step] - ddp[step]) < 1e-2 for step in alone)
+    assert all(abs(alone[step] - ddp[step]) < 1e-5 for step in (1, 2))
+    assert all(abs(alone[step] - ddp[step]) < 5e-3 for step in alone)
     assert all(abs(fsdp2[step] - ddp[step]) < 1e-3 for step in alone)
     assert weights(straight).keys() == weights(runs["ddp"]).keys() == weights(runs["fsdp2"]).keys()
 
