@@ -44,6 +44,7 @@ def stats(root: Root, as_json: AsJson = False) -> None:
         formats = ", ".join(f"{name} {count}" for name, count in found.formats.items())
         print(f"{'came as':16}{formats}; {found.reencoded} encoded anew")
     print(f"{'without a hash':16}{found.unhashed}")
+    print(f"{'excluded':16}{found.excluded}")
     print(f"{'rejected':16}{sum(found.rejected.values())}")
     print_rejected(found.rejected)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 
 from ingest.budget import Lease
@@ -34,7 +36,8 @@ FIELDS = [
 
 
 class WebDatasetSource(Plain):
-    """The samples of the tar, pattern or folder of tars ``where``, or of a shard set of ours, in order.
+    """The samples of the tar, pattern or folder of tars ``where``, or of a shard set of ours, in order; of the
+    latter without those that its list excludes.
 
     ``keep`` names what the new sidecar keeps of a sample: keys of its ``json`` member, or other members of text by
     their extension (``txt``); of a set of ours, columns of the sidecars.
@@ -48,16 +51,17 @@ class WebDatasetSource(Plain):
         self._set: ShardSet | None = None
         if self.knows_ours and is_shard_set(where):
             self._set = ShardSet.open(where)
-            identity = self._set.fingerprint
+            excluded = self._set.excluded
+            identity = {"set": self._set.fingerprint, "excluded": hashlib.sha256(excluded.tobytes()).hexdigest()}
             schema = self._set.sidecar(0).schema if self._set.paths else pa.schema([])
             fields = [schema.field(find(name, schema.names, where)) for name in self._keep]
         else:
             self._files = expand(where, [".tar"])
-            identity = listing(self._files)
+            identity = {"set": listing(self._files)}
             fields = [pa.field(name, pa.string()) for name in self._keep]
         self._columns = [field.name for field in fields]
         self.kept = [field.with_name(kept_as(field.name)) for field in fields]
-        self.identity = {"kind": "webdataset", "set": identity, "keep_columns": self._keep}
+        self.identity = {"kind": "webdataset", **identity, "keep_columns": self._keep}
         self._schema = pa.schema([*FIELDS, *PROBLEM, pa.field("file", pa.string()), *self.kept])
 
     def tables(self) -> Iterator[pa.Table]:
@@ -70,8 +74,10 @@ class WebDatasetSource(Plain):
                 yield pa.table([*map(list, zip(*batch, strict=True))], schema=self._schema)
 
     def _own_tables(self, shards: ShardSet) -> Iterator[pa.Table]:
-        for number in range(len(shards.paths)):
+        stops = np.cumsum(shards.counts)
+        for number, (start, stop) in enumerate(zip(stops - shards.counts, stops, strict=True)):
             table = shards.sidecar(number, ["source", "key", "length", "offset", *self._columns])
+            table = table.filter(pa.array(~np.isin(np.arange(start, stop), shards.excluded)))
             nothing = pa.nulls(table.num_rows, pa.string())
             file = pa.array([shards.url(number)] * table.num_rows, pa.string())
             columns = [*table.columns[:4], nothing, nothing, file, *table.columns[4:]]

@@ -23,6 +23,7 @@ class Stats:
     url: str
     shards: int
     samples: int
+    excluded: int  # of the samples, those that training leaves out
     bytes: int  # of the tars
     image_bytes: int  # of the images in them
     megapixels: float
@@ -35,7 +36,8 @@ class Stats:
 
 
 def stats(root: str | os.PathLike[str]) -> Stats:
-    """Read the sidecars and the rejected of the shard set at ``root``. UserError where there is none."""
+    """Read the sidecars and the rejected of the shard set at ``root``. UserError where there is none, and where
+    its list of excluded samples is of another set."""
     shards = ShardSet.open(root)
     short, long = np.zeros(LONGEST, np.int64), np.zeros(LONGEST, np.int64)
     formats: Counter[str] = Counter()
@@ -58,6 +60,7 @@ def stats(root: str | os.PathLike[str]) -> Stats:
         url=shards.store.url,
         shards=len(shards.paths),
         samples=len(shards),
+        excluded=len(shards.excluded),
         bytes=int(shards.bytes.sum()),
         image_bytes=image_bytes,
         megapixels=pixels / 1e6,

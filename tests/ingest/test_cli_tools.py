@@ -1,6 +1,7 @@
 """What is asked of a finished set on the command line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ def test_dedup_finds_what_is_repeated_between_shards(root: Path) -> None:
     found = json.loads(seer_ingest("dedup", root, "--distance", 0, "--json").stdout)
     assert (found["samples"], found["same"], found["near"]) == (13, 1, 0)
     assert Path(found["url"]).is_file()
+    assert re.search(r"^excluded +1$", seer_ingest("stats", root).stdout, re.MULTILINE)
 
 
 def test_verify_says_what_is_wrong_and_fails(root: Path) -> None:

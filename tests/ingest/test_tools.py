@@ -117,9 +117,10 @@ def test_a_set_on_s3_is_verified_and_counted(s3: Any) -> None:
     url = "s3://tools/set"
     make_set(url, [[encoded(picture(0)), encoded(picture(1))], [encoded(picture(0))]])
     assert problems(url, images=True) == []
-    assert stats(url).samples == 3
+    assert (stats(url).samples, stats(url).excluded) == (3, 0)
     assert dedup(url) == Dedup(f"{url}/{EXCLUDED}", 3, 1, 0)
     assert open_store(url).size(EXCLUDED)
+    assert (stats(url).samples, stats(url).excluded) == (3, 1)
 
 
 def flip(data: bytearray, offset: int) -> None:

@@ -92,3 +92,29 @@ def test_a_set_of_ours_made_anew_keeps_sources_and_bytes(tmp_path: Path) -> None
     assert {row["width"] for row in small} == {32}
     tars = [{k: v for k, v in files(tmp_path / n).items() if k.endswith(".tar")} for n in ("first", "third")]
     assert tars[0] == tars[1]
+
+
+def test_what_a_set_of_ours_excludes_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(10):
+        (tmp_path / "in" / f"{number}.jpg").write_bytes(jpeg(number))
+    assert seer_ingest("folder", tmp_path / "in", "--out", tmp_path / "first", "--unit", 4).returncode == 0
+    again = ("webdataset", tmp_path / "first", "--out", tmp_path / "whole", "--unit", 4)
+    assert seer_ingest(*again).returncode == 0
+    out = [0, 3, 4, 5, 6, 7, 9]  # the ends of shards, and one of them whole
+    keys = [row["key"] for row in stored(tmp_path / "first")]
+    (tmp_path / "keys.txt").write_text("".join(f"{keys[number]}\n" for number in out))
+    assert seer_ingest("exclude", tmp_path / "first", "--keys", tmp_path / "keys.txt").returncode == 0
+    run = seer_ingest("webdataset", tmp_path / "first", "--out", tmp_path / "second", "--unit", 4, "--json")
+    assert run.returncode == 0, run.stderr
+    assert (json.loads(run.stdout)["inputs"], json.loads(run.stdout)["stored"]) == (3, 3)
+    assert [row["source"] for row in stored(tmp_path / "second")] == ["1.jpg", "2.jpg", "8.jpg"]
+    assert json.loads(seer_ingest("stats", tmp_path / "second", "--json").stdout)["excluded"] == 0
+    begun = seer_ingest(*again)  # with another list it is another run
+    assert (begun.returncode, begun.stdout) == (2, "")
+    assert "was begun with another" in begun.stderr
+    rest = [key for number, key in enumerate(keys) if number not in out]
+    (tmp_path / "keys.txt").write_text("\n".join(rest))
+    assert seer_ingest("exclude", tmp_path / "first", "--keys", tmp_path / "keys.txt").returncode == 0
+    nothing = seer_ingest("webdataset", tmp_path / "first", "--out", tmp_path / "third")
+    assert (nothing.returncode, nothing.stderr) == (2, "error: the input is empty: there is nothing to ingest\n")

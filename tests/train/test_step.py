@@ -107,8 +107,9 @@ def assert_equal(one: tuple[Any, ...], other: tuple[Any, ...], tolerance: float 
     assert max(abs(a - b) for a, b in zip(one[0], other[0], strict=True)) <= tolerance
     for name, tensor in one[1].items():
         torch.testing.assert_close(
-            other[1][name], tensor, rtol=2 * tolerance, atol=2 * tolerance, msg=lambda text, name=name: f"{name}: {text}"
-        )
+            other[1][name], tensor, rtol=2 * tolerance, atol=2 * tolerance,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )  # fmt: skip
 
 
 def compare(choice: dict[str, Any], world: int, steps: int) -> None:
