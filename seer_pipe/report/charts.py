@@ -78,7 +78,8 @@ class Chart:
 
 def nice_ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     """Round numbers around [low, high], at least two, about ``wanted`` steps apart by 1, 2 or 5 of a power of ten."""
-    span = max((high - low) or abs(high) or 1.0, 1e-8 * abs(high))  # nearer numbers would read alike
+    # Nearer numbers would read alike; and the least of floats divide to nothing.
+    span = max((high - low) or abs(high) or 1.0, 1e-8 * abs(high), 1e-300)
     power = 10.0 ** math.floor(math.log10(span / wanted))
     step = next(power * factor for factor in (1, 2, 5, 10) if span <= power * factor * wanted * (1 + 1e-9))
     first = math.floor(low / step + 1e-9)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from seer_pipe.report.charts import Chart, nice_ticks, run_charts
@@ -106,6 +106,7 @@ def test_domain() -> None:
 
 
 @given(st.floats(-1e9, 1e9), st.floats(0, 1e9))
+@example(low=0.0, span=5e-324)
 def test_ticks_enclose(low: float, span: float) -> None:
     ticks = nice_ticks(low, low + span)
     slack = 1e-6 * (abs(low) + span + 1)
