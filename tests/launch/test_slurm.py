@@ -11,6 +11,7 @@ import pytest
 from seer_pipe.train.events import read_events
 from seer_pipe.train.telemetry import read_metrics
 from tests.launch.helpers import (
+    COMMAND,
     assert_same_run,
     frozen,
     launched,
@@ -62,10 +63,7 @@ def test_the_time_limit_ends_a_start_and_not_the_run(straight: Path, asked: list
     processes = frozen(run)
     assert told(run)["state"] in ("starting", "running")
     limit(job, elapsed(job) // 60 + 1)
-    deadline = time.monotonic() + 100
-    while not all(pending(process, signal.SIGUSR2) for process in processes):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for(signal.SIGUSR2, processes)
     thaw(processes)
     until(run, "queued")
     limit(job, 30)  # of the next start
@@ -88,6 +86,20 @@ def test_requeued_by_hand(straight: Path, asked: list[str], tmp_path: Path) -> N
     assert_same_run(straight, run)
 
 
+def test_preempted_by_a_job_that_matters_more(straight: Path, asked: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    launched(*asked, "--out", run)
+    processes = frozen(run)
+    more = ["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--wait", "--output=/dev/null", "--wrap=true"]
+    with subprocess.Popen(more, stdout=subprocess.DEVNULL) as other:
+        wait_for(signal.SIGUSR2, processes)
+        thaw(processes)
+        assert other.wait() == 0
+    assert until(run, "done")["restarts"] == 1
+    assert "is committed; nothing is wrong" in printed(run)
+    assert_same_run(straight, run)
+
+
 def test_a_killed_rank_is_a_crash_that_is_begun_again(straight: Path, asked: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     launched(*asked, "--out", run)
@@ -102,9 +114,11 @@ def test_a_killed_rank_is_a_crash_that_is_begun_again(straight: Path, asked: lis
 def test_cancelled_and_resumed(straight: Path, asked: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     job = launched(*asked, "--out", run)
-    until(run, "running", steps=3)
-    answer = seer_pipe("cancel", run)
-    assert answer.stdout.endswith("cancelled\n"), answer.stderr
+    processes = frozen(run)
+    with subprocess.Popen([*COMMAND, "cancel", run], stdout=subprocess.PIPE, text=True) as cancel:
+        wait_for(signal.SIGUSR2, processes)
+        thaw(processes)
+        assert cancel.communicate()[0].endswith("cancelled\n")
     row = told(run)
     assert row["state"] == "cancelled"
     assert row["checkpoint"] == row["step"] < STEPS
@@ -160,6 +174,14 @@ def elapsed(job: str) -> int:
     """Seconds that a job has run for."""
     parts = subprocess.check_output(["squeue", "--noheader", "--format=%M", f"--jobs={job}"], text=True).split(":")
     return sum(int(part) * 60**place for place, part in enumerate(reversed(parts)))
+
+
+def wait_for(number: int, processes: list[int]) -> None:
+    """Until a signal has come to all of the processes, which stand still."""
+    deadline = time.monotonic() + 200
+    while not all(pending(process, number) for process in processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def pending(process: int, number: int) -> bool:
