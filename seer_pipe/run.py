@@ -13,6 +13,7 @@ from seer_pipe.evaluate.probe import KnnProbe
 from seer_pipe.evaluate.subject import load_run
 from seer_pipe.export import export_backbone, load_weights
 from seer_pipe.models import build_trunk
+from seer_pipe.train.events import Tell
 from seer_pipe.train.loop import Hooks, Say, train
 
 #: Trunks of more parameters are not built whole, on one process, for a rehearsal.
@@ -20,14 +21,16 @@ REHEARSED = 2_000_000_000
 
 
 def start(
-    config: Config, run: Path, say: Say = print, *, fresh: bool = False, init_from: Path | None = None
-) -> bool:
+    config: Config, run: Path, say: Say = print, *, tell: Tell | None = None, fresh: bool = False,
+    init_from: Path | None = None,
+) -> bool:  # fmt: skip
     """As `seer_pipe.train.loop.train`, for the command line and for jobs; ``init_from``: weights of the trunk."""
     size = max(crop.size for crop in config.views.crops)
     hooks = Hooks(
         initialise=(lambda trunk: load_weights(trunk, init_from)) if init_from else None,
         rehearse=_rehearse_export,
         probe=KnnProbe(config.probe, size, config.data.threads) if config.probe else None,
+        tell=tell,
     )
     return train(config, run, say, hooks=hooks, fresh=fresh)
 

@@ -13,7 +13,17 @@ import typer
 
 from seer_pipe.errors import UserError
 
-ConfigArgument = Annotated[Path, typer.Argument(help="A recipe's name, e.g. quickstart, or a YAML file.")]
+
+def complete_recipe(begun: str) -> list[str]:
+    """For the shell: the names of recipes; where there is none, it completes files."""
+    from seer_pipe.recipes import recipes
+
+    return [name for name in recipes() if name.startswith(begun)]
+
+
+ConfigArgument = Annotated[
+    Path, typer.Argument(help="A recipe's name, e.g. quickstart, or a YAML file.", autocompletion=complete_recipe)
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key.path=value")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines for people.")]
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room for what is to be written
@@ -34,6 +44,11 @@ def run_cli(cli: typer.Typer) -> None:
         print(f"error: {error.filename or 'disk'}: {error.strerror}; make room and run the same command again",
               file=sys.stderr)  # fmt: skip
         sys.exit(2)
+
+
+def made(what: str, place: Path, as_json: bool, **more: Any) -> None:
+    """Print where something was written, alone or as JSON under the name ``what``."""
+    print(json.dumps({what: str(place), **more}) if as_json else place)
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from seer_pipe.cli.common import AsJson, show
+from seer_pipe.cli.common import AsJson, made, show
 
 evaluate = typer.Typer(help="What the features of a run or an export are worth.", no_args_is_help=True)
 verbs = typer.Typer()
@@ -125,9 +125,10 @@ def neighbours(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     data: Annotated[str, typer.Option(help="Shard set with the images.")],
     out: Annotated[Path, typer.Option(help="PNG file to write.")],
+    as_json: AsJson = False,
 ) -> None:
     """Draw images with their nearest neighbours, under the run's first weights and under its last."""
     from seer_pipe.evaluate.sheet import draw_neighbours
 
     draw_neighbours(run, data, out)
-    print(out)
+    made("picture", out, as_json)

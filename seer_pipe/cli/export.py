@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from seer_pipe.cli.common import AsJson, made
+
 verbs = typer.Typer()
 
 
@@ -17,23 +19,27 @@ def export(
     format: Annotated[str, typer.Option(help="torchvision, timm, huggingface, detectron2 or full.")] = "torchvision",
     recalibrate: Annotated[bool, typer.Option(help="BatchNorm statistics of whole images, not of crops.")] = False,
     onnx: Annotated[bool, typer.Option(help="Add model.onnx, compared as well.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the newest checkpoint's trunk for another library, load it back, and compare its features."""
     from seer_pipe.evaluate.release import export_run
 
     export_run(run, out, format, with_recalibration=recalibrate, onnx=onnx)
-    print(out)
+    made("backbone", out, as_json)
 
 
 @verbs.command()
 def init(
     source: Annotated[Path, typer.Argument(help="Checkpoint of torchvision, timm, Transformers, SEER or SwAV.")],
     out: Annotated[Path, typer.Option(help="New folder for the backbone.")],
+    as_json: AsJson = False,
 ) -> None:
     """Make a backbone of a public checkpoint, for eval, embed, export's readers and further training."""
     from seer_pipe.export import init_backbone
 
     trunk, loaded = init_backbone(source, out)
-    left_out = f"; left out: {', '.join(loaded.left_out)}" if loaded.left_out else ""
-    print(f"{trunk.name}: {loaded.tensors} tensors by their names in {loaded.library}{left_out}")
-    print(out)
+    if not as_json:
+        left_out = f"; left out: {', '.join(loaded.left_out)}" if loaded.left_out else ""
+        print(f"{trunk.name}: {loaded.tensors} tensors by their names in {loaded.library}{left_out}")
+    made("backbone", out, as_json, trunk=trunk.name, tensors=loaded.tensors, library=loaded.library,
+         left_out=list(loaded.left_out))  # fmt: skip

@@ -97,11 +97,12 @@ def resume(run: RunArgument, nodes: Nodes = None, time: Time = None, as_json: As
 
 
 @verbs.command()
-def cancel(run: RunArgument) -> None:
+def cancel(run: RunArgument, as_json: AsJson = False) -> None:
     """Stop a run for good; it commits a checkpoint first if it is training."""
     from seer_pipe.launch import submit
 
-    print(f"{run}: {submit.cancel(run.absolute())}")
+    done = submit.cancel(run.absolute())
+    print(json.dumps({"run": str(run), "done": done}) if as_json else f"{run}: {done}")
 
 
 @verbs.command()

@@ -7,15 +7,19 @@ from typing import Annotated
 
 import typer
 
+from seer_pipe.cli.common import AsJson, made, show
+
 verbs = typer.Typer()
 
 
 @verbs.command()
-def report(run: Annotated[Path, typer.Argument(help="The run's folder; the run may be going on.")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="The run's folder; the run may be going on.")], as_json: AsJson = False
+) -> None:
     """Write RUN/report/index.html: what was ingested, the curves, what happened, what the network sees."""
     from seer_pipe.report.page import write_report
 
-    print(write_report(run))
+    made("report", write_report(run), as_json)
 
 
 @verbs.command()
@@ -27,11 +31,12 @@ def atlas(
         Path | None, typer.Option(help="File of [bold]seer-pipe embed[/bold]; by default RUN's own, made if need be.")
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="CSV file (source,label) to tell purity by.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Draw what is in a shard set: the prototypes as clusters, with their images, on a page with a map and a search."""
     from seer_pipe.report.atlas import write_atlas
 
-    print(write_atlas(run, out, data, embeddings, labels))
+    made("atlas", write_atlas(run, out, data, embeddings, labels), as_json)
 
 
 @verbs.command("atlas-keys")
@@ -39,8 +44,9 @@ def atlas_keys(
     embeddings: Annotated[Path, typer.Argument(help="File of [bold]seer-pipe embed[/bold].")],
     prototypes: Annotated[list[int], typer.Argument(help="Numbers of the prototypes.")],
     out: Annotated[Path, typer.Option(help="CSV file (key,shard) to write, for seer-ingest exclude --keys.")],
+    as_json: AsJson = False,
 ) -> None:
     """List the images of some prototypes, for [bold]seer-ingest exclude[/bold]."""
     from seer_pipe.report.atlas import write_keys
 
-    print(f"{out}: {write_keys(embeddings, prototypes, out)} images")
+    show({"keys": str(out), "images": write_keys(embeddings, prototypes, out)}, as_json)

@@ -20,14 +20,20 @@ def train(
     fresh: Annotated[bool, typer.Option(help="Begin anew; a run that is there is moved aside, not removed.")] = False,
     init_from: Annotated[Path | None, typer.Option(help="First weights of the trunk: an export of ours, or a file of "
                                                         "torchvision, timm, Transformers, SEER or SwAV.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object for each event and each logged step; lines "
+                                                         "for people go to standard error.")] = False,
 ) -> None:  # fmt: skip
     """Train a recipe, or go on where its run was stopped.
 
     Several processes: [bold]torchrun --nproc-per-node N -m seer_pipe train CONFIG …[/bold]
+
+    Ctrl-C, SIGTERM and the end of a Slurm allocation commit a checkpoint first; the exit code is then 130.
     """
+    from seer_pipe.cli.progress import watching
     from seer_pipe.recipes import load_recipe
     from seer_pipe.run import start
 
     recipe = load_recipe(config, overrides or [])
-    finished = start(recipe, out or Path("runs") / recipe.name, fresh=fresh, init_from=init_from)
+    with watching(as_json) as (say, tell):
+        finished = start(recipe, out or Path("runs") / recipe.name, say, tell=tell, fresh=fresh, init_from=init_from)
     raise typer.Exit(0 if finished else 130)

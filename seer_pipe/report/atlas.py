@@ -1,16 +1,18 @@
 """The atlas of a shard set: the prototypes of a run as clusters, on a page that opens from a folder without a network.
 
-    OUT/index.html     the page
-    OUT/data.js        what it shows
-    OUT/sheet-000.jpg  the nearest images of SHEET prototypes, a row each; outliers.jpg
-    OUT/keys/12.csv    the keys of prototype 12, for seer-ingest exclude (up to KEYS images; beyond, atlas-keys)
+OUT/index.html     the page
+OUT/data.js        what it shows
+OUT/sheet-000.jpg  the nearest images of SHEET prototypes, a row each; outliers.jpg
+OUT/keys/12.csv    the keys of prototype 12, for seer-ingest exclude (up to KEYS images; beyond, atlas-keys)
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,7 @@ def write_atlas(run: Path, out: Path, data: str | None, embeddings: Path | None,
     if not file.exists():
         from seer_pipe.evaluate.embed import embed
 
-        embed(run, data, file, say=print)
+        embed(run, data, file, say=functools.partial(print, file=sys.stderr))
     shards = ShardSet.open(data)
     prototypes = int((count(open_embeddings(file)) > 0).sum())
     show = 9 if prototypes <= 1000 else 6 if prototypes <= 4000 else 4

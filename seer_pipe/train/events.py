@@ -7,25 +7,30 @@ metrics it is never cut back: after a resume it tells of steps that were lost as
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 Event = Literal["start", "resume", "checkpoint", "skip", "rollback", "stop", "error", "done", "warning"]
+Tell = Callable[[Mapping[str, Any]], None]
 
 
 class Events:
-    """Appends to the events of a run; every line is out at once. For one process at a time."""
+    """Appends to the events of a run; every line is out at once, and given to ``tell``. For one process at a time."""
 
-    def __init__(self, run: Path) -> None:
-        self._path = run / "events.jsonl"
+    def __init__(self, run: Path, tell: Tell | None = None) -> None:
+        self._path, self._tell = run / "events.jsonl", tell
         if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
             self._append("\n")  # a kill cut the last line short; the next must not be glued to it
 
     def write(self, event: Event, step: int, **details: Any) -> None:
         """``step``: finished steps when it happened; ``details``: JSON values."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._append(json.dumps({"time": now, "event": event, "step": step, **details}) + "\n")
+        row = {"time": now, "event": event, "step": step, **details}
+        self._append(json.dumps(row) + "\n")
+        if self._tell is not None:
+            self._tell(row)
 
     def _append(self, text: str) -> None:
         with self._path.open("a") as file:

@@ -9,9 +9,9 @@ everything else (which images come next, their crops, the learning rate) follows
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from seer_pipe.models import Trunk, build_trunk
 from seer_pipe.objectives.base import Network
 from seer_pipe.store import open_store
 from seer_pipe.train import build
-from seer_pipe.train.events import Event, Events
+from seer_pipe.train.events import Event, Events, Tell
 from seer_pipe.train.folder import lay_out, only_start, set_aside
 from seer_pipe.train.health import Collapse, Guard, Policy, Watchdog
 from seer_pipe.train.heartbeat import Heartbeat, State
@@ -36,7 +36,7 @@ from seer_pipe.train.parallel import World, assign, join
 from seer_pipe.train.restore import Keeper, zero_state
 from seer_pipe.train.signals import StopRequest
 from seer_pipe.train.step import TrainStep
-from seer_pipe.train.telemetry import Metrics, Quarantine
+from seer_pipe.train.telemetry import Metrics, Quarantine, finite
 
 Say = Callable[[str], None]
 
@@ -48,13 +48,14 @@ class Hooks:
     initialise    fills a trunk on the CPU with its first weights
     rehearse      given the run's folder, on the first rank, when its first checkpoint is there
     probe         the kNN accuracy of the network, which it puts into evaluation mode and back
-    after_step    given the number of finished steps, and what was logged of the last one (None for most)
+    tell          given every event as it is written, and every logged step as one, on the first rank; without it a
+                  step is a line for people
     """
 
     initialise: Callable[[Trunk], Any] | None = None
     rehearse: Callable[[Path], None] | None = None
     probe: Callable[[Network], float] | None = None
-    after_step: list[Callable[[int, Mapping[str, float] | None], None]] = field(default_factory=list)
+    tell: Tell | None = None
 
 
 def train(config: Config, run: Path, say: Say = print, *, hooks: Hooks | None = None, fresh: bool = False) -> bool:
@@ -62,6 +63,7 @@ def train(config: Config, run: Path, say: Say = print, *, hooks: Hooks | None = 
 
     ``fresh``: begin anew; what the folder held is kept in a folder inside it.
     """
+    hooks = hooks or Hooks()
     with (
         StopRequest(config.train.stop_before) as stop,
         join(config.train.device) as world,
@@ -76,10 +78,10 @@ def train(config: Config, run: Path, say: Say = print, *, hooks: Hooks | None = 
         if fresh:
             set_aside(run, world, say_once)
         lay_out(config, derived, run, world, say_once)
-        note = Events(run).write if world.is_first else _no_event
+        note = Events(run, hooks.tell).write if world.is_first else _no_event
         trainer = None
         try:
-            trainer = Trainer(config, derived, shards, plan, run, world, say_once, note, hooks or Hooks(), watchdog)
+            trainer = Trainer(config, derived, shards, plan, run, world, say_once, note, hooks, watchdog)
             return trainer.run(stop)
         except Exception as error:
             if trainer is not None:
@@ -275,14 +277,11 @@ class Trainer:
         clock.images += self.config.train.batch
         self._replaced += batch.replaced
         self._knn = self._probe() if probing else None
-        values = None
         if log:
             values = {name: float(value) for name, value in told.items()} | clock.rates()
             if self._knn is not None:
                 values["knn"] = self._knn
             self._log(values)
-        for hook in self.hooks.after_step:
-            hook(finished, values)
 
     def _log(self, values: dict[str, float]) -> None:
         self._collect_replaced()
@@ -290,11 +289,14 @@ class Trainer:
         self.beat("running", values.get("loss"))
         if self.metrics is not None:
             self.metrics.write(self.step, values)
-        self.say(
-            f"step {self.step}/{self.derived.steps}  loss {values['loss']:.4f} "
-            f"(ln K {self.derived.ln_prototypes:.4f})  lr {values['lr']:.4g}  "
-            f"{values['images_per_s']:.1f} images/s  waiting {values['data_wait']:.0%}"
-        )
+        if self.hooks.tell is None:
+            self.say(
+                f"step {self.step}/{self.derived.steps}  loss {values['loss']:.4f} "
+                f"(ln K {self.derived.ln_prototypes:.4f})  lr {values['lr']:.4g}  "
+                f"{values['images_per_s']:.1f} images/s  waiting {values['data_wait']:.0%}"
+            )
+        elif self.world.is_first:
+            self.hooks.tell({"event": "step", "step": self.step, "steps": self.derived.steps, **finite(values)})
         settled = self.step > max(self.derived.warmup_steps, self.derived.freeze_steps)
         for warning in self.collapse.look(values, settled):
             self.note("warning", self.step, reason=warning)

@@ -44,8 +44,7 @@ class Metrics:
         self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=after + 1, flush_secs=30)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Values that are not finite, as in a step that was skipped, are left out: JSON has no word for them."""
-        values = {name: value for name, value in values.items() if math.isfinite(value)}
+        values = finite(values)
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
@@ -58,6 +57,11 @@ class Metrics:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float]:
+    """Without those that are not finite, as in a step that was skipped: JSON has no word for them."""
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:

@@ -1,0 +1,64 @@
+"""What is seen of a training while it goes on: a bar in a terminal, JSON lines for a program, else plain lines."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn
+
+from seer_pipe.train.events import Tell
+from seer_pipe.train.loop import Say
+
+
+@contextmanager
+def watching(as_json: bool) -> Iterator[tuple[Say, Tell | None]]:
+    """How a run is to say its lines, and to tell its events."""
+    if as_json:
+        yield functools.partial(print, file=sys.stderr), lambda event: print(json.dumps(event), flush=True)
+    elif sys.stdout.isatty():
+        with Bar() as bar:
+            yield bar.say, bar.tell
+    else:
+        yield functools.partial(print, flush=True), None
+
+
+class Bar:
+    """The last line of a terminal; other lines go by above it. Drawn from the first event on, so on the first rank."""
+
+    def __init__(self) -> None:
+        step = TextColumn("step {task.completed:.0f}/{task.total:.0f}")
+        self._progress = Progress(step, BarColumn(bar_width=16), TextColumn("{task.description}"), refresh_per_second=2)
+        self._task = self._progress.add_task("", total=0, visible=False)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def say(self, line: str) -> None:
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def tell(self, event: Mapping[str, Any]) -> None:
+        if event["event"] in ("start", "resume"):
+            self._progress.start()
+            self._progress.console.show_cursor(True)  # a kill would leave it hidden
+        if event["event"] in ("start", "resume", "rollback", "step"):
+            self._progress.update(self._task, completed=event["step"], total=event.get("steps"), visible=True)
+        if event["event"] == "step":
+            self._progress.update(self._task, description=figures(event))
+
+
+def figures(step: Mapping[str, Any]) -> str:
+    """Time to go, loss, rate and waiting of a logged step, short enough for a terminal of 80 columns."""
+    left = timedelta(seconds=round((step["steps"] / step["step"] - 1) * step["images"] / step["images_per_s"]))
+    loss = f"loss {step['loss']:.3f}" if "loss" in step else "loss not finite"
+    if "loss_above_ln_k" in step:
+        loss += f" (ln K {step['loss'] - step['loss_above_ln_k']:.3f})"
+    return f"{left}  {loss}  {step['images_per_s']:.1f} images/s  wait {step['data_wait']:.0%}"

@@ -1,0 +1,125 @@
+"""The command line at a terminal: the bar of a training, Ctrl-C, and the shell's completion; and for programs JSON."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from seer_pipe import config as settings
+from seer_pipe.cli import app
+from seer_pipe.train.telemetry import read_metrics
+from tests.train.helpers import make_pictures, small
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("terminal")
+    config = small(make_pictures(root / "pictures", [40]), train={"images": 24})
+    settings.save(config, settings.derive(config, 40), root / "recipe.yaml")
+    return root / "recipe.yaml"
+
+
+@contextmanager
+def terminal(*command: object) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The command at a pseudo-terminal of 80 columns, and our end of that."""
+    ours, its = os.openpty()
+    termios.tcsetwinsize(its, (24, 80))
+    process = subprocess.Popen(
+        [*map(str, command)], stdin=its, stdout=its, stderr=its, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0), env=os.environ | {"TERM": "xterm"},
+    )  # fmt: skip
+    os.close(its)
+    try:
+        yield process, ours
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def read(terminal: int, until: str) -> str:
+    """What is printed, up to where ``until`` is seen or the program ends."""
+    seen = ""
+    while not re.search(until, ESCAPES.sub("", seen)):
+        try:
+            seen += os.read(terminal, 65536).decode(errors="replace")
+        except OSError:  # its end was closed
+            break
+    return seen
+
+
+def test_a_terminal_shows_a_bar_and_ctrl_c_ends_it(recipe: Path, tmp_path: Path) -> None:
+    words = ["-m", "seer_pipe", "train", recipe, "train.images=80000", "--out", tmp_path / "run"]
+    with terminal(sys.executable, *words) as (process, ours):
+        bar = r"step \d+/10000 .+\d:\d\d:\d\d  loss \d\.\d{3} \(ln K 2\.485\)  \d+\.\d images/s  wait \d+%"
+        seen = read(ours, until=bar)
+        assert "M parameters with head" in seen
+        assert re.search(bar, ESCAPES.sub("", seen)), seen
+        os.write(ours, b"\x03")
+        rest = read(ours, until="(?!)")
+        assert process.wait() == 130
+    text = ESCAPES.sub("", rest)
+    assert re.search(r"stopped after \d+ of 10000 steps; the same command goes on", text), text
+    assert "Traceback" not in text
+    assert "KeyboardInterrupt" not in text
+    assert (seen + rest).rfind("\x1b[?25h") > (seen + rest).rfind("\x1b[?25l")  # the cursor is shown
+    assert list((tmp_path / "run/checkpoints").glob("*/COMMITTED.json"))
+
+
+def test_json_tells_events_and_steps(recipe: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["train", str(recipe), "--out", str(tmp_path / "run"), "--json"])
+    assert done.exit_code == 0
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["event"] for row in rows if row["event"] != "checkpoint"] == ["start", "step", "step", "step", "done"]
+    assert any(row["event"] == "checkpoint" for row in rows)
+    steps = [row for row in rows if row["event"] == "step"]
+    assert [{k: v for k, v in row.items() if k not in ("event", "steps")} for row in steps] == read_metrics(
+        tmp_path / "run"
+    )
+    assert "ln_prototypes" in done.stderr
+
+
+def test_help_reads_like_a_page() -> None:
+    text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "100", "TERMINAL_WIDTH": "100"}).stdout
+    panels = re.findall(r"^╭─ ([\w ]+) ─", text, re.MULTILINE)
+    assert panels == ["Options", "Start", "Data", "Training", "Cluster", "Evaluation and export", "Looking"]
+    assert "seer-pipe train quickstart data.path=data/pictures --out runs/pictures" in text
+    assert text.index("Looking") < text.index("Exit codes") < text.index("Environment")
+
+
+@pytest.mark.parametrize(
+    ("begun", "completed"),
+    [
+        ("tr", ["train"]),
+        ("atlas", ["atlas", "atlas-keys"]),
+        ("eval lowsh", ["lowshot"]),
+        ("train --init", ["--init-from"]),
+        ("train quicks", ["quickstart"]),
+    ],
+)
+def test_bash_completes(begun: str, completed: list[str]) -> None:
+    if (bash := shutil.which("bash")) is None:
+        pytest.skip("no bash here")
+    script = """
+        set -u
+        eval "$(_SEER_PIPE_COMPLETE=source_bash seer-pipe)"
+        COMP_WORDS=(seer-pipe $1) COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+        $(complete -p seer-pipe | sed 's/.*-F \\([^ ]*\\) .*/\\1/') seer-pipe  # as bash calls what is registered
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    words = [bash, "-c", script, "bash", begun]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == completed
