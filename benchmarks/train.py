@@ -63,8 +63,8 @@ Crops = Sequence[Tensor]
 def main() -> None:
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    large = ["resnet50", "resnext101_32x8d", "regnety_16gf", "regnety_32gf"]
-    parser.add_argument("trunks", nargs="*", metavar="TRUNK", default=large if on_gpu else ["resnet50", "regnety_1_6gf"])
+    large, little = ["resnet50", "resnext101_32x8d", "regnety_16gf", "regnety_32gf"], ["resnet50", "regnety_1_6gf"]
+    parser.add_argument("trunks", nargs="*", metavar="TRUNK", default=large if on_gpu else little)
     parser.add_argument("--crops", default="2x224+6x96" if on_gpu else "2x64+6x32", help="COUNTxSIZE, the large first")
     parser.add_argument("--batch", type=int, default=64 if on_gpu else 8)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS if on_gpu else WAYS[:2])

@@ -43,5 +43,5 @@ def _lines(name: str, gpus: int, result: dict[str, Any]) -> list[str]:
 
     problems = [f"  {problem}" for problem in result["problems"]] or ["  nothing"]
     return [f"{name} on {gpus} GPUs", "derived", *rows(result["derived"]), "memory a GPU, estimated",
-            *rows(result["memory"], " GB"), "the loader must give, at most", *rows(result["loader"]),
-            "looks wrong", *problems]  # fmt: skip
+            *rows(result["memory"], " GB"), "sent by a GPU in a step", *(rows(result["sent"], " GB") or ["  nothing"]),
+            "the loader must give, at most", *rows(result["loader"]), "looks wrong", *problems]  # fmt: skip

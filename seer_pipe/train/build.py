@@ -73,7 +73,7 @@ def spread_network(config: settings.Config, world: World) -> Spread:
         for block in trunk.blocks():
             compile_block(block)
     for block in checkpointed(trunk, config.train.activation_checkpointing):
-        recompute(block)
+        recompute(block, at_once=mode == "fsdp2")
     if mode == "fsdp2":
         shard(network, trunk.blocks(), world, config.train.shard_within)
     materialise(network, config.seed, world.device)

@@ -12,6 +12,7 @@ from seer_pipe import config as settings
 from seer_pipe.data.sources import open_data
 from seer_pipe.models import multiply_adds
 from seer_pipe.train.build import checkpointed, outline
+from seer_pipe.train.traffic import resolutions, shard_ranks, traffic
 
 GB = 1e9
 #: Effective teraFLOP/s of a large GPU that the loader must keep up with: an upper bound for convolutions.
@@ -24,8 +25,9 @@ PUBLISHED_LR = 0.3  # of LARC, for each 256 images
 def examine(config: settings.Config, images: int, gpus: int, gpu_memory: float | None = None) -> dict[str, Any]:
     """What follows from a recipe for a set of so many images on so many GPUs.
 
-    Returns ``derived`` (see `settings.Derived`), ``memory`` a GPU in GB by part, ``loader`` (images a second and GPU
-    if it did 300 teraFLOP/s, and in all), and ``problems``: sentences.
+    Returns ``derived`` (see `settings.Derived`), ``memory`` a GPU in GB by part, ``sent``, GB that a GPU sends in a
+    step by collective, ``loader`` (images a second and GPU if it did 300 teraFLOP/s, and in all), and ``problems``:
+    sentences.
     """
     derived = settings.derive(config, images, gpus)
     memory = estimate_memory(config, gpus)
@@ -34,6 +36,7 @@ def examine(config: settings.Config, images: int, gpus: int, gpu_memory: float |
     return {
         "derived": asdict(derived),
         "memory": memory,
+        "sent": {f"{some.kind} of {some.part}": some.sent / GB for some in traffic(config, gpus)},
         "loader": {"teraflop_per_image": flops / 1e12, "images_per_s_and_gpu": rate, "images_per_s": rate * gpus},
         "problems": problems(config, derived, gpus, memory["total"], gpu_memory),
     }
@@ -55,14 +58,17 @@ def estimate_memory(config: settings.Config, gpus: int, half: bool = True) -> di
     """GB a GPU takes, by part; ``half``: activations in 16 bits, as on a GPU.
 
     Weights, gradients and momentum (two moments for AdamW) are float32, sharded unless train.parallel is none or
-    ddp; gathered is the largest block, whole, twice (the next is fetched meanwhile). Activations are the outputs of
-    all convolutions, linear layers and BatchNorms, as the layers of the meta network have them.
+    ddp; guard is the copy of weights and momentum that a bad step is taken back to; gathered is the largest block,
+    whole, twice (the next is fetched meanwhile). Whole gradients of blocks that are not recomputed wait for the last
+    of several resolutions (see `parallel.recompute`). Activations are the outputs of all convolutions, linear layers
+    and BatchNorms, as the layers of the meta network have them.
     """
     network, trunk, _ = outline(config)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     sharded = gpus > 1 and config.train.parallel in ("auto", "fsdp2")
-    within = config.train.shard_within
-    share = (8 if within == "node" else within or gpus) if sharded else 1
+    share = shard_ranks(config, gpus) if sharded else 1
+    recomputed = checkpointed(trunk, config.train.activation_checkpointing)
+    late = [block for block in trunk.blocks() if block not in recomputed] if sharded and resolutions(config) > 1 else []
     largest = max(sum(p.numel() for p in block.parameters()) for block in trunk.blocks())
     images = config.train.batch / gpus / config.train.accumulate  # at a time
     width = 2 if half and config.train.precision != "fp32" else 4
@@ -74,7 +80,9 @@ def estimate_memory(config: settings.Config, gpus: int, half: bool = True) -> di
     parts = {
         "weights": 4 * parameters / share,
         "gradients": 4 * parameters / share,
+        "gradients_not_yet_reduced": 4.0 * sum(p.numel() for block in late for p in block.parameters()),
         "optimizer": 4 * moments * parameters / share,
+        "guard": 4 * (1 + moments) * parameters / share,
         "gathered": 2 * (4 + width) * largest if sharded else 0.0,
         "activations": kept,
         "scores_and_queue": scores + queue,

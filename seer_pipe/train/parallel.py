@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -160,30 +160,58 @@ def compile_block(block: nn.Module) -> None:
     block.forward = torch.compile(block.forward, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
 
 
-def recompute(block: nn.Module) -> None:
+def recompute(block: nn.Module, *, at_once: bool = False) -> None:
     """Keep only the input of ``block`` for the backward pass, and compute the rest again there.
 
-    Its forward is replaced, not the module: names, hooks and sharding stay as they are.
+    Its forward is replaced, not the module: names, hooks and sharding stay as they are. ``at_once``: each backward of
+    the block ends in its parameters' gradients. Autograd alone holds the gradients of one resolution back until those
+    of all resolutions are there, and so, of a sharded network, the whole gradient, unsharded; FSDP2 reduces it this
+    way block by block, once a resolution. (DDP takes a gradient once only.)
     """
-    block.forward = functools.partial(
-        checkpoint, block.forward, use_reentrant=False, context_fn=bn_safe_checkpoint_context(block)
-    )
+    context = bn_safe_checkpoint_context(block)
+    if at_once:
+        block.forward = functools.partial(_AtOnce.apply, block.forward, context)
+    else:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, context_fn=context)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+class _AtOnce(torch.autograd.Function):
+    """A block of one input and output whose backward is a whole one of its own. Its input must require a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, forward: Callable[..., Tensor], context: Callable[..., Any], input: Tensor) -> Tensor:
+        ctx.block, ctx.context = forward, context
+        ctx.save_for_backward(input)
+        kind = input.device.type
+        # as in the step: a cache would keep what was cast of a gathered weight
+        ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind), False
+        return forward(input)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (input,) = ctx.saved_tensors
+        input = input.detach().requires_grad_()
+        _, recomputation = ctx.context()
+        with torch.enable_grad(), recomputation, torch.autocast(*ctx.autocast):
+            output = ctx.block(input)
+        torch.autograd.backward(output, gradients)
+        return None, None, input.grad
+
+
+def whole(tensor: Tensor) -> Tensor:
     """The logical tensor on the CPU, whatever its sharding. All ranks must call it."""
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()
     return tensor.detach().cpu().contiguous()
 
 
-def assign(tensor: torch.Tensor, value: torch.Tensor) -> None:
+def assign(tensor: Tensor, value: Tensor) -> None:
     """Copy the logical ``value`` into ``tensor``, sharded as it is."""
     with torch.no_grad():
         tensor.copy_(like(value, tensor))
 
 
-def like(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+def like(value: Tensor, parameter: Tensor) -> Tensor:
     """The logical ``value``, which every rank has, placed and sharded as ``parameter``."""
     value = value.to(parameter.device)
     if isinstance(parameter, DTensor):

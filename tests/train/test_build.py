@@ -1,21 +1,27 @@
 """The network of a run: the same first weights however it is spread, and never whole where it is sharded."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
 from seer_pipe.models import build_trunk
+from seer_pipe.recipes import load_recipe
+from seer_pipe.train import build
 from seer_pipe.train.build import build_network, spread_network
-from seer_pipe.train.parallel import World, whole
+from seer_pipe.train.health import Guard
+from seer_pipe.train.parallel import World, shard, whole
+from seer_pipe.train.step import TrainStep
 from tests.distributed import run_ranks
 from tests.train.helpers import small
 
@@ -71,6 +77,66 @@ def test_a_sharded_network_never_stands_whole() -> None:
         assert peak < sum(sizes) / 2
     ((_, peak),) = run_ranks(1, first_weights, "none")
     assert peak > sum(sizes)  # so what is counted is the network
+
+
+class WideTrunk(nn.Module):
+    """Large weights, small activations."""
+
+    name, width, stages = "wide", 256, ((256, 8),)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 256, 8, 8)
+        self.residual = nn.Sequential(*(nn.Sequential(nn.BatchNorm2d(256), nn.Conv2d(256, 256, 1)) for _ in range(8)))
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.residual)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.residual(self.stem(images).mean((2, 3), keepdim=True)).flatten(1)
+
+
+def peak_of_a_step(train: dict[str, Any]) -> int:
+    """The most bytes that what is made in a step takes at one time."""
+    config, world = recipe(**train), this_rank()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "build_trunk", lambda *_, **__: WideTrunk())
+        made = spread_network(config, world)
+    optimizer = build.build_optimizer(config.optimizer, made.network)
+    step = TrainStep(config, settings.derive(config, 1000, world.size), made.forward, made.objective, optimizer, world,
+                     Guard(made.network, optimizer, world.device))  # fmt: skip
+    crops = [torch.randn(2, 3, size, size) for size in (24, 24, 16, 16)]
+    with LiveBytes() as live:
+        step(crops, 0, log=False)
+    return live.peak
+
+
+def test_nor_does_its_gradient_where_blocks_are_recomputed() -> None:
+    """Without recomputation autograd holds the gradients of the first resolution back, for all blocks.
+
+    Compared, because what FSDP2 gathers and frees is counted for good. Activations are a hundredth of the weights.
+    """
+    weights = 4 * sum(p.numel() for block in WideTrunk().blocks() for p in block.parameters())
+    held = run_ranks(4, peak_of_a_step, {})
+    reduced = run_ranks(4, peak_of_a_step, {"activation_checkpointing": True})
+    assert min(held) - max(reduced) > 0.6 * weights
+
+
+def meta_plan(world: int) -> tuple[int, int]:
+    """Numbers that the first of so many ranks keeps of the 10B, and the peak of this process's memory in bytes."""
+    torch.distributed.destroy_process_group()
+    dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
+    network, trunk, _ = build.outline(load_recipe(Path("seer_10b"), []))
+    shard(network, trunk.blocks(), World(0, world, torch.device("cpu")))
+    kept = sum(parameter.to_local().numel() for parameter in network.parameters())
+    return kept, 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+
+def test_the_10b_is_planned_without_memory() -> None:
+    """9.6 billion parameters, 38 GB, over 512 ranks: 19 million each, and a process of the size of torch."""
+    ((kept, peak),) = run_ranks(1, meta_plan, 512)
+    assert 9.62e9 < 512 * kept < 10.2e9
+    assert peak < 2e9
 
 
 def test_a_trunk_and_a_head_are_drawn_as_torch_would() -> None:
