@@ -1,12 +1,14 @@
 """Ingest side by side with img2dataset, in one run, on one loopback web.
 
-    python -P benchmarks/ingest.py --data ../shared/data [--peer PYTHON]... [--urls 3000] [--rounds 2] [--many 100000]
+    python -P benchmarks/ingest.py --data ../shared/data [--peer PYTHON]... [--parts http https files many]
 
 (-P: this file has the name of the package that it measures.)
 
 The web is a process of its own: 100 loopback addresses, http and https, real photographs, and the outcomes of a real
 crawl (dead links, refusals, slow answers, server errors, pages instead of images). ``--peer`` is a Python in whose
 environment ``img2dataset==1.47.0`` is installed (it needs 3.10 to 3.12); give it more than once to compare versions.
+``files`` holds folder and archive against the least that could be done with the same photographs, and ``many`` watches
+memory over 100,000 URLs.
 
 CPU time is that of the client with all its processes, and the figure to trust: by the clock, client and server share
 the cores. Memory is the peak over time of the sum over the client's processes (PSS), looked at ten times a second.
@@ -42,6 +44,8 @@ import simplejpeg
 
 from ingest.image import BadImage, ImageSettings, process
 
+PARTS = ["http", "https", "files", "many"]
+MANY = 100_000  # URLs
 HOSTS = [f"127.0.1.{number}" for number in range(1, 101)]
 RESIZED = {
     "ours": ["--short-side", "256", "--quality", "95", "--reencode", "always"],
@@ -62,9 +66,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with wild/, imagenette160/ and urls/")
     parser.add_argument("--peer", type=Path, action="append", default=[], help="a Python that has img2dataset")
-    parser.add_argument("--urls", type=int, default=3000)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--many", type=int, default=0, help="URLs of small images, to see that memory stays flat")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--urls", type=int, default=1500)
+    parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
     photos, small = images(arguments.data)
     pages = crawl(arguments.data, photos, small, arguments.urls)
@@ -73,13 +77,14 @@ def main() -> None:
         with web(pages, work) as ports:
             print(f"{len(pages)} URLs, {sum(is_image(page) for page in pages)} of them images\n")
             print(Run.HEADER)
-            for scheme in ("http", "https"):
+            for scheme in [part for part in ("http", "https") if part in arguments.parts]:
                 urls = listed(work, scheme, ports, len(pages))
                 for what, settings in (("resized to 256", RESIZED), ("by default", KEPT)):
                     compare(work, urls, f"{scheme}, {what}", settings, arguments.peer, arguments.rounds)
-            if arguments.many:
-                flat(work, ports, arguments.many)
-        local(work, photos)
+            if "many" in arguments.parts:
+                flat(work, ports)
+        if "files" in arguments.parts:
+            local(work, photos)
 
 
 def images(data: Path) -> tuple[list[bytes], list[bytes]]:
@@ -119,7 +124,18 @@ def variant(image: bytes, number: int) -> bytes:
         pixels = simplejpeg.decode_jpeg(image)
     except ValueError:
         return image
+    if len(pixels) <= 8 * number:
+        return image
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels[: -8 * number]), quality=85))
+
+
+def renewed(body: bytes, number: int) -> bytes:
+    """The same JPEG with other high frequencies in its quantisation table, so that it is no duplicate."""
+    table = body.find(b"\xff\xdb")
+    if number == 0 or table < 0:
+        return body
+    last = table + 5 + 64  # of 64 coefficients after the marker, the length and the table's number
+    return body[: last - 2] + bytes([1 + number % 255, 1 + number // 255]) + body[last:]
 
 
 def is_image(page: Page) -> bool:
@@ -159,7 +175,7 @@ def serve(pages: list[Page], work: Path, ready: Any) -> None:
 
 
 class Answer(asyncio.Protocol):
-    """The least that is HTTP: /NUMBER gives that page, again from the first after the last."""
+    """The least that is HTTP: /NUMBER gives that page; after the last, the first in another guise, and so on."""
 
     def __init__(self, pages: list[Page]) -> None:
         self._pages, self._asked = pages, b""
@@ -171,7 +187,9 @@ class Answer(asyncio.Protocol):
         self._asked += data
         while b"\r\n\r\n" in self._asked:
             request, _, self._asked = self._asked.partition(b"\r\n\r\n")
-            page = self._pages[int(request.split(b" ", 2)[1][1:]) % len(self._pages)]
+            again, number = divmod(int(request.split(b" ", 2)[1][1:]), len(self._pages))
+            page = self._pages[number]
+            page = Page(page.status, renewed(page.body, again))
             wait = 2 * TIMEOUT if page.status == 408 else 0
             asyncio.get_running_loop().call_later(wait, self._send, page, b"onnection: close" in request)
 
@@ -293,31 +311,36 @@ class Peak(threading.Thread):
         return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
-def flat(work: Path, ports: dict[str, int], count: int) -> None:
+def flat(work: Path, ports: dict[str, int]) -> None:
     """Memory over very many URLs: of the first and of the last tenth of the time."""
-    urls, out = listed(work, "http", ports, count), work / "out"
+    urls, out = listed(work, "http", ports, MANY), work / "out"
     command = [SEER_INGEST, "urls", str(urls), "--out", str(out)]
     settings = ["--workers", "2", "--tries", "1", "--allow-network", "127.0.0.0/8", "--total-timeout", str(TIMEOUT)]
     run = measured([*command, *settings], out, work)
     shutil.rmtree(out)
+    print(run.line(f"{MANY} URLs"))
     tenth = max(1, len(run.memory) // 10)
-    first, last = (max(part) / 1e6 for part in (run.memory[:tenth], run.memory[-tenth:]))
-    print(f"{count} URLs in {run.seconds:.0f} s: peak {first:.0f} MB in the first tenth, {last:.0f} MB in the last\n")
+    parts = [max(run.memory[at : at + tenth]) for at in range(0, len(run.memory), tenth)]
+    print("peak MB in each tenth of the time: " + " ".join(f"{part / 1e6:.0f}" for part in parts) + "\n")
 
 
 def local(work: Path, photos: list[bytes]) -> None:
     """A folder and an archive against the least that could be done with the same files."""
     folder = work / "folder"
     folder.mkdir()
-    for number in range(4):
+    for number in range(24):
         for place, photo in enumerate(photos):
             (folder / f"{number}-{place:04d}.jpg").write_bytes(variant(photo, number))
     with tarfile.open(work / "archive.tar", "w") as tar:
         tar.add(folder, "images")
     count = len(list(folder.iterdir()))
-    print(f"{count} photographs, kept as they are{'':10}{'images/s':>10}")
+    print(f"{f'{count} photographs, kept as they are':46}{'images/s':>10}{'CPU ms/image':>14}")
+
+    def line(name: str, seconds: float, cpu: float) -> None:
+        print(f"  {name:44}{count / seconds:10.0f}{1e3 * cpu / count:14.2f}", flush=True)
+
     for check in (False, True):
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         with tarfile.open(work / "bare.tar", "w") as tar:
             for path in sorted(folder.iterdir()):
                 data = path.read_bytes()
@@ -331,13 +354,12 @@ def local(work: Path, photos: list[bytes]) -> None:
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
         name = "read, check each image, hash, write a tar" if check else "read, hash, write a tar"
-        print(f"  {name:42}{count / (time.perf_counter() - started):10.0f}")
+        line(name, time.perf_counter() - started, time.process_time() - cpu)
     for verb, path in (("folder", folder), ("archive", work / "archive.tar")):
         out = work / "out"
-        command = [SEER_INGEST, verb, str(path), "--out", str(out)]
-        run = measured([*command, "--workers", "2"], out, work)
+        run = measured([SEER_INGEST, verb, str(path), "--out", str(out), "--workers", "2"], out, work)
         shutil.rmtree(out)
-        print(f"  {'seer-ingest ' + verb + ', 2 workers':42}{count / run.seconds:10.0f}")
+        line(f"seer-ingest {verb}, 2 workers", run.seconds, run.cpu)
 
 
 if __name__ == "__main__":

@@ -2,23 +2,28 @@
 
 The rule for who writes a page: a ```bash block is run, as it stands, in the order of the page and in one folder a page,
 and must end well. There stand, made for the test: ``~/pictures`` (a folder of classes with pictures), ``data/pictures``
-(their shard set), ``runs/pictures`` (a finished run of `TRAIN`), and ``configs/`` with the real recipes' names and
-a recipe of seconds in each. A block that cannot be run here has ``<!-- not run: WHY -->`` on the line above it. Output
-and fragments stand in ```text blocks.
+(their shard set), ``runs/pictures`` (a finished run of `TRAIN`), ``urls.csv`` (columns url and caption, of a loopback
+server), ``crawl.warc.gz``, and ``configs/`` with the real recipes' names and a recipe of seconds in each. A block that
+cannot be run here has ``<!-- not run: WHY -->`` on the line above it. Output and fragments stand in ```text blocks.
 """
 
+import gzip
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
+from ingest.reasons import Reason
 from seer_pipe.quickstart.draw import KINDS, picture
+from tests.ingest.test_warc import RECORDS
+from tests.ingest.web import Web
 from tests.train.helpers import small
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +62,14 @@ def run(text: str, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def server() -> Iterator[Web]:
+    web = Web()
+    yield web
+    web.close()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, server: Web) -> tuple[Path, Path]:
     """The folder that a page's commands run in, and what it holds before the first: a set knows where it is from,
     so every page has the same folder, anew."""
     folder, kept = tmp_path_factory.mktemp("docs") / "page", tmp_path_factory.mktemp("kept") / "page"
@@ -73,6 +85,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         recipe = small(folder / "data/pictures", data={"path": "data/pictures"}, train=length,
                        model={"stem": "imagenet"})  # fmt: skip
         (folder / "configs" / real.name).write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    rows = "".join(f"{server.url(f'/jpeg/{number}')},a picture\n" for number in range(4))
+    (folder / "urls.csv").write_text("url,caption\n" + rows)
+    (folder / "crawl.warc.gz").write_bytes(b"".join(map(gzip.compress, RECORDS)))
     run("seer-ingest folder ~/pictures --out data/pictures", folder)
     run(TRAIN, folder)
     return folder, folder.rename(kept)
@@ -105,3 +120,8 @@ def test_no_block_escapes(page: Path) -> None:
     """A block written in another way than the rule's would be shown and not run."""
     text = page.read_text()
     assert len(blocks(text)) == len(re.findall(r"^[ \t]*[`~]{3,}[ {.]*(?:bash|sh|shell|console)\b", text, re.MULTILINE))
+
+
+def test_every_reason_is_explained() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", (ROOT / "docs" / "ingest.md").read_text(), re.MULTILINE)
+    assert rows == [(reason.value, reason.explanation) for reason in Reason]
