@@ -1,9 +1,10 @@
 """What a checkpoint costs, beside torch.save of the whole and plain torch.distributed.checkpoint.
 
-    python benchmarks/checkpoint.py [--trunk regnety_1_6gf] [--ranks 2] [--saves 3]
+    python benchmarks/checkpoint.py [--trunk regnety_1_6gf] [--ranks 2] [--saves 5] [--images 16] [--size 128]
 
 Each way saves trunk and momentum from FSDP2 shards, and loads them again. Stall is how long training stands still; save
-is until the checkpoint is committed. Prints medians, and ours as a ratio to each.
+is until the checkpoint is on the disk, with nothing beside it. Prints medians, ours as a ratio to each, and a training
+step of so many images a rank: alone, and beside a save of ours.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from seer_pipe.models import build_trunk
 from seer_pipe.store import FolderStore
 from seer_pipe.train.checkpoint import Checkpoints
 
+WAYS = ("ours", "torch.save", "DCP")
 
-def measure(rank: int, ranks: int, trunk: str, saves: int, folder: str) -> None:
+
+def measure(rank: int, ranks: int, trunk: str, saves: int, images: int, size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
     network = build_trunk(trunk)
@@ -41,23 +44,43 @@ def measure(rank: int, ranks: int, trunk: str, saves: int, folder: str) -> None:
     tensors = {f"network/{name}": tensor for name, tensor in network.state_dict().items()}
     tensors |= {f"optimizer/{name}": torch.zeros_like(p) for name, p in network.named_parameters()}
     group = dist.new_group(backend="gloo")
-    rows: dict[str, list[list[float]]] = {"ours": [], "torch.save": [], "DCP": []}
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9)
+    crops = torch.randn(images, 3, size, size)
+
+    def step() -> float:
+        began = time.perf_counter()
+        network(crops).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return time.perf_counter() - began
+
+    rows: dict[str, list[list[float]]] = {name: [] for name in WAYS}
+    steps: dict[str, list[float]] = {"alone": [], "beside a save": []}
+    step()  # makes what the first one makes
     for number in range(saves):
-        for name in rows:
+        for name, by in zip(WAYS, (by_ours, by_torch_save, by_dcp), strict=True):
             dist.barrier()
             place = Path(folder, f"{name}-{number}")
-            rows[name].append([*globals()[f"by_{name.replace('.', '_').lower()}"](place, tensors, network, group)])
+            rows[name].append([*by(place, tensors, network, group)])
             if rank == 0:
                 rows[name][-1].append(sum(f.stat().st_size for f in place.rglob("*") if f.is_file()) / 1e6)
                 shutil.rmtree(place)
+        dist.barrier()
+        steps["alone"].append(step())
+        checkpoints = Checkpoints(FolderStore(Path(folder, "beside")), group)
+        checkpoints.save(number, tensors, {})
+        steps["beside a save"].append(step())
+        checkpoints.wait()
     if rank == 0:
         middle = {name: [statistics.median(column) for column in zip(*of, strict=True)] for name, of in rows.items()}
-        print(f"{trunk}, {ranks} ranks, {saves} saves      stall s    save s    load s        MB")
+        print(f"{f'{trunk}, {ranks} ranks, {saves} saves':30s}   stall s    save s    load s        MB")
         for name, values in middle.items():
             print(f"{name:30s}" + "".join(f"{value:10.3f}" for value in values))
         for name in ("torch.save", "DCP"):
             ratios = (ours / other for ours, other in zip(middle["ours"], middle[name], strict=True))
             print(f"ours / {name:23s}" + "".join(f"{ratio:10.2f}" for ratio in ratios))
+        for name, seconds in steps.items():
+            print(f"a step of {images} images a rank, {name}: {statistics.median(seconds):.2f} s")
     dist.destroy_process_group()
 
 
@@ -102,7 +125,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trunk", default="regnety_1_6gf")
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--saves", type=int, default=3)
+    parser.add_argument("--saves", type=int, default=5)
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--size", type=int, default=128)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        spawn(measure, (asked.ranks, asked.trunk, asked.saves, scratch), nprocs=asked.ranks)
+        how = asked.ranks, asked.trunk, asked.saves, asked.images, asked.size, scratch
+        spawn(measure, how, nprocs=asked.ranks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 def _seconds(value: Any) -> Any:
-    """"90s", "10m" and "2h" in seconds."""
+    """ "90s", "10m" and "2h" in seconds."""
     if isinstance(value, str) and value[:-1].replace(".", "", 1).isdigit() and value[-1] in "smh":
         return float(value[:-1]) * {"s": 1, "m": 60, "h": 3600}[value[-1]]
     return value
@@ -192,6 +193,9 @@ class Train(Section):
     checkpoint_every: Positive = Field(1000, description="steps")
     keep: Positive = Field(3, description="newest checkpoints to keep, besides the best by kNN where there is a probe")
     keep_every_images: Positive | None = Field(None, description="one checkpoint in so many images is kept for ever")
+    checkpoints: str | None = Field(
+        None, description="where they are kept, for this run alone: s3://bucket/prefix or a folder; default: the run's"
+    )
     stop_before: Seconds = Field(120.0, description="stop this long before the allocation ends: 10m, 90s, 2h")
 
     @model_validator(mode="after")
@@ -352,7 +356,12 @@ def save(config: Config, derived: Derived, path: Path) -> str:
     text: str = yaml.safe_dump(
         config.model_dump(mode="json") | {"derived": asdict(derived)}, sort_keys=False, default_flow_style=None
     )
-    path.write_text(text)
+    whole = path.with_name(f".{path.name}.new")
+    with whole.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    whole.replace(path)  # a kill leaves the one or the other, and never a part
     return text
 
 
@@ -360,7 +369,8 @@ def save(config: Config, derived: Derived, path: Path) -> str:
 FREE = ("name", "data.path", "data.sources", "data.threads", "data.ahead", "data.memory_gb", "data.cache",
         "data.cache.path", "data.cache.gb", "data.max_bad_fraction", "train.device", "train.threads",
         "train.parallel", "train.shard_within", "train.compile", "train.log_every", "train.checkpoint_every",
-        "train.keep", "train.keep_every_images", "train.stop_before", "health", "probe")  # fmt: skip
+        "train.keep", "train.keep_every_images", "train.checkpoints", "train.stop_before", "health",
+        "probe")  # fmt: skip
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -16,8 +16,10 @@ import torch.distributed as dist
 _TIMEOUT = timedelta(seconds=120)
 # A server that has imported what ranks need (fully_shard loads the compiler) and forks every rank: milliseconds
 # instead of seconds a rank.
-_context = get_context("forkserver")
-_context.set_forkserver_preload(["torch.distributed.fsdp", "torch._dynamo", "pytest", "hypothesis"])
+processes = get_context("forkserver")
+processes.set_forkserver_preload(
+    ["torch.distributed.fsdp", "torch._dynamo", "pytest", "hypothesis", "seer_pipe.train.loop"]
+)
 
 
 def run_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -29,7 +31,7 @@ def run_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[Any]
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
-            _context.Process(target=_rank, args=(rank, world, folder, function, args), daemon=True)
+            processes.Process(target=_rank, args=(rank, world, folder, function, args), daemon=True)
             for rank in range(world)
         ]
         for process in ranks:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,8 @@ from seer_pipe.errors import UserError
 
 #: One place asks for so many substitutes before the run stops: the set must be broken throughout.
 ATTEMPTS = 16
+POLL = 0.2  # seconds
+PATIENCE = 5.0  # seconds that closing waits for a request that hangs
 
 
 @dataclass(frozen=True)
@@ -74,41 +76,46 @@ class Loader:
     ) -> None:
         self._shards, self._plan, self._slots = shards, plan, slots
         self._crops, self._seed, self._ahead = crops, seed, ahead
-        self._stream = Stream(
-            shards, plan, slots, threads=max(4, threads), ahead=ahead, memory=memory, cache=cache
-        )
+        self._stream = Stream(shards, plan, slots, threads=max(4, threads), ahead=ahead, memory=memory, cache=cache)
         self._augmenter = Augmenter(
             crops, device=device, threads=threads, max_batch=len(slots), layout=layout, dtype=dtype
         )
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def batches(self, first: int, last: int) -> Iterator[Batch]:
-        """The batches of steps [first, last), in order. At most one such iteration at a time."""
+    def batches(self, first: int, last: int, waiting: Callable[[], None] = lambda: None) -> Iterator[Batch]:
+        """The batches of steps [first, last), in order. At most one such iteration at a time.
+
+        ``waiting`` is called now and then while the next batch is not there; what it raises is raised here.
+        """
+        if self._thread is not None:
+            self._thread.join()
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue(self._ahead)
         self._stop.clear()
-        self._thread = threading.Thread(
-            target=self._produce, args=(first, last, ready), name="loader", daemon=True
-        )
+        self._thread = threading.Thread(target=self._produce, args=(first, last, ready), name="loader", daemon=True)
         self._thread.start()
         try:
-            while (item := ready.get()) is not None:
+            while True:
+                try:
+                    item = ready.get(timeout=POLL)
+                except queue.Empty:
+                    waiting()
+                    continue
+                if item is None:
+                    return
                 if isinstance(item, BaseException):
                     raise item
                 yield item
         finally:
-            self._halt()
+            self._stop.set()
 
     def close(self) -> None:
-        self._halt()
-        self._stream.close()
-        self._augmenter.close()
-
-    def _halt(self) -> None:
         self._stop.set()
         if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+            self._thread.join(PATIENCE)
+        self._stream.close()
+        if self._thread is None or not self._thread.is_alive():  # else it may still use it, and ends with the process
+            self._augmenter.close()
 
     def _produce(self, first: int, last: int, ready: queue.Queue[Batch | BaseException | None]) -> None:
         def hand_over(item: Batch | BaseException | None) -> None:

@@ -19,9 +19,8 @@ from seer_pipe.export.weights import read_weights
 from seer_pipe.models import Trunk
 from seer_pipe.objectives.base import Network
 from seer_pipe.objectives.swav import SwavHead
-from seer_pipe.store import open_store
 from seer_pipe.train.build import build_network
-from seer_pipe.train.checkpoint import Checkpoints
+from seer_pipe.train.checkpoint import Checkpoints, store_of
 
 #: BatchNorm statistics are taken over so many images, spread over the set.
 RECALIBRATED_ON = 4096
@@ -55,7 +54,7 @@ def load_run(run: Path, *, untrained: bool = False) -> tuple[Subject, settings.C
     size = max(crop.size for crop in config.views.crops)
     if untrained:
         return Subject(trunk, size, 0), config, network
-    found = Checkpoints(open_store(run / "checkpoints")).latest(print)
+    found = Checkpoints(store_of(run)).latest(print)
     if found is None:
         raise UserError(f"{run}: no checkpoint yet; train it first, or use --untrained")
     network.load_state_dict(found.network)

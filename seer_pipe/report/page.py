@@ -23,8 +23,8 @@ from seer_pipe.report.charts import run_charts
 from seer_pipe.report.ingested import Ingested, ingested, spread
 from seer_pipe.report.pictures import crops, data_uri, thumbnails
 from seer_pipe.shards import ShardSet
-from seer_pipe.store import FolderStore, open_store
-from seer_pipe.train.checkpoint import MARKER, Checkpoints
+from seer_pipe.store import FolderStore
+from seer_pipe.train.checkpoint import MARKER, Checkpoints, store_of
 from seer_pipe.train.events import read_events
 from seer_pipe.train.telemetry import read_metrics
 
@@ -197,7 +197,7 @@ def _replaced(run: Path) -> str:
 
 
 def _checkpoints(run: Path) -> list[tuple[str, str]]:
-    store = open_store(run / "checkpoints")
+    store = store_of(run)
     sizes = {}
     for step in Checkpoints(store).steps():
         marker = json.loads(store.get(f"step-{step:08d}/{MARKER}"))

@@ -4,7 +4,7 @@
         00000-0000.safetensors   what the first rank wrote, in files of a bounded size; 00001-… the second rank
         index.json               of every tensor: type, whole shape, and which file holds which part
         state.json               step, images, plan, config
-        COMMITTED.json           format version, size and SHA-256 of each of the above; written last
+        COMMITTED.json           format version, size and SHA-256 of each of the above, and of itself; written last
 
 A folder without COMMITTED.json does not exist. Names are ``network/…``, ``optimizer/PARAMETER/…``, ``objective/…``,
 and tensors are logical, so any number of ranks and any way of sharding loads them, each rank its part alone. Nothing
@@ -13,6 +13,7 @@ that is loaded can run code.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import warnings
@@ -20,6 +21,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -27,8 +29,10 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
+from seer_pipe import config as settings
+from seer_pipe.config import Config
 from seer_pipe.errors import UserError
-from seer_pipe.store import Store
+from seer_pipe.store import Store, open_store
 from seer_pipe.train.storage import (
     DamagedError,
     Files,
@@ -42,7 +46,7 @@ from seer_pipe.train.storage import (
     read_checked,
 )
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MARKER = "COMMITTED.json"
 
 Tensors = dict[str, torch.Tensor]
@@ -89,6 +93,14 @@ class Latest:
     network: Tensors
 
 
+def store_of(run: Path, config: Config | None = None) -> Store:
+    """Where a run keeps its checkpoints; without ``config``, by that in its folder."""
+    path = run / "config.yaml"
+    if config is None and path.exists():
+        config = settings.load(path)
+    return open_store((config and config.train.checkpoints) or run / "checkpoints")
+
+
 class Checkpoints:
     """The checkpoints of one run, in a store of their own.
 
@@ -111,6 +123,10 @@ class Checkpoints:
         """The steps of the committed checkpoints, in order."""
         found = (re.fullmatch(rf"step-(\d+)/{MARKER}", entry.path) for entry in self.store.list())
         return sorted(int(match[1]) for match in found if match)
+
+    def size(self, step: int) -> int:
+        """Bytes of a checkpoint."""
+        return sum(entry.size for entry in self.store.list(f"{_folder(step)}/"))
 
     def save(
         self,
@@ -138,7 +154,8 @@ class Checkpoints:
                 self.store.put(f"{folder}/{name}", data)
                 files[name] = digest(data)
             marker = {"format_version": FORMAT_VERSION, "step": step, **(marks or {}), "files": files}
-            self.store.put(f"{folder}/{MARKER}", json.dumps(marker, indent=1).encode())
+            self._known.pop(step, None)
+            self.store.put(f"{folder}/{MARKER}", _sealed(marker))
             if committed is not None:
                 committed()
 
@@ -188,29 +205,40 @@ class Checkpoints:
                 warn(damage(step, error))
         return None
 
-    def tidy(self, keep: int) -> None:
-        """Remove whatever was never committed, and the committed ones but for the ``keep`` newest, those marked with
-        ``keep``, and the one with the highest ``knn``."""
+    def tidy(self, keep: int, newest: int) -> None:
+        """After the save of step ``newest``: remove whatever was never committed, and of the committed ones all but the
+        ``keep`` newest, those marked with ``keep``, the newest that is not marked with ``skipped``, and the one with
+        the highest ``knn``.
+
+        Those past ``newest`` are damaged, or of steps that were given up: they count for nothing, and stay.
+        """
         steps = self.steps()
-        marks = {step: self._marks(step) for step in steps}
-        kept = set(steps[-keep:]) | {step for step in steps if marks[step].get("keep")}
-        if probed := [step for step in steps if "knn" in marks[step]]:
+        marks = {step: self._marks(step) for step in steps if step <= newest}
+        kept = set(sorted(marks)[-keep:]) | {step for step in marks if marks[step].get("keep")}
+        kept |= set([step for step in marks if marks[step] and not marks[step].get("skipped")][-1:])
+        if probed := [step for step in marks if "knn" in marks[step]]:
             kept.add(max(probed, key=lambda step: marks[step]["knn"]))
-        folders = {_folder(step) for step in kept}
-        entries = [entry.path for entry in self.store.list() if entry.path.split("/")[0] not in folders]
-        for path in sorted(entries, key=lambda path: not path.endswith(MARKER)):  # it stops existing first
-            self.store.delete(path)
+        self._remove_all_but(kept | {step for step in steps if step > newest})
 
     def sweep(self) -> None:
-        """Remove the unfinished files of a process that was killed. For the first rank, before anything is saved."""
+        """Remove what was never committed: of a process that was killed, or a save that failed. For the first rank,
+        while nothing is being saved."""
         root = self.store.local_path("")
         for file in root.rglob(".tmp-*") if root else ():
             file.unlink(missing_ok=True)
+        self._remove_all_but(set(self.steps()))
+
+    def _remove_all_but(self, steps: set[int]) -> None:
+        folders = {_folder(step) for step in steps}
+        tops = ((entry.path, entry.path.split("/")[0]) for entry in self.store.list())
+        gone = [path for path, top in tops if re.fullmatch(r"step-\d{8,}", top) and top not in folders]
+        for path in sorted(gone, key=lambda path: not path.endswith(MARKER)):  # it stops existing first
+            self.store.delete(path)
 
     def _marker(self, step: int) -> dict[str, Any]:
         path = f"{_folder(step)}/{MARKER}"
         try:
-            return dict(json.loads(self.store.get(path)))
+            return _unsealed(self.store.get(path))
         except (FileNotFoundError, ValueError):
             raise DamagedError(f"{self.store.url}/{path}: not what was committed") from None
 
@@ -230,6 +258,26 @@ def damage(step: int, error: Exception) -> str:
 
 def _folder(step: int) -> str:
     return f"step-{step:08d}"
+
+
+def _sealed(marker: dict[str, Any]) -> bytes:
+    """As JSON that holds its own SHA-256: a single bit that flips in it is found as well."""
+    return json.dumps({"sealed": _seal(marker), **marker}, indent=1).encode()
+
+
+def _unsealed(data: bytes) -> dict[str, Any]:
+    """ValueError where it is not what was sealed; formats 1 and 2 had no seal."""
+    marker = json.loads(data)
+    seal = marker.pop("sealed", None)
+    if seal is None and marker.get("format_version", 1) < 3:
+        return dict(marker)
+    if seal != _seal(marker):
+        raise ValueError("not what was sealed")
+    return dict(marker)
+
+
+def _seal(marker: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

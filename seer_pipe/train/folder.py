@@ -11,6 +11,8 @@ from pathlib import Path
 from seer_pipe import config as settings
 from seer_pipe.config import Config, Derived
 from seer_pipe.errors import UserError
+from seer_pipe.store import open_store
+from seer_pipe.train.checkpoint import Checkpoints
 from seer_pipe.train.parallel import World
 
 
@@ -32,14 +34,20 @@ def only_start(run: Path, world: World) -> Iterator[None]:
         yield
 
 
-def set_aside(run: Path, world: World, say: Callable[[str], None]) -> None:
+def set_aside(config: Config, run: Path, world: World, say: Callable[[str], None]) -> None:
     """Move all that the folder of a run holds into ``RUN/before-TIME``, so that the run begins anew; delete nothing."""
     if world.is_first:
+        elsewhere = config.train.checkpoints
+        if elsewhere and Checkpoints(open_store(elsewhere)).steps():
+            raise UserError(f"{elsewhere}: holds the checkpoints of a run, and --fresh moves only what is in the run's "
+                            "folder: move them, or give another train.checkpoints")  # fmt: skip
         held = [path for path in run.iterdir() if path.name != ".lock" and not path.name.startswith("before-")]
         if held:
             aside = run / f"before-{datetime.now(UTC):%Y%m%dT%H%M%S}"
             aside.mkdir()
-            for path in held:
+            for path in sorted(
+                held, key=lambda path: path.name != "checkpoints"
+            ):  # what is killed here begins anew too
                 path.rename(aside / path.name)
             say(f"the run that was here is now in {aside}")
     world.barrier()

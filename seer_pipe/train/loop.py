@@ -26,15 +26,15 @@ from seer_pipe.data.sources import Order, Shards, open_cache, open_data
 from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk, build_trunk
 from seer_pipe.objectives.base import Network
-from seer_pipe.store import open_store
 from seer_pipe.train import build
+from seer_pipe.train.checkpoint import store_of
 from seer_pipe.train.events import Event, Events, Tell
 from seer_pipe.train.folder import lay_out, only_start, set_aside
 from seer_pipe.train.health import Collapse, Guard, Policy, Watchdog
 from seer_pipe.train.heartbeat import Heartbeat, State
 from seer_pipe.train.parallel import World, assign, join
 from seer_pipe.train.restore import Keeper, zero_state
-from seer_pipe.train.signals import StopRequest
+from seer_pipe.train.signals import StoppedError, StopRequest, Wait
 from seer_pipe.train.step import TrainStep
 from seer_pipe.train.telemetry import Metrics, Quarantine, finite
 
@@ -76,7 +76,7 @@ def train(config: Config, run: Path, say: Say = print, *, hooks: Hooks | None = 
         build.check_world(derived, config.train, world)
         build.set_threads(config.train, world)
         if fresh:
-            set_aside(run, world, say_once)
+            set_aside(config, run, world, say_once)
         lay_out(config, derived, run, world, say_once)
         note = Events(run, hooks.tell).write if world.is_first else _no_event
         trainer = None
@@ -130,7 +130,7 @@ class Trainer:
         self.guard = Guard(self.network, self.optimizer, world.device)
         self.train_step = TrainStep(config, derived, spread.forward, self.objective, self.optimizer, world, self.guard)
         self.keeper = Keeper(
-            open_store(run / "checkpoints"), self.network, self.optimizer, self.objective, config.train,
+            store_of(run, config), self.network, self.optimizer, self.objective, config.train,
             {"shards": shards.fingerprint, "plan": plan.fingerprint}, world, say, note,
         )  # fmt: skip
         self.policy, self.collapse = Policy(config.health), Collapse(derived.ln_prototypes)
@@ -155,6 +155,7 @@ class Trainer:
         self._replaced: list[Any] = []  # by this rank, not yet gathered
 
     def _restore_or_begin(self) -> None:
+        self.watchdog.beat()
         found = self.keeper.restore()
         if found is not None:
             self.step = self._judged = found["step"]
@@ -165,15 +166,21 @@ class Trainer:
                 self.train_step.scaler.load_state_dict(found["scaler"])
             self.say(f"resumed: {self.step} of {self.derived.steps} steps are finished")
             self.note("resume", self.step, steps=self.derived.steps, world=self.world.size)
-            return
-        self.note("start", 0, steps=self.derived.steps, world=self.world.size)
-        if self.hooks.initialise is not None:
-            trunk = build_trunk(self.config.model.name, stem=self.config.model.stem)
-            self.hooks.initialise(trunk)
-            for name, tensor in self.network.trunk.state_dict().items():
-                assign(tensor, trunk.state_dict()[name])
+        else:
+            self.note("start", 0, steps=self.derived.steps, world=self.world.size)
+            if self.hooks.initialise is not None:
+                trunk = build_trunk(self.config.model.name, stem=self.config.model.stem)
+                self.hooks.initialise(trunk)
+                for name, tensor in self.network.trunk.state_dict().items():
+                    assign(tensor, trunk.state_dict()[name])
+        if self.step == 0:
+            self._rehearse()
+
+    def _rehearse(self) -> None:
+        self.watchdog.beat()
         milestones = self.derived.images // (self.config.train.keep_every_images or self.derived.images + 1)
         self.keeper.rehearse(self._state(), milestones + (self.config.probe is not None))
+        self.watchdog.beat()
         if self.hooks.rehearse is not None and self.world.is_first:
             self.hooks.rehearse(self.path)
         self.world.barrier()
@@ -181,8 +188,9 @@ class Trainer:
     def run(self, stop: StopRequest) -> bool:
         clock = _Clock(time.perf_counter())
         self.network.train()
+        asked = self.world.any(stop.reason is not None)  # while it began
         while True:
-            match self._go_on(stop, clock):
+            match "stopped" if asked else self._go_on(stop, clock):
                 case "rollback":
                     self._roll_back()
                 case "stopped":
@@ -203,19 +211,23 @@ class Trainer:
     def _go_on(self, stop: StopRequest, clock: _Clock) -> Literal["done", "stopped", "rollback"]:
         """Step after step, until something else is to be done."""
         first, last = self.step + self.offset, self.derived.steps + self.offset
-        with closing(self.loader.batches(first, last)) as batches:  # type: ignore[type-var]
-            for batch in self._timed(batches, clock):
-                self.watchdog.beat()
-                self.guard.stop = stop.reason is not None
-                self._step(batch, clock)
-                self.beat("running")
-                due = self._knn is not None or self._overdue or self.step % self.config.train.checkpoint_every == 0
-                order = self._judge(all_steps=due or self.step == self.derived.steps)
-                if order is not None:
-                    return order
-                self._overdue = due and self.policy.skipped > 0  # a checkpoint to roll back to must be a healthy one
-                if due and not self._overdue:
-                    self._save()
+        waiting = Wait(stop, alone=self.world.size == 1)
+        try:
+            with closing(self.loader.batches(first, last, waiting)) as batches:  # type: ignore[type-var]
+                for batch in self._timed(batches, clock):
+                    self.watchdog.beat()
+                    self.guard.stop = stop.reason is not None
+                    self._step(batch, clock)
+                    self.beat("running")
+                    due = self._knn is not None or self._overdue or self.step % self.config.train.checkpoint_every == 0
+                    order = self._judge(all_steps=due or self.step == self.derived.steps)
+                    if order is not None:
+                        return order
+                    self._overdue = due and self.policy.skipped > 0  # one to roll back to must be a healthy one
+                    if due and not self._overdue:
+                        self._save()
+        except StoppedError:
+            return self._judge(all_steps=True) or "stopped"
         return "done"
 
     def _judge(self, all_steps: bool) -> Literal["stopped", "rollback"] | None:
@@ -352,6 +364,8 @@ class Trainer:
         self._collect_replaced()
         if self.quarantine is not None:
             self.quarantine.write()
+        if self.metrics is not None:
+            self.metrics.flush()
         if self.policy.skipped == 0:
             self.policy.rollbacks = 0
         self.keeper.save(self._state(), self._knn)

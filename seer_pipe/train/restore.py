@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -57,14 +58,14 @@ def run_state(network: nn.Module, optimizer: Optimizer, objective: Objective) ->
 
 
 def agreed_statistics(network: nn.Module) -> Tensors:
-    """The running statistics of BatchNorms that are not synchronised, as means over all ranks, by their names.
+    """The running statistics of BatchNorms that not all ranks share, as means over all ranks, by their names.
 
     A checkpoint holds one copy of a buffer, whichever rank wrote it, so the copies must not differ.
     """
     buffers = {
         f"network/{name}.{key}": buffer
         for name, module in network.named_modules()
-        if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm)
+        if isinstance(module, _BatchNorm) and not (isinstance(module, SyncBatchNorm) and module.process_group is None)
         for key, buffer in module.named_buffers()
         if buffer.is_floating_point()
     }
@@ -128,6 +129,7 @@ class Keeper:
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._checkpoints = Checkpoints(store, self._group)
         self._failed = 0  # saves in a row
+        self._milestone = 0  # multiples of keep_every_images that are behind the run
         self.saved: int | None = None  # the step of the last save, or of what was restored
         if world.is_first:
             self._checkpoints.sweep()
@@ -148,28 +150,30 @@ class Keeper:
                 self._say(damage(step, error))
                 self._note("warning", step, reason=damage(step, error))
                 continue
-            self.saved = step
+            self.saved, self._milestone = step, self._milestones(found.state["images"])
             return found.state
         if steps:
+            which = "whole and of a step in health" if healthy else "whole"
             raise UserError(
-                f"{self._checkpoints.store.url}: none of the {len(steps)} checkpoints is whole; --fresh begins anew"
+                f"{self._checkpoints.store.url}: none of the {len(steps)} checkpoints is {which}; --fresh begins anew"
             )
         return None
 
     def save(self, state: Mapping[str, Any], knn: float | None = None) -> None:
         """Begin a checkpoint of step ``state["step"]``; training may go on. One begun before is finished first."""
         self.finish()
-        step, images = state["step"], state["images"]
-        every = self._train.keep_every_images
-        interval = self._train.checkpoint_every * self._train.batch
+        step, milestone = state["step"], self._milestones(state["images"])
         marks: dict[str, Any] = {} if knn is None else {"knn": knn}
-        if every and images // every > max(images - interval, 0) // every:
+        if milestone > self._milestone:
             marks["keep"] = True
+        if state["skipped"]:
+            marks["skipped"] = state["skipped"]
 
         def committed() -> None:
+            self._milestone = milestone
             self._note("checkpoint", step)
             try:
-                self._checkpoints.tidy(self._train.keep)
+                self._checkpoints.tidy(self._train.keep, step)
             except OSError as error:
                 self._note("warning", step, reason=f"old checkpoints could not be removed: {error}")
 
@@ -185,9 +189,12 @@ class Keeper:
             self._failed = 0
         except OSError as error:
             self._failed += 1
-            if must or self._failed == FAILED_SAVES:
-                raise
             reason = f"the checkpoint of step {self.saved} could not be saved: {error}"
+            if self._world.is_first:
+                with suppress(OSError):  # what was written of it takes the room that the next one needs
+                    self._checkpoints.sweep()
+            if must or self._failed == FAILED_SAVES:
+                raise UserError(f"{reason}; the same command goes on from the one before") from error
             self._say(f"warning: {reason}; training goes on")
             self._note("warning", self.saved, reason=reason)
             self.saved = None
@@ -197,8 +204,9 @@ class Keeper:
 
         ``extra``: checkpoints that are kept besides the newest.
         """
-        self.save(state)
-        self.finish(must=True)
+        if self.saved != state["step"]:  # else a start before this one was killed in its rehearsal, or refused
+            self.save(state)
+            self.finish(must=True)
         before = {name: _local(tensor).clone() for name, tensor in run_state(*self._parts).items()}
         self.restore()
         after = run_state(*self._parts)
@@ -214,7 +222,7 @@ class Keeper:
         root = store.local_path("")
         if root is None:
             return None
-        size = sum(entry.size for entry in store.list())
+        size = self._checkpoints.size(step)
         needed = size * (self._train.keep + extra)  # one is there, another is written before the oldest goes
         free = shutil.disk_usage(root).free
         if free >= needed:
@@ -223,6 +231,9 @@ class Keeper:
             f"{root}: {free / 1e9:.1f} GB are free, and {self._train.keep + extra} more checkpoints of "
             f"{size / 1e9:.2f} GB are to be kept: make room, or lower train.keep or raise train.keep_every_images"
         )
+
+    def _milestones(self, images: int) -> int:
+        return images // self._train.keep_every_images if self._train.keep_every_images else 0
 
     def _open(self, step: int) -> Checkpoint:
         """The same on all ranks, or the same error."""

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType, TracebackType
+from typing import ClassVar
 
 #: Signals that mean: commit a checkpoint and end. Slurm and submitit send SIGTERM, SIGUSR1 or SIGUSR2.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+#: Seconds in which the same signal again is the same request: a terminal and torchrun send Ctrl-C both.
+ONE_REQUEST = 1.0
 
 
 def deadline() -> float | None:
@@ -23,9 +29,10 @@ def deadline() -> float | None:
 
 
 class StopRequest:
-    """Within it, ``reason`` says why to stop, once there is one; Ctrl-C after that ends the process at once.
+    """Within it, ``reason`` says why to stop, once there is one; the same signal again ends the process at once.
 
-    ``before``: seconds before the allocation's end that count as a request.
+    One of another kind does not, but for Ctrl-C: Slurm asks by SIGUSR2, sends SIGTERM when the time is over, and then
+    still leaves some. ``before``: seconds before the allocation's end that count as a request.
     """
 
     def __init__(self, before: float) -> None:
@@ -45,16 +52,62 @@ class StopRequest:
         for number in SIGNALS:
             before = signal.signal(number, self._note)
             self._restore.append(lambda number=number, before=before: signal.signal(number, before))  # type: ignore[misc]
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        wakeup = signal.set_wakeup_fd(writing)
+        self._restore += [lambda: signal.set_wakeup_fd(wakeup), lambda: os.close(writing)]
+        threading.Thread(target=self._watch, args=(reading,), name="signals", daemon=True).start()
         return self
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self._signal is not None and number == signal.SIGINT:  # Slurm sends several while a checkpoint is written
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self._signal = signal.Signals(number).name
+        self._signal = self._signal or signal.Signals(number).name
+
+    def _watch(self, pipe: int) -> None:
+        """In a thread, for the main one may hang in a collective, where none of its handlers runs."""
+        came: dict[int, float] = {}
+        while number := int.from_bytes(os.read(pipe, 1)):
+            now = time.monotonic()
+            before = min(came.values(), default=now) if number == signal.SIGINT else came.get(number, now)
+            if now - before > ONE_REQUEST:
+                name = signal.Signals(number).name
+                print(f"{name} again: ended at once; the same command goes on from the last checkpoint",
+                      file=sys.stderr, flush=True)  # fmt: skip
+                os._exit(128 + number)
+            came.setdefault(number, now)
+        os.close(pipe)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for restore in self._restore:
             restore()
+
+
+class StoppedError(Exception):
+    """The run is to stop where it is, between two steps."""
+
+
+@dataclass
+class Wait:
+    """Called while the next batch is not there: a run that was asked to stop must not wait for a store that is away.
+
+    One process alone stops between two steps. Of several, others may be inside the next step and wait for this one:
+    where no batch comes for ``PATIENCE`` seconds after the request, this one leaves, and the steps since the last
+    checkpoint are lost.
+    """
+
+    PATIENCE: ClassVar[float] = 20.0
+    stop: StopRequest
+    alone: bool
+    since: float | None = None
+
+    def __call__(self) -> None:
+        if self.stop.reason is None:
+            return
+        if self.alone:
+            raise StoppedError
+        self.since = self.since or time.monotonic()
+        if time.monotonic() - self.since > self.PATIENCE:
+            print(f"{self.stop.reason}, and no data for {self.PATIENCE:.0f} s: this rank ends, and with it the others; "
+                  "the same command goes on from the last checkpoint", file=sys.stderr, flush=True)  # fmt: skip
+            raise SystemExit(130)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -48,6 +49,11 @@ class Metrics:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """All that was written is on the disk: a checkpoint vouches for it."""
+        os.fsync(self._file.fileno())
+        self._board.flush()
 
     def rewind(self, after: int) -> None:
         """Take back the rows past step ``after``."""

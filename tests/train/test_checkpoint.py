@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from seer_pipe.errors import UserError
 from seer_pipe.store import FolderStore, Store, open_store
 from seer_pipe.train import storage
-from seer_pipe.train.checkpoint import MARKER, Checkpoints
+from seer_pipe.train.checkpoint import MARKER, Checkpoints, _sealed, _unsealed
 from seer_pipe.train.storage import DamagedError, digest
 from tests.distributed import run_ranks
 
@@ -183,6 +183,23 @@ def test_what_is_damaged_is_passed_over(tmp_path: Path, name: str, how: str) -> 
     assert len(told) == (0 if (name, how) == (MARKER, "gone") else 1)  # without a marker it does not exist
 
 
+def test_a_single_bit_that_flips_in_the_marker_is_found(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    save(store, 1, marks={"knn": 0.5})
+    file = tmp_path / "step-00000001" / MARKER
+    whole = file.read_bytes()
+    honest = json.loads(whole)
+    for place in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        file.write_bytes(data)
+        try:
+            Checkpoints(store).open(1)
+        except DamagedError:
+            continue
+        assert json.loads(data) == honest  # a blank for another
+
+
 def test_the_format_before_is_read(tmp_path: Path) -> None:
     """Whole tensors in a file a part, and a marker that is the table of files."""
     store, files = FolderStore(tmp_path), {}
@@ -201,19 +218,39 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     save(store, 1)
     path = f"step-00000001/{MARKER}"
-    store.put(path, json.dumps(json.loads(store.get(path)) | {"format_version": 99}).encode())
+    marker = _unsealed(store.get(path)) | {"format_version": 99}
+    store.put(path, _sealed(marker))
     with pytest.raises(UserError, match=r"format 99.*upgrade"):
         Checkpoints(store).latest(pytest.fail)
 
 
 def test_what_is_kept(tmp_path: Path) -> None:
-    """The newest two, what is marked for ever, the best by kNN; nothing that was not committed."""
+    """The newest two, what is marked for ever, the best by kNN; nothing that was not committed; and nothing else."""
     store = FolderStore(tmp_path)
     for step, marks in {1: {"knn": 0.5}, 2: {"keep": True}, 3: {"knn": 0.7}, 4: {}, 5: {"knn": 0.6}, 6: {}}.items():
         save(store, step, marks=marks)
     store.put("step-00000007/00000-0000.safetensors", b"half of it")
-    Checkpoints(store).tidy(keep=2)
-    assert [file.name for file in sorted(tmp_path.iterdir())] == [f"step-0000000{step}" for step in (2, 3, 5, 6)]
+    store.put("others/file", b"not ours")
+    Checkpoints(store).tidy(keep=2, newest=6)
+    kept = [f"step-0000000{step}" for step in (2, 3, 5, 6)]
+    assert [file.name for file in sorted(tmp_path.iterdir())] == ["others", *kept]
+
+
+def test_what_cannot_be_gone_on_from_takes_no_place_of_what_can(tmp_path: Path) -> None:
+    """A run that went back to step 2, for 3 and 4 are damaged, keeps its own; and one of a step in health."""
+    store = FolderStore(tmp_path)
+    for step, marks in {1: {}, 2: {}, 3: {}, 4: {}}.items():
+        save(store, step, marks=marks)
+    for step in (3, 4):
+        (tmp_path / f"step-0000000{step}" / "state.json").unlink()
+    Checkpoints(store).tidy(keep=1, newest=2)
+    assert Checkpoints(store).steps() == [2, 3, 4]
+    save(store, 3, marks={"skipped": 1})
+    Checkpoints(store).tidy(keep=1, newest=3)
+    assert Checkpoints(store).steps() == [2, 3, 4]
+    save(store, 5)
+    Checkpoints(store).tidy(keep=1, newest=5)
+    assert Checkpoints(store).steps() == [5]
 
 
 def test_on_s3(s3: Any, tmp_path: Path) -> None:
@@ -221,9 +258,11 @@ def test_on_s3(s3: Any, tmp_path: Path) -> None:
     store = open_store("s3://checkpoints/run")
     for step in (1, 2, 3):
         save(store, step)
-    Checkpoints(store).tidy(keep=2)
+    store.put("step-00000004/00000-0000.safetensors", b"half of it")
+    Checkpoints(store).tidy(keep=2, newest=3)
     assert Checkpoints(store).steps() == [2, 3]
     assert_whole(store, 3)
+    assert not list(store.list("step-00000004"))
     assert "Uploads" not in s3.list_multipart_uploads(Bucket="checkpoints")
 
 

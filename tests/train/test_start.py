@@ -1,16 +1,24 @@
 """How a run begins and when it is asked to end: anew, from given weights, by a signal, by the allocation's end."""
 
+import importlib
 import os
 import signal
 import time
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from seer_pipe import config as settings
+from seer_pipe.errors import UserError
 from seer_pipe.evaluate.probe import KnnProbe
-from seer_pipe.models import Trunk
+from seer_pipe.export.names import names_in
+from seer_pipe.models import Trunk, build_trunk
+from seer_pipe.run import start
 from seer_pipe.store import open_store
 from seer_pipe.train.checkpoint import MARKER, Checkpoints
 from seer_pipe.train.events import read_events
@@ -49,6 +57,62 @@ def test_first_weights_fresh_starts_and_the_probe(pictures: Path, tmp_path: Path
     assert any(str(aside) in line for line in told)
     assert (aside / f"checkpoints/step-00000002/{MARKER}").exists()
     assert [event["event"] for event in read_events(run)] == ["start", "checkpoint", "checkpoint", "done"]
+
+
+def made_by_torchvision(file: Path) -> tuple[str, nn.Module]:
+    theirs = importlib.import_module("torchvision.models").regnet_y_400mf()
+    torch.save(theirs.state_dict(), file)
+    theirs.fc = nn.Identity()
+    return "regnety_400mf", theirs
+
+
+def made_by_timm(file: Path) -> tuple[str, nn.Module]:
+    theirs = importlib.import_module("timm").create_model("resnet18", num_classes=5)
+    torch.save({"state_dict": theirs.state_dict(), "epoch": 3}, file)
+    theirs.reset_classifier(0)
+    return "resnet18", theirs
+
+
+def as_released_by_seer(file: Path) -> tuple[str, nn.Module]:
+    """VISSL's names and nesting."""
+    source = build_trunk("regnety_200mf")
+    names = names_in(source, "vissl")
+    trunk = {f"_feature_blocks.{names[ours]}": tensor for ours, tensor in source.state_dict().items()}
+    model = {"trunk": trunk, "heads": {"0.projection_head.0.weight": torch.zeros(1)}}
+    torch.save({"classy_state_dict": {"base_model": {"model": model}}, "iteration": 7}, file)
+    return "regnety_200mf", source
+
+
+def as_released_by_swav(file: Path) -> tuple[str, nn.Module]:
+    source = build_trunk("resnet18")
+    heads = {"projection_head.0.weight": torch.zeros(1), "prototypes.weight": torch.zeros(1)}
+    torch.save({f"module.{key}": tensor for key, tensor in {**source.state_dict(), **heads}.items()}, file)
+    return "resnet18", source
+
+
+@pytest.mark.parametrize(
+    "make", [made_by_torchvision, made_by_timm, as_released_by_seer, as_released_by_swav],
+    ids=["torchvision", "timm", "SEER", "SwAV"],
+)  # fmt: skip
+def test_a_run_from_anothers_weights(torchvision: ModuleType, pictures: Path, tmp_path: Path, make: Any) -> None:
+    """Its first checkpoint has their features; a file that does not fit is reported, and starts nothing."""
+    run = tmp_path / "run"
+    name, theirs = make(tmp_path / "theirs.pth")
+    config = small(pictures, model={"name": name}, train={"images": 8})
+    save_file({"stem.0.weight": torch.zeros(1), "adapter": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=rf"not the weights of {name} .* missing \(.*unexpected \(adapter"):
+        start(config, run, quiet, init_from=tmp_path / "other.safetensors")
+    assert not (run / "checkpoints").exists()
+    assert start(config, run, quiet, init_from=tmp_path / "theirs.pth")
+    first = Checkpoints(open_store(run / "checkpoints")).open(0).whole("network")
+    trunk = build_trunk(name)
+    trunk.load_state_dict({key.removeprefix("trunk."): t for key, t in first.items() if key.startswith("trunk.")})
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(trunk.eval()(images), theirs.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+def quiet(_line: str) -> None: ...
 
 
 @pytest.mark.parametrize("number", SIGNALS)

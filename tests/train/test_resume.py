@@ -1,0 +1,135 @@
+"""Exact: what is stopped and begun again ends as what never was, in every mode, and on other numbers of ranks."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from seer_pipe import config as settings
+from seer_pipe.train.events import read_events
+from seer_pipe.train.loop import Hooks, train
+from seer_pipe.train.step import TrainStep
+from tests.distributed import run_ranks
+from tests.train.helpers import assert_same_run, losses, make_pictures, on_the_board, small, spoil_pictures, weights
+
+STEPS, ASKED = 8, 4
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = make_pictures(tmp_path_factory.mktemp("pictures"), [13, 0, 1, 20])
+    spoil_pictures(root, 2)
+    return root
+
+
+def recipe(pictures: Path | str, **sections: dict[str, Any]) -> settings.Config:
+    sections["train"] = {"images": 8 * STEPS, **sections.get("train", {})}
+    return small(pictures, data={"max_bad_fraction": 0.5}, **sections)
+
+
+def stop_at(asked: int) -> Hooks:
+    """Asks to stop after so many steps, as a scheduler would."""
+
+    def ask(step: int, _values: Any) -> None:
+        if step == asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return Hooks(after_step=[ask])
+
+
+def straight_and_stopped(config: settings.Config, folder: Path) -> None:
+    """A run to its end, and one that is asked to stop on its way and begun again."""
+    assert train(config, folder / "straight", say=quiet)
+    assert not train(config, folder / "stopped", say=quiet, hooks=stop_at(ASKED))
+    assert train(config, folder / "stopped", say=quiet)
+
+
+def quiet(_line: str) -> None: ...
+
+
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "larc with a queue": {},
+    "sgd in pieces, without a queue": {
+        "optimizer": {"name": "sgd", "lr": 0.1}, "objective": {"queue": 0, "prototypes": 8}, "train": {"accumulate": 2},
+    },
+    "adamw": {"optimizer": {"name": "adamw", "lr": 0.01}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_process(pictures: Path, tmp_path: Path, variant: str) -> None:
+    straight_and_stopped(recipe(pictures, **VARIANTS[variant]), tmp_path)
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    (stop,) = [event for event in read_events(tmp_path / "stopped") if event["event"] == "stop"]
+    assert (stop["reason"], stop["step"] - ASKED) in (("SIGTERM", 1), ("SIGTERM", 2))  # agreed on a step later
+
+
+def as_rank(pictures: str, folder: str, parallel: str) -> None:
+    straight_and_stopped(recipe(pictures, train={"parallel": parallel}), Path(folder))
+
+
+def spy_on_batches(seen: list[torch.Tensor]) -> Callable[..., Any]:
+    honest = TrainStep.__call__
+
+    def spy(self: TrainStep, crops: list[torch.Tensor], *args: Any) -> Any:
+        seen.append(torch.cat([crop.flatten(1) for crop in crops], dim=1))
+        return honest(self, crops, *args)
+
+    TrainStep.__call__ = spy  # type: ignore[method-assign]
+    return honest
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_ranks(pictures: Path, tmp_path: Path, parallel: str) -> None:
+    run_ranks(2, as_rank, str(pictures), str(tmp_path), parallel)
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_other_numbers_of_ranks_see_the_same_batches(pictures: Path, tmp_path: Path) -> None:
+    """Begun alone, continued by two: the pixels are the same, and the loss but for the order of its sums."""
+    config = recipe(pictures, model={"name": "resnet18"})
+    batches: list[torch.Tensor] = []
+    honest = spy_on_batches(batches)
+    try:
+        assert train(config, tmp_path / "alone", say=quiet)
+    finally:
+        TrainStep.__call__ = honest  # type: ignore[method-assign]
+    assert not train(config, tmp_path / "moved", say=quiet, hooks=stop_at(ASKED))
+    at = max(losses(tmp_path / "moved"))
+    first, second = run_ranks(2, moved_resnet, str(pictures), str(tmp_path / "moved"))
+    assert len(first) == len(second) == STEPS - at
+    for whole, *parts in zip(batches[at:], first, second, strict=True):
+        assert torch.equal(whole, torch.cat(parts))
+    alone, other = losses(tmp_path / "alone"), losses(tmp_path / "moved")
+    assert alone.keys() == other.keys()
+    assert [step for step, _ in on_the_board(tmp_path / "moved")] == list(alone)
+    assert all(alone[step] == other[step] for step in range(1, at + 1))
+    assert abs(alone[at + 1] - other[at + 1]) < 1e-5
+    assert all(abs(alone[step] - other[step]) < 5e-3 for step in alone)
+    assert weights(tmp_path / "alone").keys() == weights(tmp_path / "moved").keys()
+
+
+def moved_resnet(pictures: str, run: str) -> list[torch.Tensor]:
+    """What this rank trained on, a row an image, step by step."""
+    seen: list[torch.Tensor] = []
+    spy_on_batches(seen)
+    config = recipe(pictures, model={"name": "resnet18"}, train={"parallel": "ddp"})
+    assert train(config, Path(run), say=quiet)
+    return seen
+
+
+def change_mode(pictures: str, run: str) -> None:
+    """Begun with DDP, continued with FSDP2."""
+    begun = recipe(pictures, train={"parallel": "ddp"})
+    assert not train(begun, Path(run), say=quiet, hooks=stop_at(ASKED))
+    assert train(recipe(pictures, train={"parallel": "fsdp2"}), Path(run), say=quiet)
+
+
+def test_a_run_changes_its_mode(pictures: Path, tmp_path: Path) -> None:
+    run_ranks(2, change_mode, str(pictures), str(tmp_path / "run"))
+    assert list(losses(tmp_path / "run")) == list(range(1, STEPS + 1))
+    assert [event["event"] for event in read_events(tmp_path / "run")].count("resume") == 1
