@@ -22,6 +22,7 @@ from seer_pipe.store import FolderStore
 from seer_pipe.train.checkpoint import Checkpoints, store_of
 from seer_pipe.train.events import read_events
 from seer_pipe.train.loop import Hooks, train
+from seer_pipe.train.signals import Wait
 from tests.data.faults import ACCESS, Rclone
 from tests.train.helpers import Ranks, assert_same_run, losses, make_pictures, small, spoil_pictures
 
@@ -86,6 +87,7 @@ def test_asked_to_stop_in_every_phase(
     def say(line: str) -> None:
         ask("starting", "parameters with head" in line)
         ask("stepping", line.startswith("step 2/"))
+        assert not line.startswith("step 10/") or saving.wait(60)
 
     def probe(_network: Any) -> float:
         ask("probing")
@@ -94,11 +96,8 @@ def test_asked_to_stop_in_every_phase(
     monkeypatch.setattr(Loader, "_make", make)
     monkeypatch.setattr(FolderStore, "put", put)
 
-    def wait_for_save(step: int, _values: Any) -> None:
-        assert step != 10 or saving.wait(60)
-
     config = recipe(pictures, probe={"path": "unused", "every_images": 48})  # after step 6
-    hooks = Hooks(rehearse=lambda _run: ask("rehearsing"), probe=probe, after_step=[wait_for_save])
+    hooks = Hooks(rehearse=lambda _run: ask("rehearsing"), probe=probe)
     for start in range(20):  # noqa: B007 (used by `ask`)
         if finished := train(config, run, say=say, hooks=hooks):
             break
@@ -192,14 +191,15 @@ def test_a_disk_that_is_full_for_a_while(straight: Path, pictures: Path, small_d
     """A save that finds no room is told, leaves nothing behind, and the run goes on; the next may succeed."""
     run, said = small_disk / "run", []
 
-    def take_and_give(step: int, _values: Any) -> None:
-        if step == 1:
+    def take_and_give(line: str) -> None:
+        said.append(line)
+        if line.startswith("step 1/"):
             fill(small_disk, leave=2 << 20)
-        if step == 5:
+        if line.startswith("step 5/"):
             assert not list((run / "checkpoints").glob("step-00000003/*"))
             (small_disk / "filler").unlink()
 
-    assert train(recipe(pictures, train={"keep": 1}), run, say=said.append, hooks=Hooks(after_step=[take_and_give]))
+    assert train(recipe(pictures, train={"keep": 1}), run, say=take_and_give)
     assert any("checkpoint of step 3 could not be saved" in line and "No space left" in line for line in said)
     assert kinds(run) == ["start", "checkpoint", "warning", *["checkpoint"] * 4, "done"]
     assert_same_run(straight, run)
@@ -249,10 +249,24 @@ def die_at_write(number: int, half: bool, rank: int, here: int) -> None:
     FolderStore.put = put  # type: ignore[method-assign]
 
 
+def no_more_data(rank: int) -> None:
+    """The second rank gets no seventh batch."""
+    honest = Loader._make
+
+    def make(self: Loader, step: int, samples: Any) -> Batch:
+        if step == 6 and rank == 1:
+            threading.Event().wait()
+        return honest(self, step, samples)
+
+    Loader._make = make  # type: ignore[method-assign]
+    Wait.PATIENCE = 1.0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 def test_killed_at_every_write_and_at_any_moment(pictures: Path, tmp_path: Path, parallel: str) -> None:
-    """Two ranks: at each write of a save that rank makes, one rank or all at some moment; then a run to the end."""
+    """Two ranks: at each write of a save that rank makes, one rank or all at some moment, asked to stop while one waits
+    for data that does not come; then a run to the end."""
     config = recipe(pictures, train={"parallel": parallel, "images": 64}, health={"timeout": 60.0})
     assert Ranks(config, tmp_path / "straight", 2).ends() == [0, 0]
     run = tmp_path / "run"
@@ -269,6 +283,12 @@ def test_killed_at_every_write_and_at_any_moment(pictures: Path, tmp_path: Path,
         for rank in killed:
             start.processes[rank].kill()
         assert 0 not in start.ends()
+    start = Ranks(config, run, 2, no_more_data)
+    start.until("step 6/")
+    for process in start.processes:
+        process.terminate()
+    assert start.ends()[1] == 130
+    assert "SIGTERM, and no data for 1 s: this rank ends" in start.errors(1)
     assert Ranks(config, run, 2).ends() == [0, 0]
     assert_same_run(tmp_path / "straight", run)
 
@@ -283,17 +303,17 @@ def test_a_store_that_is_away_for_a_while(tmp_path: Path, monkeypatch: pytest.Mo
     try:
         make_pictures("s3://bucket/pictures", [13, 0, 1, 20])
 
-        def stop_and_start(step: int, _values: Any) -> None:
-            if step in (2, 3):  # before a read of the next pass, and before a save
+        def stop_and_start(line: str) -> None:
+            if line.startswith(("step 2/", "step 3/")):  # before a read of the next pass, and before a save
                 server.stop()
                 back = threading.Timer(3.0, server.start)
                 back.start()
                 away.append(back)
 
         ended = {}
-        for name, hooks in ("straight", Hooks()), ("run", Hooks(after_step=[stop_and_start])):
+        for name, say in ("straight", quiet), ("run", stop_and_start):
             config = recipe("s3://bucket/pictures", train={"checkpoints": f"s3://bucket/{name}"})
-            assert train(config, tmp_path / name, say=quiet, hooks=hooks)
+            assert train(config, tmp_path / name, say=say)
             ended[name] = kinds(tmp_path / name)
         assert len(away) == 2
         assert ended["run"] == ended["straight"]

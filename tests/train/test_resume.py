@@ -11,7 +11,7 @@ import torch
 
 from seer_pipe import config as settings
 from seer_pipe.train.events import read_events
-from seer_pipe.train.loop import Hooks, train
+from seer_pipe.train.loop import train
 from seer_pipe.train.step import TrainStep
 from tests.distributed import run_ranks
 from tests.train.helpers import assert_same_run, losses, make_pictures, on_the_board, small, spoil_pictures, weights
@@ -31,20 +31,16 @@ def recipe(pictures: Path | str, **sections: dict[str, Any]) -> settings.Config:
     return small(pictures, data={"max_bad_fraction": 0.5}, **sections)
 
 
-def stop_at(asked: int) -> Hooks:
-    """Asks to stop after so many steps, as a scheduler would."""
-
-    def ask(step: int, _values: Any) -> None:
-        if step == asked:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return Hooks(after_step=[ask])
+def ask_at(line: str) -> None:
+    """Given what a run says, asks it to stop after so many steps, as a scheduler would; on the first rank alone."""
+    if line.startswith(f"step {ASKED}/"):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def straight_and_stopped(config: settings.Config, folder: Path) -> None:
     """A run to its end, and one that is asked to stop on its way and begun again."""
     assert train(config, folder / "straight", say=quiet)
-    assert not train(config, folder / "stopped", say=quiet, hooks=stop_at(ASKED))
+    assert not train(config, folder / "stopped", say=ask_at)
     assert train(config, folder / "stopped", say=quiet)
 
 
@@ -98,7 +94,7 @@ def test_other_numbers_of_ranks_see_the_same_batches(pictures: Path, tmp_path: P
         assert train(config, tmp_path / "alone", say=quiet)
     finally:
         TrainStep.__call__ = honest  # type: ignore[method-assign]
-    assert not train(config, tmp_path / "moved", say=quiet, hooks=stop_at(ASKED))
+    assert not train(config, tmp_path / "moved", say=ask_at)
     at = max(losses(tmp_path / "moved"))
     first, second = run_ranks(2, moved_resnet, str(pictures), str(tmp_path / "moved"))
     assert len(first) == len(second) == STEPS - at
@@ -125,7 +121,7 @@ def moved_resnet(pictures: str, run: str) -> list[torch.Tensor]:
 def change_mode(pictures: str, run: str) -> None:
     """Begun with DDP, continued with FSDP2."""
     begun = recipe(pictures, train={"parallel": "ddp"})
-    assert not train(begun, Path(run), say=quiet, hooks=stop_at(ASKED))
+    assert not train(begun, Path(run), say=ask_at)
     assert train(recipe(pictures, train={"parallel": "fsdp2"}), Path(run), say=quiet)
 
 
