@@ -48,7 +48,7 @@ def test_first_weights_fresh_starts_and_the_probe(pictures: Path, tmp_path: Path
     assert checkpoints.open(0).whole("network")["trunk.stem.0.weight"].eq(1).all()
     (row,) = [row for row in read_metrics(run) if "knn" in row]
     assert row["step"] == 2
-    assert 0 < row["knn"] <= 1
+    assert 0 <= row["knn"] <= 1  # little after two steps
     assert '"knn"' in (run / f"checkpoints/step-00000002/{MARKER}").read_text()
 
     told: list[str] = []
