@@ -335,7 +335,7 @@ class ShardSet:
         path, fields = self.sidecars[shard], ShardIndex.__dataclass_fields__
         try:
             with self._file(path, whole=self.counts[shard] <= SMALL) as file:
-                table = pq.read_table(file, columns=list(fields), use_threads=False)
+                table = pq.ParquetFile(file).read(columns=list(fields), use_threads=False)  # quicker than read_table
             if table.num_rows != self.counts[shard]:
                 raise OSError("has another number of rows than the manifest says")
             # copies, so that the table can go

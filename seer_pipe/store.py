@@ -203,7 +203,8 @@ class S3Store:
         import boto3  # slow to import and not needed for folders
         from botocore.config import Config
 
-        return boto3.client(
+        # a session of its own: the one that all share is not safe to make clients with in several threads
+        return boto3.Session().client(
             "s3",
             config=Config(
                 max_pool_connections=self.CONNECTIONS,

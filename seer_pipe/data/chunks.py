@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import google_crc32c
@@ -30,7 +31,7 @@ class Span:
 
 
 #: Bytes of a span, from a place in the shard, of a length; an ``OSError`` where they cannot be read.
-Get = Callable[[Span, int, int], bytes]
+Get = Callable[[Span, int, int], bytes | Encoded]
 
 
 class Chunk:
@@ -44,36 +45,44 @@ class Chunk:
         offset, length, crc, height, width = np.zeros((5, size), np.int64)
         #: Why the samples of a shard cannot be found.
         self.lost: dict[int, str] = {}
-        for shard in np.unique(members.shard).tolist():
-            rows = members.shard == shard
+        edges = [0, *(np.flatnonzero(np.diff(members.shard)) + 1).tolist(), size]
+        for a, b in pairwise(edges):
+            shard = int(members.shard[a])
             try:
                 of = index(shard)
+            except BlockingIOError:
+                raise
             except OSError as error:
                 self.lost[shard] = str(error)
                 continue
-            at = members.index[rows]
-            offset[rows], length[rows], crc[rows] = of.offset[at], of.length[at], of.crc32c[at]
-            height[rows], width[rows] = of.height[at], of.width[at]
-        hole = offset[1:] - (offset + length)[:-1]
-        together = (np.diff(members.shard) == 0) & (hole >= 0) & (hole <= HOLE)
-        number = np.append(0, np.cumsum(~together)) if size else offset
-        firsts = np.searchsorted(number, np.arange(number[-1] + 1)) if size else offset
-        self.spans = [
-            Span(int(members.shard[a]), int(offset[a]), int(offset[b] + length[b] - offset[a]))
-            for a, b in zip(firsts.tolist(), np.append(firsts[1:] - 1, size - 1).tolist(), strict=True)
-        ]
-        self.span: list[int] = number.tolist()
+            at = members.index[a:b]
+            offset[a:b], length[a:b], crc[a:b] = of.offset[at], of.length[at], of.crc32c[at]
+            height[a:b], width[a:b] = of.height[at], of.width[at]
+        end = offset + length
+        hole = offset[1:] - end[:-1]
+        apart = (np.diff(members.shard) != 0) | (hole < 0) | (hole > HOLE)
+        #: The number of the first sample of each span, and of all samples.
+        self.edges: list[int] = [0, *(np.flatnonzero(apart) + 1).tolist(), size]
         self.offset: list[int] = offset.tolist()
-        self.length: list[int] = length.tolist()
+        self.end: list[int] = end.tolist()
         self.crc: list[int] = crc.tolist()
         self.height: list[int] = height.tolist()
         self.width: list[int] = width.tolist()
+        self.spans = [
+            Span(int(members.shard[a]), self.offset[a], self.end[b - 1] - self.offset[a])
+            for a, b in pairwise(self.edges)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.offset)
 
 
 class Piece(NamedTuple):
     """Some samples of a chunk, in order, read and checked."""
 
-    images: list[tuple[Encoded | None, int, int]]  # bytes, height, width; (None, 0, 0) where it cannot be read
+    images: list[Encoded | None]  # None where it cannot be read
+    height: list[int]  # pixels; 0 where it cannot be read
+    width: list[int]
     reasons: dict[int, str]  # why it cannot be read
     bytes: int
 
@@ -82,43 +91,46 @@ def read_piece(chunk: Chunk, first: int, stop: int, get: Get, again: Get | None)
     """Samples first … stop-1 of ``chunk``, by ``get``.
 
     What fails its checksum may have been damaged on the way: it is had anew by ``again``, alone.
+    A ``BlockingIOError`` is raised on.
     """
-    images: list[tuple[Encoded | None, int, int]] = []
+    images: list[Encoded | None] = []
     reasons: dict[int, str] = {}
-    total, at, checksum = 0, first, google_crc32c.value
+    total, at = 0, first
     while at < stop:
-        number = chunk.span[at]
-        span, start = chunk.spans[number], chunk.offset[at]
-        end = min(stop, bisect_right(chunk.span, number))
+        number = bisect_right(chunk.edges, at)
+        span, start = chunk.spans[number - 1], chunk.offset[at]
+        end = min(stop, chunk.edges[number])
         try:
             if span.shard in chunk.lost:
                 raise OSError(chunk.lost[span.shard])
-            body = get(span, start, chunk.offset[end - 1] + chunk.length[end - 1] - start)
+            body = get(span, start, chunk.end[end - 1] - start)
+        except BlockingIOError:
+            raise
         except OSError as error:
             reasons |= dict.fromkeys(range(at - first, end - first), str(error))
-            images += [(None, 0, 0)] * (end - at)
-            at = end
-            continue
-        total += len(body)
-        view = np.frombuffer(body, np.uint8)
-        for i in range(at, end):
-            begin = chunk.offset[i] - start
-            image = view[begin : begin + chunk.length[i]]
-            if checksum(image) == chunk.crc[i]:
-                images.append((image, chunk.height[i], chunk.width[i]))
-            elif again is not None and (better := _once_more(chunk, i, span, again)) is not None:
-                images.append((better, chunk.height[i], chunk.width[i]))
-            else:
-                images.append((None, 0, 0))
-                reasons[i - first] = f"sample at byte {chunk.offset[i]}: checksum mismatch"
+            images += [None] * (end - at)
+        else:
+            total += len(body)
+            view = np.frombuffer(body, np.uint8)
+            read = [view[a - start : b - start] for a, b in zip(chunk.offset[at:end], chunk.end[at:end], strict=True)]
+            sums = list(map(google_crc32c.value, read))
+            images += read
+            if sums != chunk.crc[at:end]:
+                for i in [i for i in range(at, end) if sums[i - at] != chunk.crc[i]]:
+                    images[i - first] = None if again is None else _once_more(chunk, i, span, again)
+                    if images[i - first] is None:
+                        reasons[i - first] = f"sample at byte {chunk.offset[i]}: checksum mismatch"
         at = end
-    return Piece(images, reasons, total)
+    height, width = chunk.height[first:stop], chunk.width[first:stop]
+    for i in reasons:
+        height[i] = width[i] = 0
+    return Piece(images, height, width, reasons, total)
 
 
 def _once_more(chunk: Chunk, i: int, span: Span, get: Get) -> Encoded | None:
     for _ in range(AGAIN):
         try:
-            image = np.frombuffer(get(span, chunk.offset[i], chunk.length[i]), np.uint8)
+            image = np.frombuffer(get(span, chunk.offset[i], chunk.end[i] - chunk.offset[i]), np.uint8)
         except OSError:
             return None
         if google_crc32c.value(image) == chunk.crc[i]:

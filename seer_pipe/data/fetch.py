@@ -10,27 +10,62 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import lru_cache
 from threading import Lock
 
+import numpy as np
+
 from seer_pipe.data.cache import Cache, Cached
-from seer_pipe.data.chunks import Span
+from seer_pipe.data.chunks import Encoded, Span
 from seer_pipe.data.sources import Shards
 from seer_pipe.data.threads import Kept, begin
 from seer_pipe.errors import UserError
 
 
-class Folder:
-    """Shards in folders. Files stay open while they are among the last used, so an image costs one ``pread``."""
+class Blocks:
+    """Memory that is used again once nobody looks into it: new memory costs a page fault for every 4 kB of it."""
 
-    def __init__(self, shards: Shards) -> None:
-        self._shards = shards
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._free: list[Encoded] = []
+
+    def take(self, length: int) -> Encoded:
+        if length > self._size:
+            return np.empty(length, np.uint8)
+        block = self._free.pop() if self._free else np.empty(self._size, np.uint8)
+        return np.asarray(_Lent(block, self._free))[:length]
+
+
+class _Lent:
+    """What an array of it, and all that is cut from that, keeps alive; then the block goes back."""
+
+    def __init__(self, block: Encoded, home: list[Encoded]) -> None:
+        self.__array_interface__ = block.__array_interface__
+        self._block, self._home = block, home
+
+    def __del__(self) -> None:
+        self._home.append(self._block)
+
+
+class Folder:
+    """Shards in folders. Files stay open while they are among the last used, so a read costs one ``preadv``."""
+
+    def __init__(self, shards: Shards, block: int) -> None:
+        self._shards, self._blocks = shards, Blocks(block)
         most = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._file = lru_cache(most)(lambda shard: _File(shards.url(shard)))
 
-    def get(self, span: Span, start: int, length: int) -> bytes:
+    def get(self, span: Span, start: int, length: int, flags: int = 0) -> Encoded:
         file = self._file(span.shard)  # held meanwhile, or another thread's use of the cache could close it
-        data = os.pread(file.number, length, start)
-        if len(data) != length:
-            raise OSError(f"{self._shards.url(span.shard)}: {len(data)} bytes at {start} instead of {length}")
+        data = self._blocks.take(length)
+        read = os.preadv(file.number, [data.data], start, flags)
+        if read != length:
+            raise OSError(f"{self._shards.url(span.shard)}: {read} bytes at {start} instead of {length}")
         return data
+
+    def at_once(self, span: Span, start: int, length: int) -> Encoded:
+        """What the page cache holds; a ``BlockingIOError`` where not all of it is there, or that cannot be told."""
+        try:
+            return self.get(span, start, length, os.RWF_NOWAIT)
+        except OSError:
+            raise BlockingIOError from None
 
 
 class _File:
@@ -134,10 +169,10 @@ class ThroughCache:
 
     def __init__(self, shards: Shards, remote: Remote, cache: Cache, most: int) -> None:
         self._shards, self._remote, self._cache = shards, remote, cache
-        self._spans: Kept[Span, Cached | None] = Kept(self._bring, most)
+        self._spans: Kept[Span, Cached | None] = Kept(most)
 
     def get(self, span: Span, start: int, length: int) -> bytes:
-        if self._cache.usable and (cached := self._spans[span]) is not None:
+        if self._cache.usable and (cached := self._spans.get(span, self._bring)) is not None:
             data = cached.read(start - span.start, length)
             if len(data) == length:
                 return data

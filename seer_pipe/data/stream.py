@@ -5,16 +5,17 @@ whole chunk, if the rank holds few enough lanes; from a folder, or from the cach
 Reads are begun before they are needed, every payload is checked against its CRC32C, and a piece is let go after its
 last sample. What cannot be read is not raised but handed on, for the loader to replace.
 
-Threads do it, in the trainer's process: reading lets go of Python's lock.
+What the page cache holds is read at once, by the caller's own thread. Threads read the rest, in the trainer's process:
+reading lets go of Python's lock.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import islice
 
 import numpy as np
@@ -24,7 +25,8 @@ from seer_pipe.data.chunks import Chunk, Get, Piece, Samples, read_piece
 from seer_pipe.data.fetch import Folder, Remote, ThroughCache
 from seer_pipe.data.order import Ints, Places
 from seer_pipe.data.sources import Order, Shards
-from seer_pipe.data.threads import Kept, Pool
+from seer_pipe.data.threads import Kept, Pool, at_once
+from seer_pipe.shards import ShardIndex
 
 REQUESTS = 32  # to an object store, at a time
 DISK_PIECE = 1 << 20  # bytes: what comes from a disk is read in no more at once
@@ -53,6 +55,7 @@ class Stream:
         memory: int = 1 << 30,
         cache: Cache | None = None,
     ) -> None:
+        self._shards = shards
         self._plan, self._slots, self._ahead, self._memory = plan, slots, ahead, memory
         share = plan.batch // plan.lanes
         lanes = len(np.unique(slots // share))
@@ -61,8 +64,10 @@ class Stream:
         self.remote: Remote | None = None
         self._cached: ThroughCache | None = None
         self._get: Get
+        self._at_once: Get | None = None
         if shards.is_local():
-            self._get, self._again, most = Folder(shards).get, None, DISK_PIECE
+            folder = Folder(shards, 2 * DISK_PIECE)
+            self._get, self._at_once, self._again, most = folder.get, folder.at_once, None, DISK_PIECE
         else:
             self.remote = Remote(shards)
             self._get, self._again, most = self.remote.get, self.remote.get, memory
@@ -76,8 +81,8 @@ class Stream:
         # A lane that has left a piece does not come back to it, but inside its window.
         self._stale = 2 * plan.window * plan.chunk // share if share > 1 else 0
         counts = max(1, len(shards) // max(1, len(shards.counts)))
-        index = Kept(shards.index, max(16, INDEXED // counts))
-        self._chunk = lru_cache(in_use + REQUESTS)(lambda chunk: Chunk(plan.members(chunk), index.__getitem__))
+        self._index: Kept[int, ShardIndex] = Kept(max(16, INDEXED // counts))
+        self._chunks: Kept[int, Chunk] = Kept(in_use + REQUESTS)
         self._pieces: dict[int, _Held] = {}
         self._held = 0  # bytes, of those
         self._pool, self._threads = Pool(threads, "stream"), threads
@@ -148,19 +153,29 @@ class Stream:
         for key in step.keys:
             piece = self._pieces.get(key)
             if piece is None:
-                chunk, part = divmod(key, self._parts)
-                future = self._pool.submit(self._fetch, chunk, part * self._size, (part + 1) * self._size)
-                piece = self._pieces[key] = _Held(key, future, self._guess)
-                self._held += self._guess
+                piece = self._pieces[key] = self._bring(key)
             piece.step = step.number
             step.pieces.append(piece)
+
+    def _bring(self, key: int) -> _Held:
+        """Have a piece: at once, where its chunk is known and the page cache has it, or by a thread."""
+        chunk, part = divmod(key, self._parts)
+        first, stop = part * self._size, (part + 1) * self._size
+        piece = _Held(key, self._guess)
+        self._held += self._guess
+        if self._at_once is not None:
+            with suppress(BlockingIOError):
+                self._arrived(piece, self._read(chunk, first, stop, at_once, self._at_once, None))
+                return piece
+        piece.future = self._pool.submit(self._fetch, chunk, first, stop)
+        return piece
 
     def _finish(self, step: _Step) -> Samples:
         contents = []
         for piece in step.pieces:
             content = piece.content
             if content is None:
-                content = self._arrive(piece)
+                content = self._arrived(piece, piece.future.result())
             contents.append(content)
             piece.left -= 1
             if piece.left == 0:
@@ -170,12 +185,10 @@ class Stream:
                 self._drop(piece)
         return _samples(step.places, contents, step.at)
 
-    def _arrive(self, piece: _Held) -> Piece:
-        content = piece.content = piece.future.result()
-        piece.left = len(content.images)
-        if self._pieces.get(piece.key) is piece:
-            self._held += content.bytes - piece.bytes
-            piece.bytes = content.bytes
+    def _arrived(self, piece: _Held, content: Piece) -> Piece:
+        piece.content, piece.left = content, len(content.images)
+        self._held += content.bytes - piece.bytes
+        piece.bytes = content.bytes
         return content
 
     def _drop(self, piece: _Held) -> None:
@@ -183,8 +196,16 @@ class Stream:
             self._held -= self._pieces.pop(piece.key).bytes
 
     def _fetch(self, chunk: int, first: int, stop: int) -> Piece:
-        samples = self._chunk(chunk)
-        return read_piece(samples, first, min(stop, len(samples.offset)), self._get, self._again)
+        return self._read(chunk, first, stop, self._shards.index, self._get, self._again)
+
+    def _read(
+        self, number: int, first: int, stop: int, index: Callable[[int], ShardIndex], get: Get, again: Get | None
+    ) -> Piece:
+        def make(number: int) -> Chunk:
+            return Chunk(self._plan.members(number), lambda shard: self._index.get(shard, index))
+
+        chunk = self._chunks.get(number, make)
+        return read_piece(chunk, first, min(stop, len(chunk)), get, again)
 
 
 class _Held:
@@ -192,8 +213,9 @@ class _Held:
 
     __slots__ = ("bytes", "content", "future", "key", "left", "step")
 
-    def __init__(self, key: int, future: Future[Piece], guess: int) -> None:
-        self.key, self.future, self.bytes = key, future, guess
+    def __init__(self, key: int, guess: int) -> None:
+        self.key, self.bytes = key, guess
+        self.future: Future[Piece]
         self.content: Piece | None = None
         self.left = 0  # samples that were not taken yet
         self.step = 0  # the last that takes of it, as far as is known
@@ -212,6 +234,8 @@ class _Step:
 
 def _samples(places: Places, pieces: list[Piece], at: list[int]) -> Samples:
     """Number ``at`` [n] of each of the n ``pieces``."""
-    images, heights, widths = zip(*[piece.images[i] for piece, i in zip(pieces, at, strict=True)], strict=True)
+    images = [piece.images[i] for piece, i in zip(pieces, at, strict=True)]
+    height = [piece.height[i] for piece, i in zip(pieces, at, strict=True)]
+    width = [piece.width[i] for piece, i in zip(pieces, at, strict=True)]
     reasons = {row: piece.reasons[at[row]] for row, piece in enumerate(pieces) if at[row] in piece.reasons}
-    return Samples(places, list(images), np.array(heights, np.int64), np.array(widths, np.int64), reasons)
+    return Samples(places, images, np.array(height, np.int64), np.array(width, np.int64), reasons)

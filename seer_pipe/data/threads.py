@@ -68,10 +68,10 @@ class Pool:
 
 
 class Kept(Generic[K, V]):
-    """What ``load`` makes of a key: made once, whoever asks meanwhile, and kept while among the ``most`` last used."""
+    """What was made of a key: made once, whoever asks meanwhile, and kept while among the ``most`` last used."""
 
-    def __init__(self, load: Callable[[K], V], most: int) -> None:
-        self._load, self._most = load, most
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._kept: OrderedDict[K, Future[V]] = OrderedDict()
         self._lock = Lock()
 
@@ -79,7 +79,7 @@ class Kept(Generic[K, V]):
         with self._lock:
             self._kept.clear()
 
-    def __getitem__(self, key: K) -> V:
+    def get(self, key: K, make: Callable[[K], V]) -> V:
         with self._lock:
             future = self._kept.get(key)
             if mine := future is None:
@@ -90,9 +90,14 @@ class Kept(Generic[K, V]):
                 self._kept.move_to_end(key)
         if mine:
             try:
-                future.set_result(self._load(key))
+                future.set_result(make(key))
             except BaseException as error:
                 with self._lock:
                     self._kept.pop(key, None)  # another try may succeed
                 future.set_exception(error)
         return future.result()
+
+
+def at_once(key: object) -> Any:
+    """For ``Kept.get``, by who does not want to wait."""
+    raise BlockingIOError(f"{key}: not there yet")
