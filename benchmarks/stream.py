@@ -6,7 +6,7 @@ read     samples a second and core, from the page cache: this project's stream; 
          streaming and LitData in their own formats, where the interpreter PYTHON has them; and reading the files from
          front to end in blocks of 1 MiB, thrown away (the block stays in the processor's cache), kept for as long as
          two batches are (as a loader must), and checked as well, a CRC32C of every 36 kB (as this project does, and
-         no other here). By CPU time of the process, all threads and all Python included.
+         no other here). Three passes; by CPU time of the process, all threads and all Python included.
 billion  a manifest of 100,000 shards and a billion samples: seconds to load it, to make the plan and the first
          batch's places at sample 900,000,000, and the memory of the process.
 ranks    512 ranks: a plan of 10 million positions, all of them, and one of a billion as far as a minute goes, marked
@@ -33,7 +33,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-SHARDS, IN_SHARD, BYTES, BATCH, CHUNK = 24, 1000, 36_000, 64, 128
+SHARDS, IN_SHARD, BYTES, BATCH, CHUNK, PASSES = 24, 1000, 36_000, 64, 128, 3
 ACCESS = {"AWS_ACCESS_KEY_ID": "benchmark-key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -86,7 +86,7 @@ def rate(run: Callable[[], int]) -> float:
 def read(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     root = make_shards(folder / "set")
     tars = sorted(root.glob("*.tar"))
-    ours = stream_all(root)
+    ours = stream_all(root, PASSES)
     contestants: dict[str, Callable[[], int]] = {
         "sequential read, thrown away": lambda: front_to_end(tars, 1 << 20),
         "sequential read, kept for two batches": lambda: front_to_end(tars, 2 * BATCH * BYTES),
@@ -125,16 +125,16 @@ def front_to_end(tars: list[Path], room: int, *, check: bool = False) -> int:
     blocks = [np.empty(block, np.uint8) for _ in range(max(1, room // block))]
     parts = [[data[at : at + BYTES] for at in range(0, block, BYTES)] for data in blocks]
     turn = 0
-    for tar in tars:
+    for tar in tars * PASSES:
         with tar.open("rb", buffering=0) as file:
             while file.readinto(blocks[turn]):
                 if check:
                     list(map(google_crc32c.value, parts[turn]))
                 turn = (turn + 1) % len(blocks)
-    return SHARDS * IN_SHARD
+    return PASSES * SHARDS * IN_SHARD
 
 
-def stream_all(root: str | Path, **options: Any) -> Callable[[], int]:
+def stream_all(root: str | Path, passes: int = 1) -> Callable[[], int]:
     from seer_pipe.data.order import Plan
     from seer_pipe.data.stream import Stream
     from seer_pipe.shards import ShardSet
@@ -143,9 +143,9 @@ def stream_all(root: str | Path, **options: Any) -> Callable[[], int]:
     plan = Plan(shards.counts, BATCH, seed=0, chunk=CHUNK)
 
     def run() -> int:
-        stream = Stream(shards, plan, np.arange(BATCH), **{"threads": 1} | options)
+        stream = Stream(shards, plan, np.arange(BATCH), threads=1)
         count = 0
-        for samples in stream.batches(0, plan.steps_per_pass):
+        for samples in stream.batches(0, passes * plan.steps_per_pass):
             assert not samples.reasons
             count += len(samples)
         stream.close()
@@ -158,7 +158,7 @@ def webdataset_all(tars: list[Path]) -> int:
     import webdataset as wds
 
     data = wds.WebDataset([str(tar) for tar in tars], shardshuffle=len(tars), empty_check=False).shuffle(1000)
-    return sum(len(sample["jpg"]) == BYTES for sample in data)
+    return sum(len(sample["jpg"]) == BYTES for _ in range(PASSES) for sample in data)
 
 
 def samples_of(root: Path) -> Iterator[bytes]:
@@ -178,7 +178,7 @@ def mosaicml(root: Path) -> float:
         for data in samples_of(root):
             writer.write({"jpg": data})
     dataset = StreamingDataset(local=out, shuffle=True, shuffle_algo="py1e", batch_size=BATCH)
-    return rate(lambda: sum(1 for _ in dataset))
+    return rate(lambda: sum(1 for _ in range(PASSES) for _ in dataset))
 
 
 def as_bytes(data: bytes) -> bytes:
@@ -191,7 +191,7 @@ def litdata(root: Path) -> float:
     out = str(root.parent / "litdata")
     ld.optimize(fn=as_bytes, inputs=list(samples_of(root)), output_dir=out, chunk_bytes="36MB", num_workers=1)
     dataset = ld.StreamingDataset(out, shuffle=True)
-    return rate(lambda: sum(1 for _ in dataset))
+    return rate(lambda: sum(1 for _ in range(PASSES) for _ in dataset))
 
 
 PEERS = {"mosaicml": mosaicml, "litdata": litdata}

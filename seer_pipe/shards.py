@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shlex
 import tarfile
 import tempfile
 import uuid
@@ -282,7 +283,7 @@ class ShardSet:
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
                 f"{store.url}: no shard set here (no {MANIFEST}); make one with seer-ingest, "
-                "or index tars that are there with seer-ingest index"
+                f"or index tars that are there, once: seer-ingest index {shlex.quote(store.url)}"
             ) from None
         except OSError as error:
             raise UserError(f"{store.url}/{MANIFEST}: not readable: {error}") from None

@@ -6,7 +6,6 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -77,7 +76,8 @@ class Chunk:
         return len(self.offset)
 
 
-class Piece(NamedTuple):
+@dataclass(slots=True)
+class Piece:
     """Some samples of a chunk, in order, read and checked."""
 
     images: list[Encoded | None]  # None where it cannot be read

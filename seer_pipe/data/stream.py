@@ -1,7 +1,7 @@
 """The bytes of the images, in the order of a plan.
 
 Chunks are read in *pieces*: as many samples of a chunk at once as memory allows for. From an object store that is the
-whole chunk, if the rank holds few enough lanes; from a folder, or from the cache on the node's disk, about a megabyte.
+whole chunk, if the rank holds few enough lanes; from a folder, or from the cache on the node's disk, half a megabyte.
 Reads are begun before they are needed, every payload is checked against its CRC32C, and a piece is let go after its
 last sample. What cannot be read is not raised but handed on, for the loader to replace.
 
@@ -29,7 +29,7 @@ from seer_pipe.data.threads import Kept, Pool, at_once
 from seer_pipe.shards import ShardIndex
 
 REQUESTS = 32  # to an object store, at a time
-DISK_PIECE = 1 << 20  # bytes: what comes from a disk is read in no more at once
+DISK_PIECE = 1 << 19  # bytes: what comes from a disk is read in no more at once
 FURTHEST = 256  # steps that reading may be ahead
 SWEEP = 16  # steps, after which pieces are looked for that no lane is in any more
 INDEXED = 4_000_000  # samples whose index is kept: 24 bytes each
@@ -237,5 +237,8 @@ def _samples(places: Places, pieces: list[Piece], at: list[int]) -> Samples:
     images = [piece.images[i] for piece, i in zip(pieces, at, strict=True)]
     height = [piece.height[i] for piece, i in zip(pieces, at, strict=True)]
     width = [piece.width[i] for piece, i in zip(pieces, at, strict=True)]
-    reasons = {row: piece.reasons[at[row]] for row, piece in enumerate(pieces) if at[row] in piece.reasons}
+    reasons = {}
+    if 0 in height:  # as where an image cannot be read; hardly ever, so that the others need not be looked at
+        pairs = enumerate(zip(pieces, at, strict=True))
+        reasons = {row: piece.reasons[i] for row, (piece, i) in pairs if i in piece.reasons}
     return Samples(places, images, np.array(height, np.int64), np.array(width, np.int64), reasons)

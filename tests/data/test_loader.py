@@ -112,6 +112,25 @@ def test_bad_bytes_are_replaced_by_rule_and_shift_nothing(tmp_path: Path) -> Non
         assert same == [(one.step, slot) not in replaced for slot in range(8)]
 
 
+def test_a_shard_that_is_gone_from_the_store_is_replaced_as_one_from_a_folder(tmp_path: Path, s3: Any) -> None:
+    root = make_pictures(tmp_path / "set", [17, 9, 31])
+    s3.create_bucket(Bucket="hurt")
+    source, target = open_store(root), open_store("s3://hurt/set")
+    for entry in source.list():
+        target.put(entry.path, source.get(entry.path))
+    whole = batches(ShardSet.open("s3://hurt/set"), 0, 7)
+    (root / "00001.tar").unlink()
+    target.delete("00001.tar")
+    here, there = (batches(ShardSet.open(url), 0, 7) for url in (root, "s3://hurt/set"))
+    assert_same(here, there)
+    lost = {(r.step, r.slot) for batch in there for r in batch.replaced}
+    assert lost == {(r.step, r.slot) for batch in here for r in batch.replaced}
+    assert {r.shard for batch in there for r in batch.replaced} == {"00001.tar"}
+    for one, other in zip(whole, there, strict=True):
+        same = [torch.equal(a, b) for a, b in zip(one.crops[0], other.crops[0], strict=True)]
+        assert same == [(one.step, slot) not in lost for slot in range(8)]
+
+
 def test_an_image_that_does_not_decode_is_replaced(tmp_path: Path) -> None:
     """Right by its checksum, and still no image: as a set made by other tools may have it."""
     root = make_pictures(tmp_path / "set", [20])

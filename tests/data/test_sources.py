@@ -1,5 +1,9 @@
 """Several shard sets in one order; samples that are excluded; one pass by default."""
 
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +129,45 @@ def test_open_data_mixes_and_excludes(tmp_path: Path) -> None:
     assert sorted(from_a) == sorted(set(range(41)) - {0, 7, 8, 29, 30})
     alone, single = open_data(Data(path=str(tmp_path / "a")), 8, seed=4)
     assert (single.total, len(alone)) == (36, 41)
+
+
+def test_a_plain_webdataset_is_indexed_once_by_the_command_that_the_error_names(tmp_path: Path) -> None:
+    root = make_pictures(tmp_path / "plain set", [9, 8])
+    for file in (*root.glob("*.parquet"), *root.glob("rejected/*")):
+        file.unlink()
+    tars = {file.name: file.read_bytes() for file in root.iterdir() if file.is_file()}
+    data = Data(path=str(root))
+    with pytest.raises(UserError, match=r"no shard set here.* once: seer-ingest index \S.*") as refused:
+        open_data(data, 8, seed=0)
+    _, *arguments = shlex.split(str(refused.value).rpartition("once: ")[2])
+    subprocess.run([sys.executable, "-c", "from ingest.cli import main; main()", *arguments], check=True)
+    assert {name: (root / name).read_bytes() for name in tars} == tars
+    for _ in range(2):
+        shards, plan = open_data(data, 8, seed=0)  # as in every later run, for which the index is there
+        stream = Stream(shards, plan, np.arange(8))
+        read = [bytes(image) for samples in stream.batches(0, 2) for image in samples.data if image is not None]
+        stream.close()
+        assert len(set(read)) == 16
+        assert all(any(image in tar for tar in tars.values()) for image in read)
+
+
+def test_what_the_page_cache_lost_is_read_from_the_disk_and_nothing_is_written_over(tmp_path: Path) -> None:
+    make_set(tmp_path, [payloads("a", 30), payloads("b", 33)])
+    shards = ShardSet.open(tmp_path)
+    meant = [shards.read(shard, row) for shard in (0, 1) for row in shards.sidecar(shard).to_pylist()]
+    stream = Stream(shards, Plan(shards.counts, 8, seed=0, chunk=6), np.arange(8))
+    seen = []
+    for samples in stream.batches(0, 70):
+        seen.append(samples)  # all are held, so that no memory may serve again
+        if samples.places.sample[0] % 3 == 0:
+            for tar in tmp_path.glob("*.tar"):
+                with tar.open("rb") as file:
+                    os.fsync(file.fileno())
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    stream.close()
+    for samples in seen:
+        assert not samples.reasons
+        assert [bytes(image) for image in samples.data] == [meant[n] for n in samples.places.sample.tolist()]
 
 
 def test_a_list_of_another_set_is_refused(tmp_path: Path) -> None:
