@@ -36,6 +36,9 @@ def _seconds(value: Any) -> Any:
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 
 
+BoardName = Literal["tensorboard", "wandb", "mlflow"]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -190,6 +193,7 @@ class Train(Section):
         False, description="recompute blocks in backward: all, or those of these stages"
     )
     log_every: Positive = Field(10, description="steps")
+    log_to: list[BoardName] = Field(["tensorboard"], description="besides metrics.jsonl; wandb and mlflow are extras")
     checkpoint_every: Positive = Field(1000, description="steps")
     keep: Positive = Field(3, description="newest checkpoints to keep, besides the best by kNN where there is a probe")
     keep_every_images: Positive | None = Field(None, description="one checkpoint in so many images is kept for ever")
@@ -368,14 +372,14 @@ def save(config: Config, derived: Derived, path: Path) -> str:
 #: Settings that a resumed run may change: they touch neither the data nor the arithmetic.
 FREE = ("name", "data.path", "data.sources", "data.threads", "data.ahead", "data.memory_gb", "data.cache",
         "data.cache.path", "data.cache.gb", "data.max_bad_fraction", "train.device", "train.threads",
-        "train.parallel", "train.shard_within", "train.compile", "train.log_every", "train.checkpoint_every",
-        "train.keep", "train.keep_every_images", "train.checkpoints", "train.stop_before", "health",
-        "probe")  # fmt: skip
+        "train.parallel", "train.shard_within", "train.compile", "train.log_every", "train.log_to",
+        "train.checkpoint_every", "train.keep", "train.keep_every_images", "train.checkpoints", "train.stop_before",
+        "health", "probe")  # fmt: skip
 
 
 def differences(old: Config, new: Config) -> list[str]:
     """The keys, with both values, that a resume may not change."""
-    before, after = dict(_flat(old.model_dump(mode="json"))), dict(_flat(new.model_dump(mode="json")))
+    before, after = dict(flat(old.model_dump(mode="json"))), dict(flat(new.model_dump(mode="json")))
     return [
         f"{key} ({before.get(key)} in the run, {after.get(key)} now)"
         for key in sorted(before.keys() | after.keys())
@@ -383,9 +387,10 @@ def differences(old: Config, new: Config) -> list[str]:
     ]
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """The leaves of a tree of settings by their dotted keys."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

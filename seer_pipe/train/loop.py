@@ -27,6 +27,7 @@ from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk, build_trunk
 from seer_pipe.objectives.base import Network
 from seer_pipe.train import build
+from seer_pipe.train.boards import check_boards
 from seer_pipe.train.checkpoint import store_of
 from seer_pipe.train.events import Event, Events, Tell
 from seer_pipe.train.folder import lay_out, only_start, set_aside
@@ -74,6 +75,7 @@ def train(config: Config, run: Path, say: Say = print, *, hooks: Hooks | None = 
         shards, plan = open_data(config.data, config.train.batch, config.seed)
         derived = settings.derive(config, plan.total, world.size)
         build.check_world(derived, config.train, world)
+        check_boards(config.train.log_to)
         build.set_threads(config.train, world)
         if fresh:
             set_aside(config, run, world, say_once)
@@ -147,7 +149,7 @@ class Trainer:
             memory=int(config.data.memory_gb * 1e9), cache=open_cache(config.data),
             layout=build.layout(config.train), dtype=build.precision(config.train, world) or torch.float32,
         )  # fmt: skip
-        self.metrics = Metrics(run, self.step) if world.is_first else None
+        self.metrics = Metrics(run, self.step, config) if world.is_first else None
         self.quarantine = Quarantine(run, self.step + self.offset) if world.is_first else None
         self.heartbeat = (
             Heartbeat(run, self.step, derived.steps, config.train.batch, world.size) if world.is_first else None

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard, quarantine.parquet.
+"""What a run tells: metrics.jsonl and the boards that follow it, quarantine.parquet.
 
 A resume takes back what was written past its checkpoint, so that no step is told twice and none is left out.
 """
@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch.utils.tensorboard import SummaryWriter
 
+from seer_pipe.config import Config
 from seer_pipe.data.loader import Replaced
 from seer_pipe.shards import to_parquet
 from seer_pipe.store import FolderStore
+from seer_pipe.train.boards import BOARDS, Board, Opening
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -33,27 +34,37 @@ QUARANTINE_SCHEMA = pa.schema(
 class Metrics:
     """One row a logged step; ``after`` is the last finished step that a resume goes on from."""
 
-    def __init__(self, run: Path, after: int) -> None:
-        self._run = run
+    def __init__(self, run: Path, after: int, config: Config) -> None:
+        self._run, self._config = run, config
         self._open(after)
 
     def _open(self, after: int) -> None:
         path = self._run / "metrics.jsonl"
-        kept = [row for row in read_metrics(self._run) if row["step"] <= after]
+        rows = read_metrics(self._run)
+        kept = [row for row in rows if row["step"] <= after]
         FolderStore(self._run).put(path.name, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self._file = path.open("a", buffering=1)  # whole lines, at once
-        self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=after + 1, flush_secs=30)
+        opening = Opening(self._run, self._config, after, int(rows[-1]["step"]) if rows else 0)
+        self._boards: list[Board] = [BOARDS[name](opening) for name in self._config.train.log_to]
+        for row in kept:
+            self._show(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         values = finite(values)
         self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._show(step, values)
+
+    def _show(self, step: int, values: Mapping[str, float]) -> None:
+        for board in self._boards:
+            if step > board.told:
+                board.write(step, values)
+                board.told = step
 
     def flush(self) -> None:
         """All that was written is on the disk: a checkpoint vouches for it."""
         os.fsync(self._file.fileno())
-        self._board.flush()
+        for board in self._boards:
+            board.flush()
 
     def rewind(self, after: int) -> None:
         """Take back the rows past step ``after``."""
@@ -62,7 +73,8 @@ class Metrics:
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
+        for board in self._boards:
+            board.close()
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:
