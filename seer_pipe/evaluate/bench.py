@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,3 +63,11 @@ def train_and_test(learnt: Labelled, labels: str | None, test: str | None, seed:
         return learnt, open_labelled(test, labels, learnt.classes)
     left = stratified(torch.from_numpy(learnt.labels), TEST_SHARE, seed, keep_one=True).numpy()
     return learnt.take(~left), learnt.take(left)
+
+
+def check_classes(learnt: Labelled, labels: Iterable[int]) -> None:
+    """UserError where a class is not among ``labels``, those of the images that can be learnt from."""
+    absent = set(range(len(learnt.classes))) - set(labels)
+    if absent:
+        name = learnt.classes[min(absent)]
+        raise UserError(f"{learnt.pictures.where}: class {name!r} has no image that can be used to learn from")

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from seer_pipe.errors import UserError
-from seer_pipe.evaluate.bench import Bench, on_bench, train_and_test
+from seer_pipe.evaluate.bench import Bench, check_classes, on_bench, train_and_test
 from seer_pipe.evaluate.heads import fit, stratified
 from seer_pipe.evaluate.labels import Labelled, open_labelled
 from seer_pipe.evaluate.results import keep
@@ -92,8 +92,5 @@ def features_of_parts(
     parts = bench.features(learnt), bench.features(tested)
     if parts[0] is None or parts[1] is None:
         return None
-    absent = set(range(len(learnt.classes))) - set(parts[0][1].tolist())
-    if absent:
-        name = learnt.classes[min(absent)]
-        raise UserError(f"{learnt.pictures.where}: class {name!r} has no image that can be used to learn from")
+    check_classes(learnt, parts[0][1].tolist())
     return parts[0], parts[1]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from seer_pipe import config as settings
+from seer_pipe.data.order import Ints
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.features import Images
 from seer_pipe.evaluate.pictures import Pictures
@@ -101,8 +102,13 @@ def recalibrate(subject: Subject, pictures: Pictures) -> None:
     """Give the trunk the BatchNorm statistics of these images, as the evaluations show them."""
     device = next(subject.trunk.parameters()).device
     images = Images(pictures, subject.size, device=str(device))
-    spread = np.unique(np.linspace(0, len(pictures) - 1, RECALIBRATED_ON).astype(np.int64))
+    numbers = spread(np.arange(len(pictures)))
     try:
-        recalibrate_batch_norm(subject.trunk, (pixels for _, pixels in images.batches(spread)))
+        recalibrate_batch_norm(subject.trunk, (pixels for _, pixels in images.batches(numbers)))
     finally:
         images.close()
+
+
+def spread(numbers: Ints) -> Ints:
+    """As many of the images as BatchNorm statistics are taken over, from all of the set."""
+    return numbers[np.unique(np.linspace(0, len(numbers) - 1, RECALIBRATED_ON).astype(np.int64))]

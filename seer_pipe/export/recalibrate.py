@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seer_pipe.errors import UserError
-from seer_pipe.models import Trunk
 
 
 @torch.no_grad()
-def recalibrate_batch_norm(trunk: Trunk, batches: Iterable[Tensor]) -> None:
+def recalibrate_batch_norm(trunk: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace the running mean and variance of every BatchNorm by their average over ``batches``.
 
     In training they mix crops of all resolutions; full-size images have others. ``batches``: [n, 3, H, W] each,

@@ -1,0 +1,129 @@
+"""Fine-tuning: that it learns, from what, and that ranks change nothing."""
+
+import shutil
+import tarfile
+from collections import Counter
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ingest.tools.excluded import exclude
+from seer_pipe.errors import UserError
+from seer_pipe.evaluate.features import Images
+from seer_pipe.evaluate.finetune import Recipe, _batches, evaluate_finetune
+from seer_pipe.evaluate.labels import open_labelled
+from seer_pipe.evaluate.linear import evaluate_linear
+from seer_pipe.evaluate.results import kept
+from seer_pipe.export import Preprocessing, export_backbone, recalibrate_batch_norm
+from seer_pipe.models import build_trunk
+from seer_pipe.train.parallel import World
+from tests.distributed import run_ranks
+from tests.train.helpers import make_pictures
+
+RECIPE = Recipe(size=32, passes=4, batch=6, lr=0.5)
+
+
+def tune(backbone: Path, data: Path, recipe: Recipe = RECIPE, test: Path | None = None) -> Any:
+    labels = "folder" if (data / "manifest.parquet").is_file() else None
+    return evaluate_finetune(backbone, str(data), labels, test and str(test), recipe, untrained=False)
+
+
+def test_it_learns_and_the_result_is_kept(folder: Path, shards: Path, backbone: Path) -> None:
+    result = tune(backbone, shards, test=folder)
+    assert (result["images"], result["trained_on"], result["steps"]) == (24, 24, 16)
+    assert result["training_loss"] < 0.3
+    assert result["accuracy"] > 0.8
+    smaller = tune(backbone, folder, replace(RECIPE, size=24, passes=0.1))
+    assert (smaller["images"], smaller["trained_on"], smaller["steps"]) == (4, 20, 1)
+    assert smaller["training_loss"] > 0.5
+    assert {name: found for name, found in kept(backbone).items() if "finetune" in name} == {
+        "finetune-32-7": result, "finetune-24-7": smaller}  # fmt: skip
+
+
+def test_two_ranks_find_what_one_finds(backbone: Path, tmp_path: Path) -> None:
+    """The loss of the second step is that of what the first one moved."""
+    pictures = make_pictures(tmp_path / "pictures", [32])
+    recipe = Recipe(size=64, passes=1, batch=16, lr=0.02)
+    alone = tune(backbone, pictures, recipe, pictures)
+    first, second = run_ranks(2, tune, backbone, pictures, recipe, pictures)
+    assert second is None
+    assert first["training_loss"] == pytest.approx(alone["training_loss"], rel=1e-3)
+    assert first["steps"] == alone["steps"] == 2
+    with pytest.raises(RuntimeError, match="does not divide"):
+        run_ranks(2, tune, backbone, pictures, replace(recipe, batch=5), pictures)
+
+
+def test_a_pass_shows_every_usable_image_once_in_batches_of_one_size(folder: Path, tmp_path: Path) -> None:
+    for file in folder.glob("*/*.jpg"):
+        (tmp_path / file.parent.name).mkdir(exist_ok=True)
+        (tmp_path / file.parent.name / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "red" / "broken.jpg").write_bytes(b"nothing")
+    learnt = open_labelled(str(tmp_path))
+    usable = len(learnt) - 1
+    shares = []
+    for rank in range(2):
+        world = World(rank, 2, torch.device("cpu"))
+        with (
+            closing(Images(learnt.pictures, 16, batch=3)) as images,
+            closing(_batches(images, learnt, RECIPE, 3, world)) as batches,
+        ):
+            found = list(islice(batches, 2 * usable // 6))
+        assert all(len(numbers) == len(pixels) == 3 for numbers, pixels in found)
+        shares.append([number for numbers, _ in found for number in numbers])
+    counts = Counter(shares[0] + shares[1])
+    assert sum(counts.values()) == 2 * usable // 6 * 6
+    assert max(counts.values()) <= 3
+    assert len(counts) == usable
+
+
+def test_what_cannot_be_learnt_is_said_before_any_work(shards: Path, backbone: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.txt"
+    copy = shutil.copytree(shards, tmp_path / "shards")
+    keys.write_text("".join(f"{number:06d}\n" for number in range(1, 24, 2)))
+    exclude(copy, str(keys))
+    with pytest.raises(UserError, match="class 'red' has no image that can be used to learn from"):
+        tune(backbone, copy)
+    with pytest.raises(UserError, match="labels missing"):
+        evaluate_finetune(backbone, str(shards), None, None, RECIPE, untrained=False)
+
+
+def test_images_that_are_all_broken_are_said(folder: Path, backbone: Path, tmp_path: Path) -> None:
+    for name in ("blue", "red"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            (tmp_path / name / f"{number}.jpg").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="none of its images can be used"):
+        tune(backbone, tmp_path, test=folder)
+    with pytest.raises(UserError, match="none of its images can be used"):
+        tune(backbone, folder, replace(RECIPE, passes=0.1), test=tmp_path)
+
+
+@pytest.mark.slow
+def test_real_photographs_are_learnt(real_data: Path, tmp_path: Path) -> None:
+    """From random weights, in 56 steps: past chance, and past what the same weights are worth when frozen."""
+    seen: Counter[str] = Counter()
+    with tarfile.open(real_data / "imagenette160" / "val.tar") as tar:
+        for member in tar:
+            name = Path(member.name).parent.name
+            if name in ("n01440764", "n03028079", "n03417042") and seen[name] < 200:
+                file = tmp_path / ("train" if seen[name] % 4 else "test") / name / Path(member.name).name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(tar.extractfile(member).read())
+                seen[name] += 1
+    torch.manual_seed(0)
+    trunk = build_trunk("regnety_200mf")
+    with closing(Images(open_labelled(str(tmp_path / "train")).pictures, 64)) as images:
+        recalibrate_batch_norm(trunk, (pixels for _, pixels in images.batches()))
+    export_backbone(trunk, tmp_path / "out", images=torch.randn(2, 3, 64, 64), metadata={},
+                    preprocessing=Preprocessing(size=64))  # fmt: skip
+    frozen = evaluate_linear(
+        tmp_path / "out", str(tmp_path / "train"), None, str(tmp_path / "test"), seed=0, untrained=False
+    )
+    tuned = tune(tmp_path / "out", tmp_path / "train", Recipe(64, 4, 32, 0.2), tmp_path / "test")
+    assert tuned["accuracy"] > 0.45
+    assert tuned["accuracy"] > frozen["accuracy"] + 0.05
