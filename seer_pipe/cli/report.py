@@ -31,12 +31,15 @@ def atlas(
         Path | None, typer.Option(help="File of [bold]seer-pipe embed[/bold]; by default RUN's own, made if need be.")
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="CSV file (source,label) to tell purity by.")] = None,
+    search: Annotated[
+        list[Path] | None, typer.Option(help="Image file to find the nearest images of; repeatable.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw what is in a shard set: the prototypes as clusters, with their images, on a page with a map and a search."""
     from seer_pipe.report.atlas import write_atlas
 
-    made("atlas", write_atlas(run, out, data, embeddings, labels), as_json)
+    made("atlas", write_atlas(run, out, data, embeddings, labels, search or ()), as_json)
 
 
 @verbs.command("atlas-keys")

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 
 from seer_pipe.data.order import Ints, Plan
 from seer_pipe.errors import UserError
-from seer_pipe.evaluate.features import Images
+from seer_pipe.evaluate.features import Images, extract
 from seer_pipe.evaluate.pictures import SUFFIXES, FilePictures, ShardPictures
 from seer_pipe.evaluate.subject import Subject, load_subject
 from seer_pipe.shards import ShardSet, to_parquet
@@ -240,3 +240,21 @@ def assign_files(path: Path, images: list[Path]) -> Iterator[dict[str, Any]]:
                 yield {"file": str(files[number]), "prototype": None, "reason": reason}
         finally:
             pictures.close()
+
+
+def features_of_files(path: Path, files: list[Path], embeddings: Path) -> torch.Tensor:
+    """Features [n, width] of image files, by the weights that the file ``embeddings`` was made with: those of ``path``.
+
+    UserError where the weights are others, or an image cannot be read.
+    """
+    subject = load_subject(path)
+    if not (pq.read_schema(embeddings).metadata or {}).get(IDENTITY, b"").startswith(subject.digest.encode()):
+        raise UserError(f"{embeddings}: of other weights than {path} has; remove it, and it is made anew")
+    pictures = Images(FilePictures(files, ", ".join(map(os.fspath, files))), subject.size)
+    try:
+        found = extract(subject.trunk, pictures)
+    finally:
+        pictures.close()
+    for number, reason in sorted(pictures.left_out.items()):
+        raise UserError(f"{files[number]}: {reason.removeprefix(f'{files[number]}: ')}")
+    return found.matrix

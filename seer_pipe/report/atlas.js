@@ -122,6 +122,13 @@ by("find").oninput = search;
 by("order").onchange = search;
 document.querySelector("form").onsubmit = event => event.preventDefault();
 A.outliers.forEach(([key, prototype], j) => by("outliers").append(picture("outliers.jpg", j % 8, Math.floor(j / 8), `image ${key} of prototype ${prototype}`)));
+A.asked.forEach(([file, nearest, homes], i) => {
+  const box = element("div", "", {className: "card"}), images = element("div", "", {className: "pictures"});
+  nearest.forEach(([key, prototype], j) => images.append(picture("asked.jpg", j + 1, i, `image ${key} of prototype ${prototype}`)));
+  box.append(element("h3", file), picture("asked.jpg", 0, i, file), images, ...homes.map(row));
+  by("asked").append(box);
+  by("asked").hidden = false;
+});
 addEventListener("resize", draw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 if (k) choose(0);

@@ -25,40 +25,45 @@ from PIL import Image
 
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
-from seer_pipe.report.clusters import Clusters, Floats, clusters, count, open_embeddings
+from seer_pipe.evaluate.embed import embed, features_of_files
+from seer_pipe.report.clusters import ANSWERS, Clusters, Floats, clusters, count, open_embeddings
 from seer_pipe.report.page import environment, style
-from seer_pipe.report.pictures import thumbnails
+from seer_pipe.report.pictures import thumbnail, thumbnails
 from seer_pipe.shards import ShardSet
 from seer_pipe.store import FolderStore
 
 SIDE, SHEET, KEYS = 64, 32, 2_000_000  # pixels of a picture, prototypes a sheet, images whose keys are written out
 
 
-def write_atlas(run: Path, out: Path, data: str | None, embeddings: Path | None, labels: Path | None) -> Path:
+def write_atlas(
+    run: Path, out: Path, data: str | None, embeddings: Path | None, labels: Path | None, search: Sequence[Path] = ()
+) -> Path:
     """Draw the atlas of a run's shard set, or of ``data``, in folder ``out``; the page's path.
 
     ``embeddings``: a file of ``seer-pipe embed``; by default RUN/embeddings.parquet, made where it is not there.
     ``labels``: a CSV file (source,label) that purity is told by, instead of by domain.
+    ``search``: image files whose nearest images and prototypes the page is to show.
     """
     data = data or default_data(run)
     file = embeddings or run / "embeddings.parquet"
     if not file.exists():
-        from seer_pipe.evaluate.embed import embed
-
         embed(run, data, file, say=functools.partial(print, file=sys.stderr))
     shards = ShardSet.open(data)
     prototypes = int((count(open_embeddings(file)) > 0).sum())
     show = 9 if prototypes <= 1000 else 6 if prototypes <= 4000 else 4
-    found = clusters(file, shards, _labels(labels), show)
+    asked = features_of_files(run, list(search), file).numpy() if search else None
+    found = clusters(file, shards, _labels(labels), show, asked)
     if out.exists() and any(out.iterdir()) and not (out / "data.js").exists():
         raise UserError(f"{out}: holds something else; choose another --out")
     shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
     store = FolderStore(out)
-    _draw(shards, found, show, out)
+    _draw(shards, found, show, out, search)
     with_keys = found.images <= KEYS
     if with_keys:
         write_all_keys(file, out / "keys")
-    about = _about(found, show, with_keys) | {"embeddings": str(file), "by": "label" if labels else "domain",
+    names = [file.name for file in search]
+    about = _about(found, show, with_keys, names) | {"embeddings": str(file), "by": "label" if labels else "domain",
                                               "data": data, "name": run.name}  # fmt: skip
     store.put("data.js", f"const ATLAS = {json.dumps(about, separators=(',', ':'))};\n".encode())
     page = environment().get_template("atlas.html").render(name=run.name, style=style(), script=_script())
@@ -91,11 +96,14 @@ def _labels(file: Path | None) -> dict[str, str] | None:
         raise UserError(f"{file}: not a CSV file with the columns source,label") from None
 
 
-def _about(found: Clusters, show: int, with_keys: bool) -> dict[str, Any]:
+def _about(found: Clusters, show: int, with_keys: bool, asked: list[str]) -> dict[str, Any]:
     """Columns of numbers, which stay small for 16,000 prototypes."""
 
     def short(column: Floats) -> list[float]:
         return [round(value, 4) for value in column.tolist()]
+
+    def named(rows: list[int]) -> list[tuple[str, int]]:
+        return [(found.rows.key[row], int(found.rows.prototype[row])) for row in rows]
 
     return {
         "images": found.images, "sampled": len(found.rows.key), "show": show, "side": SIDE, "sheet": SHEET,
@@ -106,12 +114,13 @@ def _about(found: Clusters, show: int, with_keys: bool) -> dict[str, Any]:
         "near": found.near.tolist(),
         "group": [name for name, _ in found.group], "share": [round(share, 3) for _, share in found.group],
         "nearest": [[found.rows.key[row] for row in rows] for rows in found.nearest],
-        "outliers": [[found.rows.key[row], int(found.rows.prototype[row])] for row in found.outliers],
+        "outliers": named(found.outliers),
+        "asked": [[name, named(rows), homes] for name, (rows, homes) in zip(asked, found.asked, strict=True)],
     }  # fmt: skip
 
 
-def _draw(shards: ShardSet, found: Clusters, show: int, out: Path) -> None:
-    """Sheets of the nearest images, and one of the outliers."""
+def _draw(shards: ShardSet, found: Clusters, show: int, out: Path, search: Sequence[Path]) -> None:
+    """Sheets of the nearest images, one of the outliers, and one of what was searched for with what is nearest."""
     starts = dict(zip(shards.paths, np.concatenate([[0], np.cumsum(shards.counts)]).tolist(), strict=False))
 
     def sample(row: int) -> int:
@@ -119,20 +128,27 @@ def _draw(shards: ShardSet, found: Clusters, show: int, out: Path) -> None:
 
     for sheet, first in enumerate(range(0, len(found.nearest), SHEET)):
         part = [[sample(row) for row in rows] for rows in found.nearest[first : first + SHEET]]
-        _sheet(shards, part, show, out / f"sheet-{sheet:03d}.jpg")
+        _sheet(shards, part, show).save(out / f"sheet-{sheet:03d}.jpg", quality=75)
     outliers = [sample(row) for row in found.outliers]
-    _sheet(shards, [outliers[at : at + 8] for at in range(0, len(outliers), 8)], 8, out / "outliers.jpg")
+    rows = [outliers[at : at + 8] for at in range(0, len(outliers), 8)]
+    _sheet(shards, rows, 8).save(out / "outliers.jpg", quality=75)
+    if search:
+        answers = _sheet(shards, [[sample(row) for row in rows] for rows, _ in found.asked], ANSWERS)
+        sheet_of_asked = Image.new("RGB", (answers.width + SIDE, answers.height))
+        sheet_of_asked.paste(answers, (SIDE, 0))
+        for down, file in enumerate(search):
+            sheet_of_asked.paste(thumbnail(file.read_bytes(), SIDE), (0, down * SIDE))
+        sheet_of_asked.save(out / "asked.jpg", quality=85)
 
 
-def _sheet(shards: ShardSet, rows: Sequence[Sequence[int]], columns: int, file: Path) -> None:
+def _sheet(shards: ShardSet, rows: Sequence[Sequence[int]], columns: int) -> Image.Image:
     pictures = thumbnails(shards, [sample for row in rows for sample in row], SIDE)
     sheet = Image.new("RGB", (columns * SIDE, max(1, len(rows)) * SIDE), "#888")
     for down, row in enumerate(rows):
         for across, sample in enumerate(row):
             if sample in pictures:
                 sheet.paste(pictures[sample], (across * SIDE, down * SIDE))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(file, quality=75)
+    return sheet
 
 
 def write_all_keys(file: Path, folder: Path) -> None:

@@ -23,6 +23,7 @@ from seer_pipe.shards import ShardSet
 
 SAMPLE = 1_000_000  # images whose features are read
 OUTLIERS, NEIGHBOURS, REDUCED = 48, 6, 64  # images, prototypes, dimensions that neighbours are sought in
+ANSWERS, HOMES = 12, 3  # images and prototypes nearest to a picture that is searched for
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
@@ -41,6 +42,7 @@ class Clusters:
     nearest: list[list[int]]  # sample rows of the images nearest to its centre
     group: list[tuple[str, float]]  # most frequent label, or domain, and its share
     outliers: list[int]  # sample rows furthest from their centres
+    asked: list[tuple[list[int], list[int]]]  # of each picture searched for: nearest sample rows, nearest prototypes
     images: int  # in the file
     rows: Sample
 
@@ -55,16 +57,25 @@ class Sample:
     prototype: Ints
 
 
-def clusters(file: Path, shards: ShardSet, labels: Mapping[str, str] | None, show: int) -> Clusters:
-    """Read a file of ``seer-pipe embed`` over the set ``shards``; ``show``: nearest images kept of each prototype."""
+def clusters(
+    file: Path, shards: ShardSet, labels: Mapping[str, str] | None, show: int, asked: Floats | None = None
+) -> Clusters:
+    """Read a file of ``seer-pipe embed`` over the set ``shards``.
+
+    ``show``: nearest images kept of each prototype; ``asked``: features [q, width] of pictures to be searched for.
+    """
     data = open_embeddings(file)
     sizes = count(data)
     chosen = _sampled(data)
     rows, sums = _centres(data, chosen, len(sizes))
     centres = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
-    cosine = np.concatenate([
-        np.einsum("nd,nd->n", unit, centres[proto]) for proto, unit in _features(data, chosen)
-    ]).astype(np.float32)  # fmt: skip
+    wanted = np.zeros((0, centres.shape[1]), np.float32) if asked is None else asked
+    wanted = wanted / np.maximum(np.linalg.norm(wanted, axis=1, keepdims=True), 1e-12)
+    to_centre, to_wanted = [], []
+    for proto, unit in _features(data, chosen):
+        to_centre.append(np.einsum("nd,nd->n", unit, centres[proto]))
+        to_wanted.append(unit @ wanted.T)
+    cosine, alike = np.concatenate(to_centre).astype(np.float32), np.concatenate(to_wanted)
     seen = np.bincount(rows.prototype, minlength=len(sizes))
     order = np.argsort(-sizes, kind="stable")
     order = order[(sizes[order] > 0) & (seen[order] > 0)]
@@ -85,6 +96,8 @@ def clusters(file: Path, shards: ShardSet, labels: Mapping[str, str] | None, sho
         nearest=[by_cosine[starts[p] : min(starts[p] + show, starts[p + 1])].tolist() for p in order],
         group=[_most([groups[row] for row in by_cosine[starts[p] : starts[p + 1]]]) for p in order],
         outliers=np.argsort(cosine)[:OUTLIERS].tolist(), images=int(sizes.sum()), rows=rows,
+        asked=[(np.argsort(-alike[:, q], kind="stable")[:ANSWERS].tolist(),
+                np.argsort(-(kept @ wanted[q]), kind="stable")[:HOMES].tolist()) for q in range(len(wanted))],
     )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ import jinja2
 import pyarrow.parquet as pq
 import yaml
 from markupsafe import Markup
-from PIL import Image, ImageOps
+from PIL import Image
 
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
 from seer_pipe.report.charts import run_charts
 from seer_pipe.report.ingested import Ingested, ingested, spread
-from seer_pipe.report.pictures import crops, data_uri, thumbnails
+from seer_pipe.report.pictures import crops, data_uri, thumbnail, thumbnails
 from seer_pipe.shards import ShardSet
 from seer_pipe.store import FolderStore
 from seer_pipe.train.checkpoint import MARKER, Checkpoints, store_of
@@ -127,8 +126,7 @@ def _rejected_picture(root: Path | None, source: str) -> str | None:
     if root is None or not (root / source).is_file() or (root / source).stat().st_size > MOST_BYTES:
         return None
     try:
-        with Image.open(io.BytesIO((root / source).read_bytes())) as image:
-            return data_uri(ImageOps.fit(image.convert("RGB"), (48, 48)))
+        return data_uri(thumbnail((root / source).read_bytes(), 48))
     except (OSError, ValueError, Image.DecompressionBombError):
         return None
 

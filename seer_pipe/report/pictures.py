@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -35,13 +36,16 @@ def thumbnails(shards: ShardSet, samples: Sequence[int], side: int) -> dict[int,
     """The middle of each image, ``side`` pixels square; what cannot be read is left out."""
     found = {}
     for sample, shard, row in rows_of(shards, samples):
-        try:
-            with Image.open(io.BytesIO(shards.read(shard, row))) as image:
-                image.draft("RGB", (2 * side, 2 * side))  # a large JPEG is decoded small
-                found[sample] = ImageOps.fit(image.convert("RGB"), (side, side))
-        except OSError:
-            continue
+        with suppress(OSError):
+            found[sample] = thumbnail(shards.read(shard, row), side)
     return found
+
+
+def thumbnail(encoded: bytes, side: int) -> Image.Image:
+    """The middle of an image file's content, ``side`` pixels square."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        image.draft("RGB", (2 * side, 2 * side))  # a large JPEG is decoded small
+        return ImageOps.fit(image.convert("RGB"), (side, side))
 
 
 def data_uri(image: Image.Image, quality: int = 80) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from ingest.tools.excluded import exclude
 from seer_pipe.errors import UserError
@@ -16,7 +17,8 @@ from seer_pipe.report import clusters as module
 from seer_pipe.report.atlas import write_atlas, write_keys
 from seer_pipe.report.clusters import clusters, neighbours, reduce
 from seer_pipe.shards import ShardSet, put_sidecar, sidecar_path, write_manifest
-from tests.train.helpers import make_pictures
+from seer_pipe.train.loop import train
+from tests.train.helpers import make_pictures, small
 
 WIDTH = 8
 
@@ -157,3 +159,29 @@ def test_sixteen_thousand_prototypes_of_a_million_images(tmp_path: Path) -> None
     assert len(found.prototype) == prototypes
     assert found.cohesion.min() > 0.5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000  # KiB
+
+
+def test_a_picture_is_searched_for(tmp_path: Path) -> None:
+    pictures = make_pictures(tmp_path / "set", [24])
+    assert train(small(pictures, train={"images": 16}), tmp_path / "run", say=lambda _: None)
+    shards = ShardSet.open(pictures)
+    asked = []
+    for number in (5, 20):
+        asked.append(tmp_path / f"asked-{number}.jpg")
+        asked[-1].write_bytes(shards.read(0, shards.sidecar(0).slice(number, 1).to_pylist()[0]))
+    page = write_atlas(tmp_path / "run", tmp_path / "atlas", None, None, None, asked)
+    about = json.loads((page.parent / "data.js").read_text().removeprefix("const ATLAS = ").rstrip(";\n"))
+    assert [(name, nearest[0][0]) for name, nearest, _ in about["asked"]] == [
+        ("asked-5.jpg", "000005"), ("asked-20.jpg", "000020"),
+    ]  # fmt: skip
+    with Image.open(page.parent / "asked.jpg") as sheet:
+        assert sheet.size == (13 * 64, 2 * 64)
+        own, first = (np.asarray(sheet.crop((x, 0, x + 64, 64)), np.int64) for x in (0, 64))
+        assert np.abs(own - first).mean() < 4  # levels
+    (tmp_path / "text.jpg").write_text("no picture")
+    with pytest.raises(UserError, match=r"text\.jpg: cannot identify"):
+        write_atlas(tmp_path / "run", tmp_path / "atlas", None, None, None, [tmp_path / "text.jpg"])
+    write_embeddings(tmp_path / "other.parquet", ["000000"], ["00000.tar"], [0], np.zeros(1), np.ones((1, WIDTH)))
+    with pytest.raises(UserError, match="of other weights than"):
+        write_atlas(tmp_path / "run", tmp_path / "atlas", None, tmp_path / "other.parquet", None, asked)
+    assert (page.parent / "asked.jpg").exists()  # what was there stays

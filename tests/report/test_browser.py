@@ -48,9 +48,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     rng = np.random.default_rng(0)
     write_embeddings(root / "e.parquet", [f"{n:06d}" for n in range(40)], ["00000.tar"] * 40, list(range(40)),
                      np.arange(40) % 10, rng.standard_normal((40, 8)))  # fmt: skip
-    assert len(ShardSet.open(root / "pictures")) == 40
+    shards = ShardSet.open(root / "pictures")
     atlas = write_atlas(root / "run", root / "atlas", str(root / "pictures"), root / "e.parquet", None)
-    return {"report": write_report(root / "run"), "atlas": atlas}
+    (root / "mine.jpg").write_bytes(shards.read(0, shards.sidecar(0).slice(3, 1).to_pylist()[0]))
+    searched = write_atlas(root / "run", root / "searched", None, None, None, [root / "mine.jpg"])
+    return {"report": write_report(root / "run"), "atlas": atlas, "searched": searched}
 
 
 def show(browser: Any, page: Path, width: int, height: int, scheme: str) -> None:
@@ -61,7 +63,7 @@ def show(browser: Any, page: Path, width: int, height: int, scheme: str) -> None
     browser.get(page.as_uri())
 
 
-@pytest.mark.parametrize("name", ["report", "atlas"])
+@pytest.mark.parametrize("name", ["report", "atlas", "searched"])
 @pytest.mark.parametrize(("width", "height", "scheme"), SCREENS)
 def test_readable(browser: Any, pages: dict[str, Path], name: str, width: int, height: int, scheme: str) -> None:
     from axe_core_python.selenium import Axe
@@ -119,3 +121,17 @@ def test_atlas_search_map_and_keyboard(browser: Any, pages: dict[str, Path]) -> 
     )
     assert filled
     assert browser.get_log("browser") == []
+
+
+def test_a_picture_that_was_searched_for_leads_to_its_prototype(browser: Any, pages: dict[str, Path]) -> None:
+    from selenium.webdriver.common.by import By
+
+    show(browser, pages["searched"], 1280, 900, "light")
+    asked = browser.find_element(By.ID, "asked")
+    images = asked.find_elements(By.CSS_SELECTOR, ".pictures:first-of-type > .picture")
+    assert images[0].get_attribute("title").startswith("image 000003 of prototype ")
+    button = asked.find_elements(By.TAG_NAME, "button")[0]
+    browser.execute_script("arguments[0].click()", button)
+    assert browser.find_element(By.CSS_SELECTOR, "#detail h2").text == button.text
+    show(browser, pages["atlas"], 1280, 900, "light")
+    assert not browser.find_element(By.ID, "asked").is_displayed()
