@@ -2,9 +2,10 @@
 
     python benchmarks/checkpoint.py [--trunk regnety_1_6gf] [--ranks 2] [--saves 5] [--images 16] [--size 128]
 
-Each way saves trunk and momentum from FSDP2 shards, and loads them again. Stall is how long training stands still; save
-is until the checkpoint is on the disk, with nothing beside it. Prints medians, ours as a ratio to each, and a training
-step of so many images a rank: alone, and beside a save of ours.
+Each way saves trunk and momentum from FSDP2 shards, and loads them again. Stall is how long training stands still, and
+what of it the training's thread computes; save is until the checkpoint is on the disk, with nothing beside it. Prints
+medians of the first rank, ours as a ratio to each, and a training step of so many images a rank: alone, and beside a
+save of ours.
 """
 
 from __future__ import annotations
@@ -47,15 +48,15 @@ def measure(rank: int, ranks: int, trunk: str, saves: int, images: int, size: in
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9)
     crops = torch.randn(images, 3, size, size)
 
-    def step() -> float:
-        began = time.perf_counter()
+    def step() -> tuple[float, float]:
+        began, busy = time.perf_counter(), time.process_time()
         network(crops).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-        return time.perf_counter() - began
+        return time.perf_counter() - began, time.process_time() - busy
 
     rows: dict[str, list[list[float]]] = {name: [] for name in WAYS}
-    steps: dict[str, list[float]] = {"alone": [], "beside a save": []}
+    steps: dict[str, list[tuple[float, float]]] = {"alone": [], "beside a save": []}
     step()  # makes what the first one makes
     for number in range(saves):
         for name, by in zip(WAYS, (by_ours, by_torch_save, by_dcp), strict=True):
@@ -73,31 +74,32 @@ def measure(rank: int, ranks: int, trunk: str, saves: int, images: int, size: in
         checkpoints.wait()
     if rank == 0:
         middle = {name: [statistics.median(column) for column in zip(*of, strict=True)] for name, of in rows.items()}
-        print(f"{f'{trunk}, {ranks} ranks, {saves} saves':30s}   stall s    save s    load s        MB")
+        print(f"{f'{trunk}, {ranks} ranks, {saves} saves':30s}   stall s     CPU s    save s    load s        MB")
         for name, values in middle.items():
             print(f"{name:30s}" + "".join(f"{value:10.3f}" for value in values))
         for name in ("torch.save", "DCP"):
             ratios = (ours / other for ours, other in zip(middle["ours"], middle[name], strict=True))
             print(f"ours / {name:23s}" + "".join(f"{ratio:10.2f}" for ratio in ratios))
-        for name, seconds in steps.items():
-            print(f"a step of {images} images a rank, {name}: {statistics.median(seconds):.2f} s")
+        for name, times in steps.items():
+            wall, cpu = (statistics.median(column) for column in zip(*times, strict=True))
+            print(f"a step of {images} images a rank, {name}: {wall:.2f} s, {cpu:.2f} s CPU")
     dist.destroy_process_group()
 
 
-def by_ours(place: Path, tensors: dict[str, Any], _network: Any, group: Any) -> tuple[float, float, float]:
+def by_ours(place: Path, tensors: dict[str, Any], _network: Any, group: Any) -> tuple[float, ...]:
     checkpoints = Checkpoints(FolderStore(place), group)
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.thread_time()
     checkpoints.save(1, tensors, {})
-    stall = time.perf_counter() - began
+    stall, cpu = time.perf_counter() - began, time.thread_time() - busy
     checkpoints.wait()
     saved = time.perf_counter()
     checkpoints.open(1).load(tensors, group)
-    return stall, saved - began, time.perf_counter() - saved
+    return stall, cpu, saved - began, time.perf_counter() - saved
 
 
-def by_torch_save(place: Path, tensors: dict[str, Any], network: Any, _group: Any) -> tuple[float, float, float]:
+def by_torch_save(place: Path, tensors: dict[str, Any], network: Any, _group: Any) -> tuple[float, ...]:
     """The whole model gathered on the first rank; the momentum too."""
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.thread_time()
     whole = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     momentum = {name: t.full_tensor() for name, t in tensors.items() if name.startswith("optimizer/")}
     place.mkdir(exist_ok=True)
@@ -107,18 +109,18 @@ def by_torch_save(place: Path, tensors: dict[str, Any], network: Any, _group: An
             file.flush()
             os.fsync(file.fileno())
     dist.barrier()
-    saved = time.perf_counter()
+    saved, cpu = time.perf_counter(), time.thread_time() - busy
     torch.load(place / "whole.pt", weights_only=True)
     dist.barrier()
-    return saved - began, saved - began, time.perf_counter() - saved
+    return saved - began, cpu, saved - began, time.perf_counter() - saved
 
 
-def by_dcp(place: Path, tensors: dict[str, Any], _network: Any, group: Any) -> tuple[float, float, float]:
-    began = time.perf_counter()
+def by_dcp(place: Path, tensors: dict[str, Any], _network: Any, group: Any) -> tuple[float, ...]:
+    began, busy = time.perf_counter(), time.thread_time()
     dcp.save(tensors, checkpoint_id=place, process_group=group)
-    saved = time.perf_counter()
+    saved, cpu = time.perf_counter(), time.thread_time() - busy
     dcp.load(tensors, checkpoint_id=place, process_group=group)
-    return saved - began, saved - began, time.perf_counter() - saved
+    return saved - began, cpu, saved - began, time.perf_counter() - saved
 
 
 if __name__ == "__main__":

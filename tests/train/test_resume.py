@@ -47,8 +47,8 @@ def straight_and_stopped(config: settings.Config, folder: Path) -> None:
 def quiet(_line: str) -> None: ...
 
 
+# LARC with a queue: all other tests here, and test_faults.py
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "larc with a queue": {},
     "sgd in pieces, without a queue": {
         "optimizer": {"name": "sgd", "lr": 0.1}, "objective": {"queue": 0, "prototypes": 8}, "train": {"accumulate": 2},
     },

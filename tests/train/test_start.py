@@ -16,6 +16,7 @@ from torch import nn
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.probe import KnnProbe
+from seer_pipe.evaluate.subject import load_run
 from seer_pipe.export.names import names_in
 from seer_pipe.models import Trunk, build_trunk
 from seer_pipe.run import start
@@ -57,6 +58,19 @@ def test_first_weights_fresh_starts_and_the_probe(pictures: Path, tmp_path: Path
     assert any(str(aside) in line for line in told)
     assert (aside / f"checkpoints/step-00000002/{MARKER}").exists()
     assert [event["event"] for event in read_events(run)] == ["start", "checkpoint", "checkpoint", "done"]
+
+
+def test_checkpoints_kept_elsewhere(pictures: Path, tmp_path: Path) -> None:
+    """Whoever reads the run finds them; they are no part of its folder, so a fresh start may not pass over them."""
+    run = tmp_path / "run"
+    config = small(pictures, train={"images": 16, "checkpoints": str(tmp_path / "elsewhere")})
+    assert train(config, run, say=quiet)
+    assert not (run / "checkpoints").exists()
+    assert load_run(run)[0].images == 16
+    with pytest.raises(UserError, match=r"elsewhere: holds the checkpoints of a run.*another train\.checkpoints"):
+        train(config, run, say=quiet, fresh=True)
+    assert not list(run.glob("before-*"))
+    assert train(config, run, say=quiet)
 
 
 def made_by_torchvision(file: Path) -> tuple[str, nn.Module]:
