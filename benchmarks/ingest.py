@@ -46,6 +46,7 @@ from ingest.image import BadImage, ImageSettings, process
 
 PARTS = ["http", "https", "files", "many"]
 MANY = 100_000  # URLs
+AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")  # of Debian and Ubuntu
 HOSTS = [f"127.0.1.{number}" for number in range(1, 101)]
 RESIZED = {
     "ours": ["--short-side", "256", "--quality", "95", "--reencode", "always"],
@@ -149,6 +150,8 @@ def web(pages: list[Page], work: Path) -> Iterator[dict[str, int]]:
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
     files = ["-keyout", str(work / "key.pem"), "-out", str(work / "cert.pem"), "-addext", f"subjectAltName={names}"]
     subprocess.run([*command, *files], check=True, capture_output=True)
+    # with the authorities of the system, as on the real web: to load these is what costs a client that does it often
+    (work / "trusted.pem").write_bytes(AUTHORITIES.read_bytes() + (work / "cert.pem").read_bytes())
     receive, send = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.Process(target=serve, args=(pages, work, send), daemon=True)
     process.start()
@@ -254,7 +257,7 @@ def compare(work: Path, urls: Path, title: str, settings: dict[str, list[str]], 
 
 def measured(command: list[str], out: Path, work: Path) -> Run:
     environment = os.environ | {
-        "SSL_CERT_FILE": str(work / "cert.pem"),
+        "SSL_CERT_FILE": str(work / "trusted.pem"),
         "NO_ALBUMENTATIONS_UPDATE": "1",
         "OMP_NUM_THREADS": "1",
     }

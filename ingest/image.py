@@ -215,7 +215,7 @@ def _from_jpeg(data: bytes, settings: ImageSettings) -> Stored:
     try:
         if not jpeg.ended and jpeg.frame != BASELINE:  # a scan that is not there at all is no error to a decoder
             raise ValueError("premature end")
-        if kept:
+        if kept and (jpeg.tidy or settings.reencode == "auto"):
             grey = _decoded(jpeg, "L", (HASH_SIDE, HASH_SIDE))
             return Stored(jpeg.data, width, height, "JPEG", width, height, phash(grey), reencoded=False)
         _needs_encoding(settings, "JPEG")

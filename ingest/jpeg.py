@@ -10,7 +10,7 @@ SOF = {0xC0 + n for n in range(16)} - {0xC4, 0xC8, 0xCC}  # frame headers; the o
 BASELINE, PROGRESSIVE = 0xC0, 0xC2
 SOS, END = 0xDA, 0xD9
 APPLICATION, COMMENT = range(0xE0, 0xF0), 0xFE
-AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # a marker that is neither stuffing nor a restart
+NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # a marker that is neither stuffing nor a restart
 JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"  # version 1.1, square pixels, no thumbnail
 MOST_SCANS = 500  # a small file of very many scans keeps a decoder busy for minutes
 
@@ -25,6 +25,7 @@ class Jpeg:
     exif: bytes | None
     icc: bytes | None
     ended: bool  # whether the end marker was there; ``data`` has one in any case
+    tidy: bool  # whether it was, and nothing stood between the segments; DALI takes no other
 
 
 class NotAJpeg(ValueError):  # noqa: N818 - it says what the data is
@@ -43,7 +44,7 @@ def parse_jpeg(data: bytes) -> Jpeg:
     frame = precision = width = height = scans = 0
     exif: bytes | None = None
     icc: dict[int, bytes] = {}
-    at, ended = len(SOI), False
+    at, ended, tidy = len(SOI), False, True
     while at < len(data) and not ended:
         start = at
         if data[at] != 0xFF:
@@ -70,7 +71,12 @@ def parse_jpeg(data: bytes) -> Jpeg:
                 icc[body[12]] = body[14:]  # profiles over 64 KiB come in numbered parts
             elif marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
                 kept.append(b"\xff\xee\0\x0e" + body[:12])
-        elif marker != COMMENT:
+        if marker in APPLICATION or marker == COMMENT:
+            # on the web some are longer than they say; nothing of the image is in between
+            following = NEXT_MARKER.search(data, end)
+            tidy = tidy and following is not None and following.start() == end
+            end = following.start() if following else len(data)
+        else:
             if marker in SOF and not frame:
                 if len(body) < 6:
                     raise NotAJpeg("a frame header too short")
@@ -80,7 +86,7 @@ def parse_jpeg(data: bytes) -> Jpeg:
                 scans += 1
                 if scans > MOST_SCANS:
                     raise NotAJpeg(f"more than {MOST_SCANS} scans")
-                following = AFTER_SCAN.search(data, end)
+                following = NEXT_MARKER.search(data, end)
                 end = following.start() if following else len(data)
             kept.append(data[start:end])
         at = end
@@ -88,4 +94,4 @@ def parse_jpeg(data: bytes) -> Jpeg:
         raise NotAJpeg("no image in it", truncated=not ended)
     kept.append(EOI)
     profile = b"".join(part for _, part in sorted(icc.items())) or None
-    return Jpeg(b"".join(kept), frame, precision, width, height, exif, profile, ended)
+    return Jpeg(b"".join(kept), frame, precision, width, height, exif, profile, ended, ended and tidy)

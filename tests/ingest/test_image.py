@@ -321,6 +321,18 @@ def test_very_many_scans_are_refused() -> None:
 def test_a_complete_jpeg_without_its_end_gets_it_back() -> None:
     data = jpeg(photo())
     assert process(data[:-2], ANY).jpeg == data
+    assert reason(data[:-2], replace(ANY, reencode="never")) is Reason.NEEDS_REENCODING
+
+
+@pytest.mark.parametrize("marker", [b"\xff\xe1", b"\xff\xfe"])
+def test_metadata_longer_than_it_says_costs_nothing(marker: bytes) -> None:
+    """Programs that edit XMP in place leave such files; a strict decoder would refuse them as they come."""
+    data = jpeg(photo())
+    came = data[:2] + marker + b"\0\x10" + b"<?xpacket end='w'?>" + data[2:]
+    with pytest.raises(ValueError, match="extraneous"):
+        simplejpeg.decode_jpeg(came)
+    assert process(came, ANY).jpeg == data
+    assert reason(came, replace(ANY, reencode="never")) is Reason.NEEDS_REENCODING  # who indexes has it as it came
 
 
 def test_repairing_keeps_the_rows_that_are_there() -> None:
