@@ -52,7 +52,7 @@ class TinyTrunk(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1, bias=False)
         self.residual = nn.ModuleList(
             nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1, bias=False)) for _ in range(2)
         )
@@ -102,40 +102,60 @@ def run(
     return losses, {name: whole(tensor) for name, tensor in made.network.state_dict().items()}, later
 
 
+#: A shift before a BatchNorm has no gradient but what rounding leaves of it, which LARC stretches to a full step.
+WITHOUT_GRADIENT = ("head.projection.0.bias", "head.projection.1.running_mean")
+
+
 def assert_equal(one: tuple[Any, ...], other: tuple[Any, ...], tolerance: float = 1e-5) -> None:
-    """Losses within ``tolerance``; weights within twice that, for float32 sums in another order reach 1.2e-5."""
+    """Losses and weights within ``tolerance``; `WITHOUT_GRADIENT` within twice that."""
     assert max(abs(a - b) for a, b in zip(one[0], other[0], strict=True)) <= tolerance
     for name, tensor in one[1].items():
+        allowed = 2 * tolerance if name in WITHOUT_GRADIENT else tolerance
         torch.testing.assert_close(
-            other[1][name], tensor, rtol=2 * tolerance, atol=2 * tolerance,
-            msg=lambda text, name=name: f"{name}: {text}",
+            other[1][name], tensor, rtol=allowed, atol=allowed, msg=lambda text, name=name: f"{name}: {text}",
         )  # fmt: skip
 
 
-def compare(choice: dict[str, Any], world: int, steps: int) -> None:
+Result = tuple[list[float], dict[str, Tensor], int]
+
+
+def run_each(choices: list[dict[str, Any]], steps: int) -> list[tuple[Result, Result | None]]:
+    """FSDP2's result of each choice and, where ranks have BatchNorms of their own, DDP's."""
+    return [
+        (run(choice, {"parallel": "fsdp2"}, steps), None if choice["sync_bn"] else run(choice, {"parallel": "ddp"}, steps))
+        for choice in choices
+    ]  # fmt: skip
+
+
+def compare(choices: list[dict[str, Any]], world: int, steps: int) -> None:
     """FSDP2 on some ranks against one process; where ranks have BatchNorms of their own, against DDP."""
-    ranks = run_ranks(world, run, choice, {"parallel": "fsdp2"}, steps)
-    if choice["sync_bn"]:
-        expected = [run(choice, {}, steps, world)] * world
-    else:
-        expected = run_ranks(world, run, choice, {"parallel": "ddp"}, steps)
-    for one, other in zip(expected, ranks, strict=True):
-        assert_equal(one, other)
-    assert abs(ranks[0][0][0] - ranks[0][0][-1]) > 0.01  # what is compared has moved
+    ranks = run_ranks(world, run_each, choices, steps)
+    for choice, of_ranks in zip(choices, zip(*ranks, strict=True), strict=True):
+        alone = run(choice, {}, steps, world) if choice["sync_bn"] else None
+        for sharded, replicated in of_ranks:
+            assert_equal(alone or replicated, sharded)
+        assert abs(of_ranks[0][0][0][0] - of_ranks[0][0][0][-1]) > 0.01  # what is compared has moved
 
 
 def test_fsdp2_equals_one_process_with_everything_on() -> None:
-    compare(EVERYTHING, 2, 5)
+    compare([EVERYTHING], 2, 5)
 
 
 SWITCHES = [EVERYTHING, NOTHING, *(EVERYTHING | {switch: off} for switch, off in NOTHING.items())]
 
 
+WITHOUT_SYNC_BN = EVERYTHING | {"sync_bn": False}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("choice", SWITCHES, ids=["everything", "nothing", *(f"without {name}" for name in NOTHING)])
-def test_fsdp2_equals_one_process_over_twenty_steps(choice: dict[str, Any], world: int) -> None:
-    compare(choice, world, 20)
+@pytest.mark.parametrize(
+    ("world", "choices"),
+    [(2, SWITCHES[::2]), (2, SWITCHES[1::2]), (4, [EVERYTHING, NOTHING]), (4, [WITHOUT_SYNC_BN])],
+    ids=["two ranks, some", "two ranks, others", "four ranks", "four ranks, BatchNorms of their own"],
+)
+def test_fsdp2_equals_one_process_over_twenty_steps(choices: list[dict[str, Any]], world: int) -> None:
+    """Everything on, everything off, and on two ranks each off alone."""
+    compare(choices, world, 20)
 
 
 def test_hybrid_sharding_equals_full_sharding() -> None:
