@@ -4,7 +4,11 @@
 
 Both make SEER's views (2x224 + 6x96: crop, flip, jitter, grey, blur, normalise) of every JPEG of a tar, in turns, so
 that a busy machine slows both. Rates are by CPU time of the process where the device is the CPU, and by the clock
-elsewhere. The decoder alone is what no arrangement of the rest can pass.
+elsewhere; there torchvision's v2 transforms on the device, of images decoded by DALI, are measured as well.
+
+Beside them are the ways that DALI offers to decode and cut, nothing else done: each image once, or only the box that
+holds all its crops, or the region of each crop; in dynamic mode or in pipeline mode. The decoder alone and the memory's
+bandwidth are what no arrangement of the rest can pass. Last: what the trunks ask for.
 """
 
 import os
@@ -17,18 +21,25 @@ import statistics
 import tarfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import nvidia.dali.experimental.dynamic as ndd
 import torch
+from nvidia.dali import fn, pipeline_def
 from PIL import Image, ImageFilter
 
 from seer_pipe.data.dali import Augmenter, BadImages
 from seer_pipe.data.views import CropSpec, draw
+from seer_pipe.models import multiply_adds
+from seer_pipe.train.doctor import FAST_GPU
 
 CROPS = [CropSpec(2, 224, (0.14, 1.0)), CropSpec(6, 96, (0.05, 0.14))]
+SIZES = [spec.size for spec in CROPS for _ in range(spec.count)]
+TRUNKS = ("resnet50", "regnety_8gf", "regnety_16gf", "resnext101_32x8d", "regnety_32gf", "regnety_64gf",
+          "regnety_128gf", "regnety_256gf", "regnety_10b")  # fmt: skip
 BATCH = 32
 
 
@@ -44,17 +55,33 @@ def main() -> None:
     augmenter = Augmenter(CROPS, device=args.device, threads=args.threads, max_batch=BATCH)
     jpegs = sound_jpegs(args.photos, augmenter)
     clock = time.process_time if args.device == "cpu" else time.perf_counter
+    ours, theirs = f"seer_pipe, {args.device}", "Pillow + torchvision"
+
+    def dynamic(make: Callable[[Sequence[bytes]], Any]) -> tuple[Callable[..., object], Callable[[], float]]:
+        return in_dynamic_mode(args, make), clock
+
     contestants: dict[str, tuple[Callable[[Sequence[bytes]], object], Callable[[], float]]] = {
-        "Pillow + torchvision": (torchvision_crops(), time.process_time),
-        f"seer_pipe, {args.device}": (lambda files: augmenter(files, views(files)), clock),
-        "DALI's decoder alone, CPU": (decode, time.process_time),
+        theirs: (torchvision_crops(), time.process_time),
+        ours: (lambda files: augmenter(files, views(files)), clock),
+        alone: (in_dynamic_mode(args, lambda files: decode(files, args.device)), clock),
+        "cut, dynamic mode": (
+            in_dynamic_mode(args, lambda files: cut(decode(files, args.device), views(files))),
+            clock,
+        ),
+        "cut, pipeline mode": (in_pipeline_mode(args), clock),
+        "cut, box of all crops decoded": (in_dynamic_mode(args, lambda files: box_of_all(files, args.device)), clock),
+        "cut, region of each decoded": (in_dynamic_mode(args, lambda files: region_of_each(files, args.device)), clock),
     }
+    if args.device != "cpu":
+        contestants["torchvision v2"] = dynamic(torchvision_v2(args.device))
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(args.rounds):
         for name, (make, now) in contestants.items():
             start = now()
             for first in range(0, len(jpegs), BATCH):
                 make(jpegs[first : first + BATCH])
+            if args.device != "cpu":
+                torch.cuda.synchronize()
             rates[name].append(len(jpegs) / (now() - start))
 
     print(
@@ -62,9 +89,39 @@ def main() -> None:
     )
     for name, values in rates.items():
         spread = f"{min(values):.0f} to {max(values):.0f}"
-        print(f"{name:28} {statistics.median(values):7.1f} images/s   ({spread})")
-    theirs, ours = list(rates.values())[:2]
-    print(f"ratio {statistics.median(b / a for a, b in zip(theirs, ours, strict=True)):.2f}")
+        print(f"{name:30} {statistics.median(values):8.1f} images/s   ({spread})")
+    print(f"{ours} / {theirs}: {ratio(rates[ours], rates[theirs]):.2f}")
+    for way in [name for name in rates if name.startswith("cut, ") and name != "cut, dynamic mode"]:
+        print(f"{way} / dynamic mode: {ratio(rates[way], rates['cut, dynamic mode']):.2f}")
+    written = 4 * 3 * sum(size**2 for size in SIZES)
+    bandwidth = copied(args.device)
+    print(f"memory: {bandwidth / 1e9:.1f} GB/s copied, {written / 1e6:.2f} MB of crops an image: "
+          f"{bandwidth / written:.0f} images/s if they were only copied once")  # fmt: skip
+    if args.device != "cpu":
+        free, total = torch.cuda.mem_get_info()
+        print(f"GPU memory in use: {(total - free) / 1e9:.1f} GB")
+    have = statistics.median(rates[ours])
+    print(f"what a GPU of {FAST_GPU:.0f} TFLOP/s asks for, and how many times what was measured that is:")
+    for trunk in TRUNKS:
+        asked = FAST_GPU * 1e12 / (6 * sum(spec.count * multiply_adds(trunk, spec.size) for spec in CROPS))
+        print(f"  {trunk:18} {asked:7.0f} images/s {asked / have:7.1f}")
+
+
+def ratio(rates: list[float], others: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(rates, others, strict=True))
+
+
+def copied(device: str) -> float:
+    """Bytes a second of a large copy, read and written counted."""
+    source = torch.empty(1 << 28, dtype=torch.uint8, device=device)
+    target, best = source.clone(), 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        target.copy_(source)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = max(best, 2 * source.nbytes / (time.perf_counter() - start))
+    return best
 
 
 def sound_jpegs(path: Path, augmenter: Augmenter) -> list[bytes]:
@@ -93,18 +150,121 @@ def views(jpegs: Sequence[bytes]) -> list[Any]:
     return draw(0, 0, np.arange(len(jpegs)), *sizes(jpegs), CROPS)
 
 
-def decode(jpegs: Sequence[bytes]) -> object:
-    with ndd.EvalContext(num_threads=1):
-        encoded = ndd.as_batch([np.frombuffer(jpeg, np.uint8) for jpeg in jpegs])
-        return ndd.decoders.image(encoded, device="cpu", adjust_orientation=False).evaluate()
+def in_dynamic_mode(args: argparse.Namespace, make: Callable[[Sequence[bytes]], Any]) -> Callable[..., object]:
+    def evaluated(jpegs: Sequence[bytes]) -> object:
+        with ndd.Device(args.device), ndd.EvalContext(num_threads=args.threads), ndd.EvalMode.sync_cpu:
+            return make(jpegs)
+
+    return evaluated
 
 
-def torchvision_crops() -> Callable[[Sequence[bytes]], object]:
-    """SwAV's transforms, as its repository composes them."""
+def encoded(jpegs: Sequence[bytes]) -> Any:
+    return ndd.as_batch([np.frombuffer(jpeg, np.uint8) for jpeg in jpegs])
+
+
+def decode(jpegs: Sequence[bytes], device: str) -> Any:
+    return ndd.decoders.image(encoded(jpegs), device=device, adjust_orientation=False)
+
+
+def cut(images: Any, crops: Sequence[Any]) -> list[Any]:
+    """The crops of decoded images, by `Crops.box`."""
+    return [
+        ndd.resize(images, size=(size, size), antialias=True, roi_start=first, roi_end=last)
+        for size, (first, last) in zip(SIZES, map(corners, crops), strict=True)
+    ]
+
+
+def corners(crop: Any) -> list[Any]:
+    first = crop.box[:, :2].astype(np.float32)
+    return [ndd.as_batch(corner) for corner in (first, first + crop.box[:, 2:].astype(np.float32))]
+
+
+def region(jpegs: Sequence[bytes], box: Any, device: str) -> Any:
+    """Only a part of each image decoded; ``box`` [n, 4]: top, left, height, width."""
+    start, shape = (ndd.as_batch(np.ascontiguousarray(part, np.int32)) for part in (box[:, :2], box[:, 2:]))
+    return ndd.decoders.image_slice(
+        encoded(jpegs), start=start, shape=shape, axes=[0, 1], device=device, adjust_orientation=False
+    )
+
+
+def box_of_all(jpegs: Sequence[bytes], device: str) -> list[Any]:
+    crops = views(jpegs)
+    first = np.min([crop.box[:, :2] for crop in crops], axis=0)
+    last = np.max([crop.box[:, :2] + crop.box[:, 2:] for crop in crops], axis=0)
+    moved = [replace(crop, box=np.concatenate([crop.box[:, :2] - first, crop.box[:, 2:]], axis=1)) for crop in crops]
+    return cut(region(jpegs, np.concatenate([first, last - first], axis=1), device), moved)
+
+
+def region_of_each(jpegs: Sequence[bytes], device: str) -> list[Any]:
+    return [
+        ndd.resize(region(jpegs, crop.box, device), size=(size, size), antialias=True)
+        for size, crop in zip(SIZES, views(jpegs), strict=True)
+    ]
+
+
+def in_pipeline_mode(args: argparse.Namespace) -> Callable[[Sequence[bytes]], object]:
+    """The same graph as `cut` of `decode`, built once and fed batch by batch."""
+    on_gpu = args.device != "cpu"
+
+    @pipeline_def(batch_size=BATCH, num_threads=args.threads, device_id=0 if on_gpu else None, prefetch_queue_depth=1)
+    def graph() -> tuple[Any, ...]:
+        images = fn.decoders.image(fn.external_source(name="jpegs"), device="mixed" if on_gpu else "cpu",
+                                   adjust_orientation=False)  # fmt: skip
+        return tuple(
+            fn.resize(images, size=(size, size), antialias=True, roi_start=fn.external_source(name=f"start{i}"),
+                      roi_end=fn.external_source(name=f"end{i}"))
+            for i, size in enumerate(SIZES)
+        )  # fmt: skip
+
+    pipeline = graph()
+    pipeline.build()
+
+    def run(jpegs: Sequence[bytes]) -> object:
+        pipeline.feed_input("jpegs", [np.frombuffer(jpeg, np.uint8) for jpeg in jpegs])
+        for i, crop in enumerate(views(jpegs)):
+            pipeline.feed_input(f"start{i}", list(crop.box[:, :2].astype(np.float32)))
+            pipeline.feed_input(f"end{i}", list((crop.box[:, :2] + crop.box[:, 2:]).astype(np.float32)))
+        return pipeline.run()
+
+    return run
+
+
+def torchvision_v2(device: str) -> Callable[[Sequence[bytes]], object]:
+    """torchvision's v2 transforms on the device, image by image, for each draws its own strengths."""
+    import_torchvision()
+    from torchvision.transforms import v2
+
+    def recipe(spec: CropSpec) -> Callable[[torch.Tensor], torch.Tensor]:
+        return v2.Compose([
+            v2.RandomResizedCrop(spec.size, scale=spec.scale, antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
+            v2.RandomGrayscale(p=0.2),
+            v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))], p=0.5),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ])  # fmt: skip
+
+    recipes = [recipe(spec) for spec in CROPS for _ in range(spec.count)]
+
+    def crops(jpegs: Sequence[bytes]) -> object:
+        images = [image.torch().permute(2, 0, 1) for image in decode(jpegs, device).tensors]
+        return [torch.stack([make(image) for image in images]) for make in recipes]
+
+    return crops
+
+
+def import_torchvision() -> None:
     declared = torch.library.Library("torchvision", "FRAGMENT")  # torchvision's kernels are not built for every torch
     for operator in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, operator):
             declared.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision  # noqa: F401 - while the declarations live
+
+
+def torchvision_crops() -> Callable[[Sequence[bytes]], object]:
+    """SwAV's transforms, as its repository composes them."""
+    import_torchvision()
     from torchvision import transforms as tv
 
     def blur(image: Image.Image) -> Image.Image:

@@ -21,6 +21,7 @@ import nvidia.dali.experimental.dynamic as ndd
 import torch
 import torch.nn.functional as F
 from nvidia.dali.types import DALIImageType, DALIInterpType
+from PIL import Image
 
 from seer_pipe.data.pixels import finish_many, finish_one
 from seer_pipe.data.views import Crops, CropSpec
@@ -141,7 +142,7 @@ def _decode(jpegs: Sequence[bytes | np.ndarray], crops: Sequence[Crops], device:
     """RGB images, a DALI batch on the device. RuntimeError or ValueError where one cannot be used."""
     encoded = ndd.as_batch([np.frombuffer(jpeg, np.uint8) for jpeg in jpegs])
     shapes = ndd.peek_image_shape(encoded, adjust_orientation=False)
-    needed = np.max([crop.box[:, :2] + crop.box[:, 2:] for crop in crops], axis=0)
+    needed = np.max([crop.box[:, :2] + crop.box[:, 2:] for crop in crops], axis=0).round().astype(int)
     for (height, width, _), (bottom, right) in zip(np.asarray(shapes.torch()).tolist(), needed.tolist(), strict=True):
         if height * width > MAX_PIXELS:
             raise ValueError(f"{width}x{height} pixels, more than the {MAX_PIXELS} allowed")
@@ -156,12 +157,22 @@ def _crops_on_cpu(
     """All crops of some of the images, one at a time, while they are in the cache."""
     for row in rows:
         for crop, x in zip(crops, out, strict=True):
-            top, left, height, width = crop.box[row].tolist()
-            region = pictures[row][:, :, top : top + height, left : left + width]
-            cut = F.interpolate(region, tuple(x.shape[2:]), mode="bilinear", antialias=True)
+            cut = _cut_on_cpu(pictures[row], crop.box[row], x.shape[-1])
             planes = (cut.flip(3) if crop.flip[row] else cut).to(torch.float32, memory_format=torch.contiguous_format)
             finish_one(planes.numpy(), crop, row)
             x[row : row + 1].copy_(planes)
+
+
+def _cut_on_cpu(picture: torch.Tensor, box: np.ndarray, size: int) -> torch.Tensor:
+    """One crop of one image, uint8 [1, 3, size, size]. Pillow, four times slower, cuts between pixels as well."""
+    top, left, height, width = box.tolist()
+    if box.dtype.kind == "i":
+        region = picture[:, :, top : top + height, left : left + width]
+        return F.interpolate(region, (size, size), mode="bilinear", antialias=True)
+    image = Image.fromarray(picture[0].permute(1, 2, 0).numpy())
+    corners = left, top, min(left + width, image.width), min(top + height, image.height)
+    cut = image.resize((size, size), Image.Resampling.BILINEAR, corners)
+    return torch.from_numpy(np.array(cut)).permute(2, 0, 1)[None]
 
 
 def _cut_on_gpu(images: Any, crop: Crops, size: int) -> torch.Tensor:

@@ -64,7 +64,8 @@ class CropSpec:
 class Crops:
     """What is to be done for one crop of each of n images, in this order."""
 
-    box: npt.NDArray[np.int32]  # [n, 4] top, left, height, width in pixels of the image
+    # [n, 4] top, left, height, width in pixels of the image: whole ones (int32), or float64 where it lies between them
+    box: npt.NDArray[np.int32] | npt.NDArray[np.float64]
     flip: npt.NDArray[np.bool_]  # [n] left to right
     factors: npt.NDArray[np.float32]  # [n, 4] brightness, contrast, saturation (1: unchanged), hue in turns (0)
     order: npt.NDArray[np.int8]  # [n, 4] in which order those four are applied
@@ -96,15 +97,17 @@ def draw(
 
 
 def centre(height: Array, width: Array, size: int, resize: int) -> Crops:
-    """The evaluation view: short side to `resize` pixels, then the central `size` x `size`, as one box.
+    """The evaluation view, torchvision's Resize and CenterCrop: short side to `resize` pixels, the long one rounded
+    down, then the central `size` x `size`; as one box of the image, in fractions of its pixels.
 
     Raises ValueError where the crop would be larger than the resized image.
     """
     if size > resize:
         raise ValueError(f"a central crop of {size} pixels does not fit an image resized to {resize}")
-    height, width = np.asarray(height), np.asarray(width)
-    side = np.maximum(1, np.rint(np.minimum(height, width) * (size / resize)))
-    box = np.stack([(height - side) // 2, (width - side) // 2, side, side], axis=1).astype(np.int32)
+    sides = np.stack([np.asarray(height), np.asarray(width)], axis=1).astype(np.int64)
+    resized = resize * sides // sides.min(axis=1, keepdims=True)
+    pixel = sides / resized  # of the resized image, in those of the image
+    box = np.concatenate([np.rint((resized - size) / 2) * pixel, size * pixel], axis=1)
     n = len(box)
     no = np.zeros(n, bool)
     factors = np.tile(np.array(UNCHANGED, np.float32), (n, 1))

@@ -150,19 +150,11 @@ def test_evaluation_view_is_resize_and_central_crop(torchvision, photos, device)
     def theirs(image: Image.Image) -> torch.Tensor:
         return tv.pil_to_tensor(tv.center_crop(tv.resize(image, 256), 224))
 
-    spec = [CropSpec(1, 224, (1, 1))]
-    views = [centre(*sizes(photos), size=224, resize=256)]
-    (crops,) = augment(photos, views, spec, device=device)
-    assert differences(photos, views, [crops]).max() < 0.4
-    whole = [(x - theirs(Image.open(io.BytesIO(file)).convert("RGB"))).abs().mean()
-             for file, x in zip(photos, levels(crops), strict=True)]  # fmt: skip
-    assert np.mean(whole) < 4  # their box lies between the pixels, by up to half a one of the photograph
-
-    exact = [synthetic(i, *shape) for i, shape in enumerate([(512, 768), (1024, 512), (256, 256), (1536, 1024)])]
-    encoded = [encode(image, format="PNG") for image in exact]  # where the box falls on whole pixels
-    (crops,) = augment(encoded, [centre(*sizes(encoded), size=224, resize=256)], spec, device=device)
-    for image, ours in zip(exact, levels(crops), strict=True):
-        assert (ours - theirs(image)).abs().mean() < 0.3
+    view = centre(*sizes(photos), size=224, resize=256)
+    (crops,) = augment(photos, [view], [CropSpec(1, 224, (1, 1))], device=device)
+    different = [(x - theirs(Image.open(io.BytesIO(file)).convert("RGB"))).abs().mean()
+                 for file, x in zip(photos, levels(crops), strict=True)]  # fmt: skip
+    assert max(different) < 1
 
 
 @pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 3}, {"max_batch": 1}, {"max_batch": 3}])

@@ -193,14 +193,16 @@ def test_nothing_is_drawn_where_nothing_is_wanted():
 
 
 @given(st.lists(st.tuples(sizes, sizes), min_size=1, max_size=20))
-def test_centre_is_a_central_square_of_the_right_share(shapes):
+def test_centre_is_what_torchvision_resizes_and_crops(shapes):
     height, width = np.array(shapes).T
     crop = centre(height, width, size=224, resize=256)
-    top, left, h, w = crop.box.T
-    assert (h == w).all()
-    assert (np.abs(h - np.maximum(1, np.minimum(height, width) * 0.875)) <= 0.5).all()
-    assert (np.abs(2 * top + h - height) <= 1).all()
-    assert (np.abs(2 * left + w - width) <= 1).all()
+    for (h, w), box in zip(shapes, crop.box, strict=True):
+        short, long = min(h, w), max(h, w)
+        resized = {short: 256, long: int(256 * long / short)} | {short: 256}  # torchvision's Resize
+        scale = np.array([h / resized[h], w / resized[w]])
+        first = [round((resized[side] - 224) / 2) for side in (h, w)]  # torchvision's CenterCrop
+        np.testing.assert_allclose(box, [*first * scale, *224 * scale], rtol=1e-12)
+        assert (box[:2] + box[2:] <= np.array([h, w]) * (1 + 1e-12)).all()
     assert not (crop.flip | crop.grey | crop.solarise | (crop.sigma > 0)).any()
     assert (crop.factors == [1, 1, 1, 0]).all()
 

@@ -121,10 +121,9 @@ Result = tuple[list[float], dict[str, Tensor], int]
 
 def run_each(choices: list[dict[str, Any]], steps: int) -> list[tuple[Result, Result | None]]:
     """FSDP2's result of each choice and, where ranks have BatchNorms of their own, DDP's."""
-    return [
-        (run(choice, {"parallel": "fsdp2"}, steps), None if choice["sync_bn"] else run(choice, {"parallel": "ddp"}, steps))
-        for choice in choices
-    ]  # fmt: skip
+    sharded = [run(choice, {"parallel": "fsdp2"}, steps) for choice in choices]
+    alone = [None if choice["sync_bn"] else run(choice, {"parallel": "ddp"}, steps) for choice in choices]
+    return list(zip(sharded, alone, strict=True))
 
 
 def compare(choices: list[dict[str, Any]], world: int, steps: int) -> None:
