@@ -63,14 +63,11 @@ def main() -> None:
     contestants: dict[str, tuple[Callable[[Sequence[bytes]], object], Callable[[], float]]] = {
         theirs: (torchvision_crops(), time.process_time),
         ours: (lambda files: augmenter(files, views(files)), clock),
-        alone: (in_dynamic_mode(args, lambda files: decode(files, args.device)), clock),
-        "cut, dynamic mode": (
-            in_dynamic_mode(args, lambda files: cut(decode(files, args.device), views(files))),
-            clock,
-        ),
+        "DALI's decoder alone": dynamic(lambda files: decode(files, args.device)),
+        "cut, dynamic mode": dynamic(lambda files: cut(decode(files, args.device), views(files))),
         "cut, pipeline mode": (in_pipeline_mode(args), clock),
-        "cut, box of all crops decoded": (in_dynamic_mode(args, lambda files: box_of_all(files, args.device)), clock),
-        "cut, region of each decoded": (in_dynamic_mode(args, lambda files: region_of_each(files, args.device)), clock),
+        "cut, box of all crops decoded": dynamic(lambda files: box_of_all(files, args.device)),
+        "cut, region of each decoded": dynamic(lambda files: region_of_each(files, args.device)),
     }
     if args.device != "cpu":
         contestants["torchvision v2"] = dynamic(torchvision_v2(args.device))
