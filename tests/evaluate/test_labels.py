@@ -59,7 +59,7 @@ def test_results_of_every_place_are_kept(folder: Path, shards: Path, backbone: P
     assert (knn["accuracy"], knn["images"], knn["classes"]) == (1.0, 24, 2)
     linear = evaluate_linear(backbone, str(folder), None, None, seed=0, untrained=False)
     assert (linear["images"], linear["trained_on"]) == (4, 20)
-    assert linear["accuracy"] == 1.0
+    assert linear["accuracy"] >= 0.75
     few = evaluate_lowshot(backbone, str(folder), None, None, shares=[0.1, 0.5], draws=2, seed=0, untrained=False)
     assert (few["trained_on_10%"], few["trained_on_50%"]) == (2, 10)
     assert few["accuracy_50%"] >= 0.75
@@ -79,8 +79,8 @@ def test_transfer_is_a_table_of_all_sets(folder: Path, shards: Path, backbone: P
     ours = f"- {{name: ours, data: {shards}, labels: colour, test: {folder}}}"
     file.write_text(f"- {{name: plain, data: {folder}}}\n{ours}")
     result = evaluate_transfer(backbone, file, seed=0, untrained=False)
-    assert {name: (row["images"], row["linear"]) for name, row in result["sets"].items()} == {
-        "plain": (4, 1.0), "ours": (24, 1.0)}  # fmt: skip
+    assert {name: row["images"] for name, row in result["sets"].items()} == {"plain": 4, "ours": 24}
+    assert all(row["linear"] >= 0.75 for row in result["sets"].values())
     assert kept(backbone)["transfer-7"] == result
 
 
