@@ -27,7 +27,7 @@ const told = i => `${numbers(A.size[i])} images, ${percent(A.repeated[i])} repea
 const map = by("map"), pen = map.getContext("2d");
 let view = {x: 0, y: 0, zoom: 1}, chosen = -1;
 const largest = Math.max(...A.size.slice(0, 1), 1);
-const scale = () => Math.min(map.clientWidth, map.clientHeight) / 2.15 * view.zoom;
+const scale = () => Math.min(map.clientWidth, map.clientHeight) / 2.35 * view.zoom;
 const across = i => map.clientWidth / 2 + (A.x[i] - view.x) * scale();
 const down = i => map.clientHeight / 2 - (A.y[i] - view.y) * scale();
 const radius = i => Math.max(1.5, 13 * Math.sqrt(A.size[i] / largest)) * Math.min(3, Math.sqrt(view.zoom)) / Math.max(1, Math.log10(k) - 1.5);
