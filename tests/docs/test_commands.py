@@ -4,7 +4,8 @@ The rule for who writes a page: a ```bash block is run, as it stands, in the ord
 and must end well. There stand, made for the test: ``~/pictures`` (a folder of classes with pictures), ``data/pictures``
 (their shard set), ``runs/pictures`` (a finished run of `TRAIN`), ``urls.csv`` (columns url and caption, of a loopback
 server), ``crawl.warc.gz``, and ``configs/`` with the real recipes' names and a recipe of seconds in each. A block that
-cannot be run here has ``<!-- not run: WHY -->`` on the line above it. Output and fragments stand in ```text blocks.
+cannot be run here has ``<!-- not run: WHY -->`` on the line above it. A ```python block with a title is put into the
+folder under that name. Output and fragments stand in ```text blocks.
 """
 
 import gzip
@@ -30,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"(?:^[ \t]*<!-- not run: (?P<why>.+?) -->\n)?^(?P<indent>[ \t]*)```bash\n(?P<text>.*?)^[ \t]*```$",
                    re.MULTILINE | re.DOTALL)  # fmt: skip
+PROGRAM = re.compile(r'^```python title="(?P<name>[\w.]+)"\n(?P<text>.*?)^```$', re.MULTILINE | re.DOTALL)
 #: As the pages have it, so that a page may train it or find it there.
 TRAIN = "seer-pipe train configs/quickstart.yaml data.path=data/pictures --out runs/pictures"
 
@@ -102,6 +104,8 @@ def test_commands(page: Path, prepared: tuple[Path, Path], capsys: pytest.Captur
     folder, kept = prepared
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(kept, folder)
+    for program in PROGRAM.finditer(page.read_text()):
+        (folder / program["name"]).write_text(program["text"])
     for block in found:
         if block.why:
             with capsys.disabled():
@@ -120,6 +124,7 @@ def test_no_block_escapes(page: Path) -> None:
     """A block written in another way than the rule's would be shown and not run."""
     text = page.read_text()
     assert len(blocks(text)) == len(re.findall(r"^[ \t]*[`~]{3,}[ {.]*(?:bash|sh|shell|console)\b", text, re.MULTILINE))
+    assert len(PROGRAM.findall(text)) == len(re.findall(r"^[ \t]*[`~]{3,}[ {.]*(?:python|py)\b", text, re.MULTILINE))
 
 
 def test_every_reason_is_explained() -> None:
