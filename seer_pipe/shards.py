@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import posixpath
 import shlex
 import tarfile
 import tempfile
@@ -69,7 +70,7 @@ REJECTED_SCHEMA = pa.schema([("source", pa.string()), ("reason", pa.string()), (
 
 
 def sidecar_path(tar: str) -> str:
-    return str(PurePosixPath(tar).with_suffix(".parquet"))
+    return posixpath.splitext(tar)[0] + ".parquet"
 
 
 def rejected_path(tar: str) -> str:

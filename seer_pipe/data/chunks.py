@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import google_crc32c
@@ -12,9 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from seer_pipe.data.order import Ints, Places
+from seer_pipe.data.sources import Order, Shards
+from seer_pipe.data.threads import Kept, at_once
 from seer_pipe.shards import ShardIndex
 
 HOLE = 1 << 18  # bytes between two samples of a chunk that are rather left out than read along
+INDEXED = 4_000_000  # samples whose index is kept: 24 bytes each
 AGAIN = 2  # times that an image which fails its checksum is had anew
 
 Encoded = npt.NDArray[np.uint8]  # an image as it stands in the store
@@ -30,7 +34,7 @@ class Span:
 
 
 #: Bytes of a span, from a place in the shard, of a length; an ``OSError`` where they cannot be read.
-Get = Callable[[Span, int, int], bytes | Encoded]
+Get = Callable[[Span, int, int], bytes]
 
 
 class Chunk:
@@ -75,6 +79,41 @@ class Chunk:
     def __len__(self) -> int:
         return len(self.offset)
 
+    @cached_property
+    def rows(self) -> list[tuple[int, int, int, int, int, int]]:
+        """Shard, offset, length, checksum, height and width of each sample."""
+        shards = np.repeat([span.shard for span in self.spans], np.diff(self.edges)).tolist()
+        length = [end - offset for offset, end in zip(self.offset, self.end, strict=True)]
+        return list(zip(shards, self.offset, length, self.crc, self.height, self.width, strict=True))
+
+
+class Chunks:
+    """The chunks of a plan that were used last, at most ``most``, and the indexes of some shards."""
+
+    def __init__(self, shards: Shards, plan: Order, most: int) -> None:
+        self._shards, self._plan = shards, plan
+        counts = max(1, len(shards) // max(1, len(shards.counts)))
+        self._index: Kept[int, ShardIndex] = Kept(max(16, INDEXED // counts))
+        self._chunks: Kept[int, Chunk] = Kept(most)
+
+    def get(self, number: int, *, wait: bool = True) -> Chunk:
+        """Chunk ``number``; a ``BlockingIOError`` rather than to ``wait`` for an index."""
+        index = self._shards.index if wait else at_once
+
+        def make(number: int) -> Chunk:
+            return Chunk(self._plan.members(number), lambda shard: self._index.get(shard, index))
+
+        while True:
+            try:
+                return self._chunks.get(number, make)
+            except BlockingIOError:  # with ``wait``, of another thread that did not want to, at the same moment
+                if not wait:
+                    raise
+
+    def missing(self, numbers: Ints) -> list[int]:
+        """Those of ``numbers`` that nobody has asked for lately."""
+        return [number for number in set(numbers.tolist()) if number not in self._chunks]
+
 
 @dataclass(slots=True)
 class Piece:
@@ -91,7 +130,6 @@ def read_piece(chunk: Chunk, first: int, stop: int, get: Get, again: Get | None)
     """Samples first … stop-1 of ``chunk``, by ``get``.
 
     What fails its checksum may have been damaged on the way: it is had anew by ``again``, alone.
-    A ``BlockingIOError`` is raised on.
     """
     images: list[Encoded | None] = []
     reasons: dict[int, str] = {}
@@ -104,8 +142,6 @@ def read_piece(chunk: Chunk, first: int, stop: int, get: Get, again: Get | None)
             if span.shard in chunk.lost:
                 raise OSError(chunk.lost[span.shard])
             body = get(span, start, chunk.end[end - 1] - start)
-        except BlockingIOError:
-            raise
         except OSError as error:
             reasons |= dict.fromkeys(range(at - first, end - first), str(error))
             images += [None] * (end - at)

@@ -6,9 +6,12 @@ import os
 import resource
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from functools import lru_cache
 from threading import Lock
+from typing import Any
 
 import numpy as np
 
@@ -22,13 +25,13 @@ from seer_pipe.errors import UserError
 class Blocks:
     """Memory that is used again once nobody looks into it: new memory costs a page fault for every 4 kB of it."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self) -> None:
+        self._size = 0
         self._free: list[Encoded] = []
 
     def take(self, length: int) -> Encoded:
         if length > self._size:
-            return np.empty(length, np.uint8)
+            self._size, self._free = length * 5 // 4, []  # the batches of a run are nearly of one size
         block = self._free.pop() if self._free else np.empty(self._size, np.uint8)
         return np.asarray(_Lent(block, self._free))[:length]
 
@@ -45,27 +48,41 @@ class _Lent:
 
 
 class Folder:
-    """Shards in folders. Files stay open while they are among the last used, so a read costs one ``preadv``."""
+    """Shards in folders. Files stay open while they are among the last used, so an image costs one ``preadv``."""
 
-    def __init__(self, shards: Shards, block: int) -> None:
-        self._shards, self._blocks = shards, Blocks(block)
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+        self.memory = Blocks().take
         most = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._file = lru_cache(most)(lambda shard: _File(shards.url(shard)))
 
-    def get(self, span: Span, start: int, length: int, flags: int = 0) -> Encoded:
-        file = self._file(span.shard)  # held meanwhile, or another thread's use of the cache could close it
-        data = self._blocks.take(length)
-        read = os.preadv(file.number, [data.data], start, flags)
-        if read != length:
-            raise OSError(f"{self._shards.url(span.shard)}: {read} bytes at {start} instead of {length}")
-        return data
+    def at_once(self, shards: Sequence[int], offsets: Sequence[int], memory: Sequence[Any]) -> list[int]:
+        """Fill each of ``memory`` from its shard and offset; which of them the page cache does not hold as a whole,
+        or the file system cannot tell."""
+        late = []
+        for row, (shard, offset, into) in enumerate(zip(shards, offsets, memory, strict=True)):
+            try:
+                file = self._file(shard)  # held meanwhile, or another thread's use of the cache could close it
+                if os.preadv(file.number, [into], offset, os.RWF_NOWAIT) != len(into):
+                    late.append(row)
+            except OSError:
+                late.append(row)
+        return late
 
-    def at_once(self, span: Span, start: int, length: int) -> Encoded:
-        """What the page cache holds; a ``BlockingIOError`` where not all of it is there, or that cannot be told."""
-        try:
-            return self.get(span, start, length, os.RWF_NOWAIT)
-        except OSError:
-            raise BlockingIOError from None
+    def expect(self, shard: int, spans: Sequence[Span]) -> None:
+        """Have the system read what lies in ``shard`` of ``spans``, without waiting for it."""
+        with suppress(OSError):  # the read will tell
+            file = self._file(shard)
+            for span in spans:
+                if span.shard == shard:
+                    os.posix_fadvise(file.number, span.start, span.length, os.POSIX_FADV_WILLNEED)
+
+    def read(self, shard: int, offset: int, into: Any) -> None:
+        """Fill ``into``; an ``OSError`` where that cannot be."""
+        file = self._file(shard)
+        got = os.preadv(file.number, [into], offset)
+        if got != len(into):
+            raise OSError(f"{self._shards.url(shard)}: {got} bytes at {offset} instead of {len(into)}")
 
 
 class _File:

@@ -39,6 +39,9 @@ class Pool:
         for thread in self._threads:
             thread.start()
 
+    def __len__(self) -> int:
+        return len(self._threads)
+
     def submit(self, function: Callable[..., V], *arguments: Any) -> Future[V]:
         future: Future[V] = Future()
         self._work.put((future, function, arguments))
@@ -78,6 +81,11 @@ class Kept(Generic[K, V]):
     def clear(self) -> None:
         with self._lock:
             self._kept.clear()
+
+    def __contains__(self, key: K) -> bool:
+        """Whether it is there, or on its way."""
+        with self._lock:
+            return key in self._kept
 
     def get(self, key: K, make: Callable[[K], V]) -> V:
         with self._lock:
