@@ -210,7 +210,7 @@ class Checkpoints:
         ``keep`` newest, those marked with ``keep``, the newest that is not marked with ``skipped``, and the one with
         the highest ``knn``.
 
-        Those past ``newest`` are damaged, or of steps that were given up: they count for nothing, and stay.
+        Those past ``newest`` are damaged: they count for nothing, and stay.
         """
         steps = self.steps()
         marks = {step: self._marks(step) for step in steps if step <= newest}
@@ -219,6 +219,10 @@ class Checkpoints:
         if probed := [step for step in marks if "knn" in marks[step]]:
             kept.add(max(probed, key=lambda step: marks[step]["knn"]))
         self._remove_all_but(kept | {step for step in steps if step > newest})
+
+    def give_up_after(self, step: int) -> None:
+        """Remove those past ``step``, or a resume would go on from them. While nothing is being saved."""
+        self._remove_all_but({kept for kept in self.steps() if kept <= step})
 
     def sweep(self) -> None:
         """Remove what was never committed: of a process that was killed, or a save that failed. For the first rank,

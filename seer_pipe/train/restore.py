@@ -135,7 +135,8 @@ class Keeper:
             self._checkpoints.sweep()
 
     def restore(self, healthy: bool = False) -> dict[str, Any] | None:
-        """Load the newest checkpoint that is whole, and ``healthy``: not saved while steps were being skipped.
+        """Load the newest checkpoint that is whole, and ``healthy``: not saved while steps were being skipped, and then
+        those past it are given up.
 
         Returns its state; None where there never was a checkpoint, UserError where none can be used.
         """
@@ -150,6 +151,8 @@ class Keeper:
                 self._say(damage(step, error))
                 self._note("warning", step, reason=damage(step, error))
                 continue
+            if healthy and self._world.is_first:
+                self._checkpoints.give_up_after(step)
             self.saved, self._milestone = step, self._milestones(found.state["images"])
             return found.state
         if steps:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from seer_pipe import config as settings
+from seer_pipe.data.loader import Batch, Loader
 from seer_pipe.errors import UserError
 from seer_pipe.objectives.swav import Swav
 from seer_pipe.optim.larc import Larc
@@ -23,7 +24,7 @@ from seer_pipe.train.loop import train
 from seer_pipe.train.restore import zero_state
 from seer_pipe.train.telemetry import read_metrics
 from tests.distributed import run_ranks
-from tests.train.helpers import Ranks, make_pictures, small
+from tests.train.helpers import Ranks, assert_same_run, make_pictures, small
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +142,41 @@ def test_many_roll_back_to_other_data(pictures: Path, tmp_path: Path, honest_los
     rows = read_metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert all("loss" in row for row in rows)
+
+
+def test_a_run_that_is_stopped_while_it_is_ill_goes_on_exactly(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three batches are bad. Asked to stop between two of them, and again after the rollback, it ends as if not."""
+    honest = Loader._make
+
+    def make(self: Loader, step: int, samples: Any) -> Batch:
+        batch = honest(self, step, samples)
+        if step in (7, 8, 9):
+            for crop in batch.crops:
+                crop.fill_(torch.nan)
+        return batch
+
+    monkeypatch.setattr(Loader, "_make", make)
+    config = small(pictures, health={"max_skips": 2, "rollback_lr": 0.5})
+    assert train(config, tmp_path / "straight", say=lambda _: None)
+    for line in "step 7/", "rolled back":
+
+        def ask(said: str, line: str = line) -> None:
+            if said.startswith(line):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        assert not train(config, tmp_path / "stopped", say=ask)
+    assert train(config, tmp_path / "stopped", say=lambda _: None)
+    first, second = [event["step"] for event in read_events(tmp_path / "stopped") if event["event"] == "stop"]
+    assert first in (8, 9)  # bad ones both
+    assert 6 < second < first
+    told = {run: [event for event in read_events(tmp_path / run) if event["event"] in ("skip", "rollback")]
+            for run in ("straight", "stopped")}  # fmt: skip
+    without_time = [[event | {"time": None} for event in events] for events in told.values()]
+    assert [event["event"] for event in told["straight"]] == ["skip", "skip", "skip", "rollback"]
+    assert without_time[0] == without_time[1]
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
 
 
 def test_a_run_that_stays_ill_stops(pictures: Path, tmp_path: Path, honest_loss: None) -> None:
