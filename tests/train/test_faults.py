@@ -164,7 +164,6 @@ def test_too_little_room_is_told_before_the_first_step(pictures: Path, tmp_path:
         assert start.ends() == [2]
         assert "make room, or lower train.keep" in start.errors(0)
     assert losses(tmp_path / "run") == {}
-    assert train(recipe(pictures, train={"images": 16}), tmp_path / "other", say=quiet)
 
 
 @pytest.fixture
@@ -205,6 +204,7 @@ def test_a_disk_that_is_full_for_a_while(straight: Path, pictures: Path, small_d
     assert_same_run(straight, run)
 
 
+@pytest.mark.slow
 def test_a_disk_that_stays_full(straight: Path, pictures: Path, small_disk: Path) -> None:
     """Where there is no room for a line either the run ends; with room, the same command goes on."""
     command = [
