@@ -315,15 +315,14 @@ class Peak(threading.Thread):
 
 
 def flat(work: Path, ports: dict[str, int]) -> None:
-    """Memory over very many URLs: of the first and of the last tenth of the time."""
+    """Memory over very many URLs."""
     urls, out = listed(work, "http", ports, MANY), work / "out"
     command = [SEER_INGEST, "urls", str(urls), "--out", str(out)]
     settings = ["--workers", "2", "--tries", "1", "--allow-network", "127.0.0.0/8", "--total-timeout", str(TIMEOUT)]
     run = measured([*command, *settings], out, work)
     shutil.rmtree(out)
     print(run.line(f"{MANY} URLs"))
-    tenth = max(1, len(run.memory) // 10)
-    parts = [max(run.memory[at : at + tenth]) for at in range(0, len(run.memory), tenth)]
+    parts = [part.max() for part in np.array_split(run.memory, 10)]
     print("peak MB in each tenth of the time: " + " ".join(f"{part / 1e6:.0f}" for part in parts) + "\n")
 
 
