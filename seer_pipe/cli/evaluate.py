@@ -153,7 +153,7 @@ def neighbours(
     as_json: AsJson = False,
 ) -> None:
     """Draw images with their nearest neighbours, under the run's first weights and under its last."""
-    from seer_pipe.evaluate.sheet import draw_neighbours
+    from seer_pipe.report.neighbours import draw_neighbours
 
     draw_neighbours(run, data, out)
     made("picture", out, as_json)

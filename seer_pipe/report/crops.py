@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw
 from seer_pipe.config import Config
 from seer_pipe.data.chunks import Samples
 from seer_pipe.data.dali import Augmenter, BadImages
-from seer_pipe.data.pixels import MEAN, STD
 from seer_pipe.data.sources import open_data
 from seer_pipe.data.stream import Stream
 from seer_pipe.data.views import UNCHANGED, Crops, draw
 from seer_pipe.errors import UserError
+from seer_pipe.report.pictures import as_seen
 from seer_pipe.train.build import build_crops
 
 SIDE, GAP, LINE, HEADER = 224, 8, 12, 40  # pixels
@@ -78,7 +78,7 @@ def _sheet(
         pen.multiline_text((starts[0], top + picture.height + 2), about, fill="black", spacing=0)
         for place, (view, crop) in enumerate(zip(views, crops, strict=True)):
             x = starts[place + 1]
-            sheet.paste(_levels(crop[row]), (x, top))
+            sheet.paste(as_seen(crop[row]), (x, top))
             pen.multiline_text((x, top + crop.shape[-1] + 2), _caption(view, row), fill="black", spacing=0)
     return sheet
 
@@ -93,13 +93,6 @@ def _with_boxes(data: bytes, boxes: list[list[int]]) -> Image.Image:
         corners = [value * scale for value in (left, top, left + width - 1, top + height - 1)]
         pen.rectangle(corners, outline=COLOURS[place % len(COLOURS)], width=2)
     return picture
-
-
-def _levels(crop: torch.Tensor) -> Image.Image:
-    """A normalised crop [3, size, size] as it would look."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    levels = (crop * std + mean).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).numpy())
 
 
 def _caption(view: Crops, row: int) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
 from seer_pipe import config as settings
@@ -66,7 +67,7 @@ def crops(shards: ShardSet, config: settings.Config, samples: Sequence[int]) -> 
                 jpeg = shards.read(shard, row)
                 size = (np.array([row["height"]]), np.array([row["width"]]))
                 views = draw(config.seed, 0, np.array([sample]), *size, specs)
-                found.append([_picture(crop[0].numpy()) for crop in augmenter([jpeg], views)])
+                found.append([as_seen(crop[0]) for crop in augmenter([jpeg], views)])
             except (OSError, BadImages):
                 continue
     finally:
@@ -74,7 +75,8 @@ def crops(shards: ShardSet, config: settings.Config, samples: Sequence[int]) -> 
     return found
 
 
-def _picture(planes: np.ndarray) -> Image.Image:
-    """A normalised crop [3, S, S], back in colours."""
-    levels = planes * np.array(STD, np.float32)[:, None, None] + np.array(MEAN, np.float32)[:, None, None]
-    return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8).transpose(1, 2, 0))
+def as_seen(crop: torch.Tensor) -> Image.Image:
+    """A normalised crop [3, size, size], back in colours."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    levels = (crop * std + mean).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).numpy())

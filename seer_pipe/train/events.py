@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -38,12 +39,14 @@ class Events:
 
 
 def read_events(run: Path) -> list[dict[str, Any]]:
-    """The events of a run, oldest first; lines that a kill cut short are left out."""
-    path = run / "events.jsonl"
-    events = []
+    """The events of a run, oldest first."""
+    return read_rows(run / "events.jsonl")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; lines that a kill cut short are left out."""
+    rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return events
+        with suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows

@@ -19,6 +19,7 @@ from seer_pipe.data.loader import Replaced
 from seer_pipe.shards import to_parquet
 from seer_pipe.store import FolderStore
 from seer_pipe.train.boards import BOARDS, Board, Opening
+from seer_pipe.train.events import read_rows
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -83,15 +84,8 @@ def finite(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics; a last line that a kill cut short is left out."""
-    path = run / "metrics.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """The rows of a run's metrics."""
+    return read_rows(run / "metrics.jsonl")
 
 
 class Quarantine:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
-from seer_pipe.data.order import Plan
 from seer_pipe.evaluate.features import Features, Images, extract
 from seer_pipe.evaluate.knn import neighbours
 from seer_pipe.evaluate.pictures import ShardPictures
 from seer_pipe.evaluate.subject import load_run, recalibrate
+from seer_pipe.report.pictures import thumbnails
 from seer_pipe.shards import ShardSet
 
 ROWS, COLUMNS, SIDE, GAP, HEADER = 10, 6, 96, 6, 22  # pixels
@@ -40,20 +38,13 @@ def draw_neighbours(run: Path, data: str, out: Path) -> None:
     starts = [GAP, 2 * GAP + SIDE + GAP, 3 * GAP + (COLUMNS + 1) * (SIDE + GAP)]
     for start, title in zip(starts, ("image", "nearest, untrained", "nearest, trained"), strict=True):
         pen.text((start, 5), title, fill="black")
+    shown = {f.samples[place] for f, places in zip(found, nearest, strict=True) for place in places.flatten().tolist()}
+    small = thumbnails(shards, [found[0].samples[image] for image in asked.tolist()] + sorted(shown), SIDE)
     for row, image in enumerate(asked.tolist()):
         y = HEADER + row * (SIDE + GAP)
-        sheet.paste(_thumbnail(shards, found[0].samples[image]), (starts[0], y))
+        sheet.paste(small[found[0].samples[image]], (starts[0], y))
         for start, features, places in zip(starts[1:], found, nearest, strict=True):
             for column, place in enumerate(places[row].tolist()):
-                sheet.paste(_thumbnail(shards, features.samples[place]), (start + column * (SIDE + GAP), y))
+                sheet.paste(small[features.samples[place]], (start + column * (SIDE + GAP), y))
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(out)
-
-
-def _thumbnail(shards: ShardSet, sample: int) -> Image.Image:
-    """The middle of an image, SIDE pixels square."""
-    place = Plan(shards.counts, 1, seed=0).places(np.array([sample]))
-    shard = int(place.shard[0])
-    row = shards.sidecar(shard).slice(int(place.index[0]), 1).to_pylist()[0]
-    with Image.open(io.BytesIO(shards.read(shard, row))) as image:
-        return ImageOps.fit(image.convert("RGB"), (SIDE, SIDE))
