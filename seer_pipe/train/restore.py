@@ -196,9 +196,10 @@ class Keeper:
             if self._world.is_first:
                 with suppress(OSError):  # what was written of it takes the room that the next one needs
                     self._checkpoints.sweep()
-            if must or self._failed == FAILED_SAVES:
-                raise UserError(f"{reason}; the same command goes on from the one before") from error
-            self._say(f"warning: {reason}; training goes on")
+            ends = must or self._failed == FAILED_SAVES
+            self._say(f"warning: {reason}; {'the same command' if ends else 'training'} goes on")
+            if ends:
+                raise
             self._note("warning", self.saved, reason=reason)
             self.saved = None
 

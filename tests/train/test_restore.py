@@ -11,22 +11,25 @@ from torch.optim import SGD
 
 from seer_pipe import config as settings
 from seer_pipe.objectives.base import Objective
-from seer_pipe.store import FolderStore
+from seer_pipe.store import FolderStore, Store
 from seer_pipe.train import syncbn
 from seer_pipe.train.checkpoint import Checkpoints
+from seer_pipe.train.loop import Say
 from seer_pipe.train.parallel import World
 from seer_pipe.train.restore import Keeper, zero_state
 from tests.distributed import run_ranks
 
+ALONE = World(0, 1, torch.device("cpu"))
 
-def keeper(root: Path | str, network: nn.Module, world: World, **train: Any) -> Keeper:
+
+def keeper(store: Store, network: nn.Module, world: World, say: Say = print, **train: Any) -> Keeper:
     optimizer = SGD(network.parameters(), lr=0.0, momentum=0.9)
     zero_state(optimizer)
     wanted = settings.Train(batch=8, images=800, **train)
 
     def silent(*_: Any, **__: Any) -> None: ...
 
-    return Keeper(FolderStore(root), network, optimizer, Objective(), wanted, {}, world, silent, silent)
+    return Keeper(store, network, optimizer, Objective(), wanted, {}, world, say, silent)
 
 
 def save(to: Keeper, images: int, **state: Any) -> None:
@@ -41,7 +44,7 @@ def save_unequal(root: str, groups: int | None) -> None:
         syncbn.convert(network, dist.new_subgroups(group_size=groups)[0])
     network[1].running_mean.fill_(rank // (groups or 1))
     network[1].running_var.fill_(10.0 * (rank // (groups or 1)))
-    save(keeper(root, network, World(rank, size, torch.device("cpu"))), 8)
+    save(keeper(FolderStore(root), network, World(rank, size, torch.device("cpu"))), 8)
 
 
 @pytest.mark.parametrize(("ranks", "groups"), [(2, None), (4, 2)], ids=["each its own", "in groups"])
@@ -57,7 +60,33 @@ def test_one_in_so_many_images_is_kept_for_ever(tmp_path: Path) -> None:
     """The first past each multiple, wherever saves fall, and whichever start made them."""
     kept = [0, 96, 104, 120, 192, 200, 208, 416]
     for images in kept:
-        to = keeper(tmp_path, nn.Linear(4, 3), World(0, 1, torch.device("cpu")), keep=1, keep_every_images=100)
+        to = keeper(FolderStore(tmp_path), nn.Linear(4, 3), ALONE, keep=1, keep_every_images=100)
         to.restore()
         save(to, images)
     assert Checkpoints(FolderStore(tmp_path)).steps() == [104 // 8, 200 // 8, 416 // 8]
+
+
+class Away(FolderStore):
+    """Takes the first file of a save, and no other."""
+
+    def put(self, path: str, data: bytes) -> None:
+        if path.endswith(".safetensors"):
+            super().put(path, data)
+        else:
+            raise OSError("gave up after 9 tries")
+
+
+def test_the_third_save_in_a_row_that_fails_ends_the_run(tmp_path: Path) -> None:
+    """And each before it is told, and leaves nothing behind."""
+    said: list[str] = []
+    to = keeper(Away(tmp_path), nn.Linear(4, 3), ALONE, said.append)
+    for step in (1, 2, 3):
+        to.save({"step": step, "images": 8 * step, "skipped": 0})
+    assert said == [
+        f"warning: the checkpoint of step {step} could not be saved: gave up after 9 tries; training goes on"
+        for step in (1, 2)
+    ]
+    with pytest.raises(OSError, match="gave up"):
+        to.finish()
+    assert said[-1].endswith("of step 3 could not be saved: gave up after 9 tries; the same command goes on")
+    assert not list(tmp_path.iterdir())
