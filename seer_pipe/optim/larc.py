@@ -36,10 +36,11 @@ class Larc(torch.optim.Optimizer):
     sharded, and reads nothing back to the host. It overwrites the gradients. Parameters have a momentum buffer from
     the first step on, also while they are frozen, so that a checkpoint always holds the same keys.
 
-    Under `torch.amp.GradScaler` a step whose gradients overflowed moves neither parameters nor momentum, which is
-    decided on the device.
+    Under `torch.amp.GradScaler` a step whose gradients overflowed moves neither parameters nor momentum, nor does one
+    for which `skip` was set true; both are decided on the device.
     """
 
+    skip: Tensor | None = None
     _step_supports_amp_scaling = True  # the scaler hands over what it found instead of reading it back
 
     def __init__(
@@ -71,7 +72,8 @@ class Larc(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        overflow = None if found_inf is None else _local(found_inf) > 0
+        reasons = [_local(flag) > 0 for flag in (found_inf, self.skip) if flag is not None]
+        overflow = torch.stack(reasons).any() if reasons else None
         moved = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         if overflow is not None:
             for p in (p for params in moved for p in params):

@@ -58,10 +58,10 @@ def estimate_memory(config: settings.Config, gpus: int, half: bool = True) -> di
     """GB a GPU takes, by part; ``half``: activations in 16 bits, as on a GPU.
 
     Weights, gradients and momentum (two moments for AdamW) are float32, sharded unless train.parallel is none or
-    ddp; guard is the copy of weights and momentum that a bad step is taken back to; gathered is the largest block,
-    whole, twice (the next is fetched meanwhile). Whole gradients of blocks that are not recomputed wait for the last
-    of several resolutions (see `parallel.recompute`). Activations are the outputs of all convolutions, linear layers
-    and BatchNorms, as the layers of the meta network have them.
+    ddp; guard is the copy of weights and moments that a bad step of SGD or AdamW is taken back to; gathered is the
+    largest block, whole, twice (the next is fetched meanwhile). Whole gradients of blocks that are not recomputed wait
+    for the last of several resolutions (see `parallel.recompute`). Activations are the outputs of all convolutions,
+    linear layers and BatchNorms, as the layers of the meta network have them.
     """
     network, trunk, _ = outline(config)
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -82,7 +82,7 @@ def estimate_memory(config: settings.Config, gpus: int, half: bool = True) -> di
         "gradients": 4 * parameters / share,
         "gradients_not_yet_reduced": 4.0 * sum(p.numel() for block in late for p in block.parameters()),
         "optimizer": 4 * moments * parameters / share,
-        "guard": 4 * (1 + moments) * parameters / share,
+        "guard": 0.0 if config.optimizer.name in ("larc", "lars") else 4 * (1 + moments) * parameters / share,
         "gathered": 2 * (4 + width) * largest if sharded else 0.0,
         "activations": kept,
         "scores_and_queue": scores + queue,

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from seer_pipe import config as settings
+from seer_pipe.optim.larc import Larc
 
 
 class Verdict(NamedTuple):
@@ -35,14 +36,17 @@ class Verdict(NamedTuple):
 class Guard:
     """Takes back a step that must not count. Around each: ``keep``, backward, ``check``, the update, ``settle``.
 
-    It holds a copy of parameters, buffers and optimiser state, sharded as they are. (A counter that an optimiser
-    keeps on the host counts a skipped step.) ``stop`` may be set at any time, and travels with the next ``check``.
+    It holds a copy of buffers and, where the optimiser is none that can skip a step itself (LARC and LARS can), of
+    parameters and optimiser state, sharded as they are. (A counter that an optimiser keeps on the host counts a skipped
+    step. Prototypes stay normalised.) ``stop`` may be set at any time, and travels with the next ``check``.
     """
 
     def __init__(self, network: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
         self._parameters = list(network.parameters())
-        state = [value for own in optimizer.state.values() for value in own.values() if isinstance(value, Tensor)]
-        live = [_local(tensor.detach()) for tensor in [*self._parameters, *network.buffers(), *state]]
+        self._skips = optimizer if isinstance(optimizer, Larc) else None
+        moved = [*self._parameters, *(value for own in optimizer.state.values() for value in own.values())]
+        kept = [*network.buffers(), *(moved if self._skips is None else [])]
+        live = [_local(tensor.detach()) for tensor in kept if isinstance(tensor, Tensor)]
         self._live = [tensor for tensor in live if tensor.device.type == device.type]
         self._kept = [tensor.clone() for tensor in self._live]
         self._device = device
@@ -73,6 +77,8 @@ class Guard:
         if dist.is_initialized():
             dist.all_reduce(flags, dist.ReduceOp.MAX)
         self._bad = flags[0] > 0
+        if self._skips is not None:
+            self._skips.skip = self._bad
         if self._device.type == "cuda":
             host = torch.empty(flags.shape, pin_memory=True)
             host.copy_(flags, non_blocking=True)
