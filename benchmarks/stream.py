@@ -1,6 +1,6 @@
 """The stream beside its peers, on the same images, on the same machine, in one run.
 
-    python benchmarks/stream.py [read] [billion] [ranks] [s3] [shuffle] [--peers PYTHON] [--json FILE]
+    python benchmarks/stream.py [read] [billion] [ranks] [s3] [shuffle] [lock] [--peers PYTHON] [--json FILE]
 
 read     samples a second and core, from the page cache: this project's stream; webdataset with shuffle(1000); MosaicML
          streaming and LitData in their own formats, where the interpreter PYTHON has them; and reading the files from
@@ -14,6 +14,8 @@ ranks    512 ranks: a plan of 10 million positions, all of them, and one of a bi
 s3       megabytes a second from rclone on loopback: the stream, and boto3 downloading the same shards as plainly and
          concurrently as it can. By the clock.
 shuffle  from how many shards a batch comes.
+lock     milliseconds of a step of small tensor operations, a stand-in for a trainer that needs Python's lock all the
+         time: alone, and beside a thread that reads. The median, by the clock.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +41,7 @@ ACCESS = {"AWS_ACCESS_KEY_ID": "benchmark-key", "AWS_SECRET_ACCESS_KEY": "secret
 
 
 def main() -> None:
-    parts = {"read": read, "billion": billion, "ranks": ranks, "s3": s3, "shuffle": shuffle}
+    parts = {"read": read, "billion": billion, "ranks": ranks, "s3": s3, "shuffle": shuffle, "lock": lock}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="part", help="all, where none is named")
     parser.add_argument("--peers", help="a Python that has mosaicml-streaming and litdata")
@@ -134,7 +137,7 @@ def front_to_end(tars: list[Path], room: int, *, check: bool = False) -> int:
     return PASSES * SHARDS * IN_SHARD
 
 
-def stream_all(root: str | Path, passes: int = 1) -> Callable[[], int]:
+def stream_all(root: str | Path, passes: int = 1) -> Callable[..., int]:
     from seer_pipe.data.order import Plan
     from seer_pipe.data.stream import Stream
     from seer_pipe.shards import ShardSet
@@ -142,12 +145,14 @@ def stream_all(root: str | Path, passes: int = 1) -> Callable[[], int]:
     shards = ShardSet.open(root)
     plan = Plan(shards.counts, BATCH, seed=0, chunk=CHUNK)
 
-    def run() -> int:
+    def run(pace: float = np.inf, stop: threading.Event | None = None) -> int:
         stream = Stream(shards, plan, np.arange(BATCH), threads=1)
-        count = 0
+        count, began = 0, time.perf_counter()
         for samples in stream.batches(0, passes * plan.steps_per_pass):
             assert not samples.reasons
             count += len(samples)
+            if stop is not None and stop.wait(max(0.0, began + count / pace - time.perf_counter())):
+                break
         stream.close()
         return count
 
@@ -337,6 +342,30 @@ def shuffle(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "webdataset, shuffle(1000), 16 workers": distinct(interleave(laid, 16, batch, random, buffered)),
         "MosaicML py1e, block 2^18, 8 nodes": distinct(interleave(laid, 8, batch, random, py1e)),
     }
+
+
+def lock(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(1)
+    run, matrix = stream_all(make_shards(folder / "set"), 10**6), torch.rand(128, 128)
+    paces = {"alone": 0.0, "beside 2,000 images/s": 2000.0, "beside all that can be read": np.inf}
+    took: dict[str, list[float]] = {f"a step {name}, ms": [] for name in paces}
+    for _ in range(args.rounds):
+        for name, pace in zip(took, paces.values(), strict=True):
+            stop = threading.Event()
+            reader = threading.Thread(target=run, args=(pace, stop))
+            if pace:
+                reader.start()
+            for _ in range(30):
+                began = time.perf_counter()
+                for _ in range(400):
+                    matrix.mm(matrix).relu_()
+                took[name].append((time.perf_counter() - began) * 1e3)
+            stop.set()
+            if pace:
+                reader.join()
+    return {name: float(np.median(times)) for name, times in took.items()}
 
 
 def interleave(
