@@ -4,7 +4,10 @@ import os
 import shlex
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seer_pipe.config import Data, derive
+from seer_pipe.data.chunks import Chunks
 from seer_pipe.data.order import Plan, slots_of
 from seer_pipe.data.sources import Mix, apportion, open_data
 from seer_pipe.data.stream import Stream
@@ -168,6 +172,30 @@ def test_what_the_page_cache_lost_is_read_from_the_disk_and_nothing_is_written_o
     for samples in seen:
         assert not samples.reasons
         assert [bytes(image) for image in samples.data] == [meant[n] for n in samples.places.sample.tolist()]
+
+
+def test_who_waits_is_not_told_that_another_did_not_want_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_set(tmp_path, [payloads("a", 30)])
+    shards = ShardSet.open(tmp_path)
+    chunks = Chunks(shards, Plan(shards.counts, 8, seed=0, chunk=6), 8)
+    asked, go_on = Event(), Event()
+
+    def at_once(key: object) -> Any:
+        asked.set()
+        assert go_on.wait(60)
+        raise BlockingIOError
+
+    monkeypatch.setattr("seer_pipe.data.chunks.at_once", at_once)
+    with ThreadPoolExecutor(2) as threads:
+        impatient = threads.submit(chunks.get, 0, wait=False)
+        assert asked.wait(60)
+        patient = threads.submit(chunks.get, 0)
+        while not patient.running():
+            time.sleep(0.001)
+        go_on.set()
+        assert len(patient.result()) == 6
+        with pytest.raises(BlockingIOError):
+            impatient.result()
 
 
 def test_a_list_of_another_set_is_refused(tmp_path: Path) -> None:
