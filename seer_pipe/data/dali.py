@@ -7,9 +7,9 @@ and no image outlives its call.
 Chosen by numbers, on one core, from photographs of the web (docs/views.md). DALI's dynamic mode and not its pipeline
 mode: that is 3 % faster at decoding and cutting, but an undecodable image can end a pipeline for good, while in dynamic
 mode the call raises and the next one works. Whole images decoded once: regions crop by crop take twice as long, and the
-region of all crops is nearly the image. Not DALI's CPU kernels past the decoder: a cut to 224 pixels
-takes its resize 1.15 ms and torch's 0.28, a blur of 224 pixels its gaussian_blur 2 to 3 ms and `pixels.blur` 0.6;
-and its hue turns in YIQ, where torchvision's turns in HSV.
+region of all crops is nearly the image. Not DALI's CPU kernels past the decoder: a cut to 224 pixels takes its resize
+1.15 ms and torch's 0.28, a blur of 224 pixels its gaussian_blur 2 to 3 ms and `pixels.blur` 0.6; and its hue turns in
+YIQ, where torchvision's turns in HSV.
 """
 
 from collections.abc import Iterable, Sequence

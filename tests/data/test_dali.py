@@ -6,11 +6,12 @@ import threading
 from dataclasses import replace
 
 import numpy as np
+import nvidia.dali.experimental.dynamic as ndd
 import pytest
 import torch
 from PIL import Image
 
-from seer_pipe.data import pixels
+from seer_pipe.data import dali, pixels
 from seer_pipe.data.dali import MAX_PIXELS, Augmenter, BadImages
 from seer_pipe.data.views import Augment, Crops, CropSpec, centre, draw
 
@@ -155,6 +156,18 @@ def test_evaluation_view_is_resize_and_central_crop(torchvision, photos, device)
     different = [(x - theirs(Image.open(io.BytesIO(file)).convert("RGB"))).abs().mean()
                  for file, x in zip(photos, levels(crops), strict=True)]  # fmt: skip
     assert max(different) < 1
+
+
+def test_dalis_cut_which_gpus_use_is_that_of_the_cpu(photos):
+    """With its CPU kernels: boxes of whole pixels, flipped and not, and between pixels."""
+    some = photos[::5]
+    for crop in [*views_of(some, SPECS), centre(*sizes(some), size=224, resize=256)]:
+        with ndd.EvalContext(num_threads=1):
+            images = dali._decode(some, [crop], "cpu")
+            cut = dali._cut_on_gpu(images, crop, 96).permute(0, 3, 1, 2).float()
+        for row, image in enumerate(images.tensors):
+            ours = dali._cut_on_cpu(image.torch().permute(2, 0, 1)[None], crop.box[row], 96).float()[0]
+            assert (cut[row] - (ours.flip(2) if crop.flip[row] else ours)).abs().mean() < 0.5
 
 
 @pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 3}, {"max_batch": 1}, {"max_batch": 3}])
