@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 from seer_pipe.cli.common import AsJson, show
+from seer_pipe.cli.job import as_job
 
 verbs = typer.Typer()
 
 
 @verbs.command()
+@as_job
 def embed(
     subject: Annotated[Path, typer.Argument(help="A run's folder, or an exported backbone's.")],
     data: Annotated[str, typer.Argument(help="Shard set with the images.")],

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from seer_pipe.cli.common import AsJson, made, show
+from seer_pipe.cli.job import as_job
 
 evaluate = typer.Typer(help="What the features of a run or an export are worth.", no_args_is_help=True)
 verbs = typer.Typer()
@@ -33,6 +34,7 @@ def _tell(result: dict[str, Any] | None, as_json: bool) -> None:
 
 
 @evaluate.command()
+@as_job
 def knn(
     subject: SubjectArgument,
     data: Labelled,
@@ -50,6 +52,7 @@ def knn(
 
 
 @evaluate.command()
+@as_job
 def linear(
     subject: SubjectArgument,
     data: Labelled,
@@ -66,6 +69,7 @@ def linear(
 
 
 @evaluate.command()
+@as_job
 def lowshot(
     subject: SubjectArgument,
     data: Labelled,
@@ -89,6 +93,7 @@ def lowshot(
 
 
 @evaluate.command()
+@as_job
 def finetune(
     subject: SubjectArgument,
     data: Labelled,
@@ -113,6 +118,7 @@ def finetune(
 
 
 @evaluate.command()
+@as_job
 def transfer(
     subject: SubjectArgument,
     sets: Annotated[Path, typer.Argument(help="YAML list of data sets: name, data, labels, test.")],
@@ -133,6 +139,7 @@ def transfer(
 
 
 @evaluate.command()
+@as_job
 def retrieval(
     subject: SubjectArgument,
     data: Annotated[str, typer.Option(help="Shard set with the images.")],

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from seer_pipe.cli.common import AsJson, made
+from seer_pipe.cli.job import as_job
 
 verbs = typer.Typer()
 
 
 @verbs.command()
+@partial(as_job, spread=False)
 def export(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     out: Annotated[Path, typer.Option(help="New folder for the backbone.")],

@@ -19,6 +19,7 @@ from seer_pipe.export.weights import load_weights, read_weights, write_weights
 from seer_pipe.models import Trunk, build_trunk, multiply_adds
 
 TOLERANCE = 1e-5  # of features loaded back, relative to the largest
+ONNX_TOLERANCE = 1e-4  # the runtime's kernels add in another order, which narrow BatchNorm statistics make more of
 
 
 def export_backbone(
@@ -71,7 +72,7 @@ def export_backbone(
         _compare(_features(back, images), _features(trunk, images))
         if onnx:
             write_onnx(back.cpu(), folder / "model.onnx", preprocessing.size)
-            _compare(run_onnx(folder / "model.onnx", images), _features(back, images))
+            _compare(run_onnx(folder / "model.onnx", images), _features(back, images), ONNX_TOLERANCE)
         folder.rename(out)
 
 
@@ -115,10 +116,10 @@ def _features(trunk: Trunk, images: Tensor) -> Tensor:
     return features.cpu()
 
 
-def _compare(found: Tensor, expected: Tensor) -> None:
+def _compare(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
     """Another result than the trunk's is a defect of the export, not of what it was given."""
     difference = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
-    if not difference <= TOLERANCE:  # so that NaN fails
+    if not difference <= tolerance:  # so that NaN fails
         raise RuntimeError(f"the exported features differ from the trunk's by {difference:.1e} of the largest")
 
 

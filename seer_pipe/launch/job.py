@@ -50,7 +50,7 @@ class Job:
         stack = ExitStack()  # left on a good end alone: a broken group may hang in its own farewell
         try:
             config = settings.parse(self.config, str(self.run))
-            self._take_place()
+            take_place(f"{self.run}:{self._name}", self.port)
             world = stack.enter_context(join(config.train.device))
             preflight(world)
             if world.is_first:
@@ -68,18 +68,6 @@ class Job:
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit puts back, should its own handler see a signal before ours is set."""
         return submitit.helpers.DelayedSubmission(self)
-
-    def _take_place(self) -> None:
-        """The variables that torch.distributed reads, from submitit's knowledge of the job."""
-        place = submitit.JobEnvironment()
-        first = place.hostnames[0]
-        port = random.Random(f"{self.run}:{self._name}").randint(20000, 32000)  # below those that systems give out
-        os.environ.update(
-            RANK=str(place.global_rank), WORLD_SIZE=str(place.num_tasks), LOCAL_RANK=str(place.local_rank),
-            LOCAL_WORLD_SIZE=str(place.num_tasks // place.num_nodes), MASTER_PORT=str(self.port or port),
-        )  # fmt: skip
-        os.environ.setdefault("MASTER_ADDR", first if resolves(first) else os.environ.get(
-            "SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))  # fmt: skip
 
     @property
     def _name(self) -> str:
@@ -102,6 +90,22 @@ class Job:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def take_place(name: str, port: int | None) -> None:
+    """Set the variables that torch.distributed reads, from submitit's knowledge of the job.
+
+    ``port`` of the rendezvous; by default one that follows from ``name``, which all tasks of a start share.
+    """
+    place = submitit.JobEnvironment()
+    first = place.hostnames[0]
+    port = port or random.Random(name).randint(20000, 32000)  # below those that systems give out
+    os.environ.update(
+        RANK=str(place.global_rank), WORLD_SIZE=str(place.num_tasks), LOCAL_RANK=str(place.local_rank),
+        LOCAL_WORLD_SIZE=str(place.num_tasks // place.num_nodes), MASTER_PORT=str(port),
+    )  # fmt: skip
+    os.environ.setdefault("MASTER_ADDR", first if resolves(first) else os.environ.get(
+        "SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))  # fmt: skip
 
 
 def say(line: str) -> None:

@@ -106,8 +106,18 @@ def batch_script(runs: Sequence[Path], folder: Path, cluster: Cluster) -> str:
 def parameters(
     runs: Sequence[Path], folder: Path, cluster: Cluster, code: Path | None = None, at_once: int = 1
 ) -> dict[str, Any]:
-    """Of submitit's Slurm executor."""
+    """Of submitit's Slurm executor, for runs."""
     after = shlex.join([sys.executable, "-m", "seer_pipe.launch.after"])
+    return {
+        "job_name": runs[0].name if len(runs) == 1 else folder.parent.name,
+        "array_parallelism": at_once,
+        "teardown": ["code=$?", f"{after} $code {shlex.join(map(str, runs))}"],
+        **resources(cluster, code),
+    }
+
+
+def resources(cluster: Cluster, code: Path | None) -> dict[str, Any]:
+    """What any job of ours asks of submitit's Slurm executor."""
     nodes = f"{cluster.fewest}-{cluster.nodes}" if cluster.fewest < cluster.nodes else str(cluster.nodes)
     variables = {**cluster.variables, **({"PYTHONPATH": _python_path(code)} if code else {})}
     srun = ["--kill-on-bad-exit=1", f"--ntasks-per-node={cluster.tasks}", *cluster.srun]
@@ -123,13 +133,11 @@ def parameters(
         "cpus_per_task": cluster.cpus_per_task, "gpus_per_node": cluster.gpus_per_node or None,
     }  # fmt: skip
     return {
-        "job_name": runs[0].name if len(runs) == 1 else folder.parent.name,
         "time": minutes(cluster.time), "nodes": cluster.nodes,
         # Slurm gives a job no more nodes than it asks tasks for with the fewest: one a node is its default anyway
         **({"ntasks_per_node": cluster.tasks} if cluster.tasks > 1 else {}),
-        "signal_delay_s": cluster.signal_s, "stderr_to_stdout": True, "array_parallelism": at_once,
+        "signal_delay_s": cluster.signal_s, "stderr_to_stdout": True,
         "setup": [*(f"export {name}={shlex.quote(value)}" for name, value in variables.items()), *cluster.setup],
-        "teardown": ["code=$?", f"{after} $code {shlex.join(map(str, runs))}"],
         "srun_args": srun,
         "additional_parameters": {"nodes": nodes, "requeue": True, **cluster.sbatch},
         **{name: value for name, value in given.items() if value is not None},
@@ -144,10 +152,15 @@ def _to_slurm(
     jobs = [Job(run, item.config) for run, item in zip(runs, made, strict=True)]
     try:
         return [str(job.job_id) for job in executor.submit_array(jobs)]
-    except FailedJobError as error:  # sbatch said no
-        lines = [line for line in str(error).splitlines() if "sbatch: error:" in line]
-        told = (lines or [str(error)])[-1].split("sbatch: error: ")[-1]
-        raise UserError(f"sbatch: {told}") from None
+    except FailedJobError as error:
+        raise refusal(error) from None
+
+
+def refusal(error: FailedJobError) -> UserError:
+    """What sbatch said when it took no job."""
+    lines = [line for line in str(error).splitlines() if "sbatch: error:" in line]
+    told = (lines or [str(error)])[-1].split("sbatch: error: ")[-1]
+    return UserError(f"sbatch: {told}")
 
 
 def _to_keepers(runs: Sequence[Path], folder: Path, code: Path | None, at_once: int) -> list[str]:

@@ -96,6 +96,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, server: Web) -> tuple[Pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands(page: Path, prepared: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     found = blocks(page.read_text())

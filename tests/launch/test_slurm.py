@@ -1,5 +1,6 @@
 """Two ranks on two nodes of a real Slurm: whatever happens to the job, the weights are those of a run undisturbed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from seer_pipe import config as settings
+from seer_pipe.evaluate.results import kept
 from seer_pipe.train.events import read_events
 from seer_pipe.train.telemetry import read_metrics
 from tests.launch.helpers import (
@@ -55,6 +58,20 @@ def test_the_ranks_find_each_other_before_data_is_touched(straight: Path) -> Non
     assert text.index("preflight: 2 ranks found each other") < text.index("step 1/")
     assert len(ranks(straight)) == 2
     assert f"done: {STEPS} steps" in seer_pipe("logs", straight).stdout
+
+
+def test_an_evaluation_and_an_export_as_jobs(straight: Path, tmp_path: Path) -> None:
+    data = settings.load(straight / "config.yaml").data.paths[0]
+    found = seer_pipe("eval", "retrieval", straight, "--data", data, "--slurm", "--nodes", 2, "--time", "20m", "--json")
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["images"] == 34
+    assert json.loads(found.stdout) == next(iter(kept(straight).values()))
+    wrong = seer_pipe("eval", "retrieval", straight, "--data", tmp_path, "--slurm", "--time", "20m")
+    assert wrong.returncode == 2
+    assert "no shard set here" in wrong.stderr.splitlines()[-1]
+    done = seer_pipe("export", straight, "--out", tmp_path / "out", "--slurm", "--time", "20m")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'out'}\n"), done.stderr
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_the_time_limit_ends_a_start_and_not_the_run(straight: Path, asked: list[str], tmp_path: Path) -> None:
