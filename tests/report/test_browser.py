@@ -3,10 +3,6 @@
 Screenshots are left in build/screenshots (SEER_PIPE_SCREENSHOTS), for a person to look at.
 """
 
-import base64
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +13,12 @@ from seer_pipe.report.atlas import write_atlas
 from seer_pipe.report.page import write_report
 from seer_pipe.shards import ShardSet
 from seer_pipe.train.loop import train
+from tests.browser import keep_screenshot, show
 from tests.report.test_atlas import write_embeddings
 from tests.train.helpers import make_pictures, small
 
 pytestmark = pytest.mark.browser
 SCREENS = [(1280, 900, "light"), (1280, 900, "dark"), (400, 800, "light"), (400, 800, "dark")]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no Chromium here: apt-get install chromium chromium-driver")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium here: pip install '.[browser]'")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    page = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield page
-    page.quit()
 
 
 @pytest.fixture(scope="module")
@@ -55,34 +36,23 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"report": write_report(root / "run"), "atlas": atlas, "searched": searched}
 
 
-def show(browser: Any, page: Path, width: int, height: int, scheme: str) -> None:
-    screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-    preferred = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": preferred})
-    browser.get(page.as_uri())
-
-
 @pytest.mark.parametrize("name", ["report", "atlas", "searched"])
 @pytest.mark.parametrize(("width", "height", "scheme"), SCREENS)
 def test_readable(browser: Any, pages: dict[str, Path], name: str, width: int, height: int, scheme: str) -> None:
     from axe_core_python.selenium import Axe
 
-    show(browser, pages[name], width, height, scheme)
+    show(browser, pages[name].as_uri(), width, height, scheme)
     assert browser.get_log("browser") == []
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     found = Axe().run(browser)["violations"]
     assert [(one["id"], [node["html"][:200] for node in one["nodes"]]) for one in found] == []
     fetched = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
     assert [url for url in fetched if not url.startswith(("file:", "data:"))] == []
-    folder = Path(os.environ.get("SEER_PIPE_SCREENSHOTS", "build/screenshots"))
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
-    (folder / f"{name}-{width}-{scheme}.png").write_bytes(base64.b64decode(whole["data"]))
+    keep_screenshot(browser, f"{name}-{width}-{scheme}")
 
 
 def test_report_draws_its_charts(browser: Any, pages: dict[str, Path]) -> None:
-    show(browser, pages["report"], 1280, 900, "light")
+    show(browser, pages["report"].as_uri(), 1280, 900, "light")
     drawn = browser.execute_script(
         "return [...document.querySelectorAll('svg path.line')].map(line => line.getTotalLength())"
     )
@@ -97,7 +67,7 @@ def test_atlas_search_map_and_keyboard(browser: Any, pages: dict[str, Path]) -> 
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
-    show(browser, pages["atlas"], 1280, 900, "light")
+    show(browser, pages["atlas"].as_uri(), 1280, 900, "light")
     listed = "return [...document.querySelectorAll('#list button')].map(button => button.textContent)"
     assert len(browser.execute_script(listed)) == 10
     field = browser.find_element(By.ID, "find")
@@ -126,12 +96,12 @@ def test_atlas_search_map_and_keyboard(browser: Any, pages: dict[str, Path]) -> 
 def test_a_picture_that_was_searched_for_leads_to_its_prototype(browser: Any, pages: dict[str, Path]) -> None:
     from selenium.webdriver.common.by import By
 
-    show(browser, pages["searched"], 1280, 900, "light")
+    show(browser, pages["searched"].as_uri(), 1280, 900, "light")
     asked = browser.find_element(By.ID, "asked")
     images = asked.find_elements(By.CSS_SELECTOR, ".pictures:first-of-type > .picture")
     assert images[0].get_attribute("title").startswith("image 000003 of prototype ")
     button = asked.find_elements(By.TAG_NAME, "button")[0]
     browser.execute_script("arguments[0].click()", button)
     assert browser.find_element(By.CSS_SELECTOR, "#detail h2").text == button.text
-    show(browser, pages["atlas"], 1280, 900, "light")
+    show(browser, pages["atlas"].as_uri(), 1280, 900, "light")
     assert not browser.find_element(By.ID, "asked").is_displayed()
