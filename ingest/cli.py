@@ -34,7 +34,6 @@ from seer_pipe.store import Store, open_store
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     help="Images from anywhere into a shard set.",
 )
 app.add_typer(tools)

@@ -102,11 +102,12 @@ def test_help_reads_like_a_page() -> None:
 @pytest.mark.parametrize(
     ("begun", "completed"),
     [
-        ("tr", ["train"]),
-        ("atlas", ["atlas", "atlas-keys"]),
-        ("eval lowsh", ["lowshot"]),
-        ("train --init", ["--init-from"]),
-        ("train quicks", ["quickstart"]),
+        ("seer-pipe tr", ["train"]),
+        ("seer-pipe atlas", ["atlas", "atlas-keys"]),
+        ("seer-pipe eval lowsh", ["lowshot"]),
+        ("seer-pipe train --init", ["--init-from"]),
+        ("seer-pipe train quicks", ["quickstart"]),
+        ("seer-ingest ur", ["urls"]),
     ],
 )
 def test_bash_completes(begun: str, completed: list[str]) -> None:
@@ -114,9 +115,10 @@ def test_bash_completes(begun: str, completed: list[str]) -> None:
         pytest.skip("no bash here")
     script = """
         set -u
-        eval "$(_SEER_PIPE_COMPLETE=source_bash seer-pipe)"
-        COMP_WORDS=(seer-pipe $1) COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
-        $(complete -p seer-pipe | sed 's/.*-F \\([^ ]*\\) .*/\\1/') seer-pipe  # as bash calls what is registered
+        program=${1%% *} variable=_${program^^}_COMPLETE
+        eval "$(env "${variable//-/_}=source_bash" $program)"
+        COMP_WORDS=($1) COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+        $(complete -p $program | sed 's/.*-F \\([^ ]*\\) .*/\\1/') $program  # as bash calls what is registered
         printf '%s\\n' "${COMPREPLY[@]}"
     """
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
