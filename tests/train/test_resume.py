@@ -79,7 +79,7 @@ def spy_on_batches(seen: list[torch.Tensor]) -> Callable[..., Any]:
     return honest
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("parallel", ["fsdp2", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_two_ranks(pictures: Path, tmp_path: Path, parallel: str) -> None:
     run_ranks(2, as_rank, str(pictures), str(tmp_path), parallel)
     assert_same_run(tmp_path / "straight", tmp_path / "stopped")
