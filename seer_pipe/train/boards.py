@@ -1,8 +1,9 @@
 """Where a run's curves can be watched besides metrics.jsonl: TensorBoard, Weights & Biases, MLflow (``train.log_to``).
 
-metrics.jsonl is the truth. A board may lack its last rows after a kill, which it is then given, and the first row that
-it is sent is the one after the last that it holds, so no step stands there twice. Weights & Biases and MLflow take
-nothing back: of steps that were taken again after a rollback they keep what was told first.
+metrics.jsonl is the truth. The first row that a board is sent is the one after the last that it holds, so no step
+stands there twice; MLflow says itself which that is, so after a kill it is given what it lacks. Weights & Biases has no
+way to say it: rows that its process had not written when a run was killed by SIGKILL are missing there. Neither takes
+anything back: of steps that were taken again after a rollback they keep what was told first.
 """
 
 from __future__ import annotations
