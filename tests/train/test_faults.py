@@ -271,6 +271,8 @@ def test_killed_at_every_write_and_at_any_moment(pictures: Path, tmp_path: Path,
     assert Ranks(config, tmp_path / "straight", 2).ends() == [0, 0]
     run = tmp_path / "run"
     writes = [(0, number) for number in range(1, 5)] + [(1, 1)]  # tensors, index, state and marker; tensors
+    if parallel == "ddp":  # the same code writes
+        writes = writes[:1]
     for count, (rank, number) in enumerate(writes):
         start = Ranks(config, run, 2, partial(die_at_write, number, count % 2 == 0, rank))
         codes = start.ends()
