@@ -307,6 +307,8 @@ def test_a_store_that_is_away_for_a_while(tmp_path: Path, monkeypatch: pytest.Mo
 
         def stop_and_start(line: str) -> None:
             if line.startswith(("step 2/", "step 3/")):  # before a read of the next pass, and before a save
+                for timer in away:  # it is back, or it would be started twice
+                    timer.join()
                 server.stop()
                 back = threading.Timer(3.0, server.start)
                 back.start()
