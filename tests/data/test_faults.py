@@ -189,8 +189,11 @@ def test_a_full_cache_disk_is_told_once_and_costs_nothing(proxy: Proxy, folder: 
     assert not [file for file in tmp_path.iterdir() if file.name != ".size"]
 
 
-def test_a_server_that_is_started_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_started_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     rclone = Rclone(folder.parents[1])
+    request.addfinalizer(rclone.stop)
     for name, value in (ACCESS | {"AWS_ENDPOINT_URL": "http://{}:{}".format(*rclone.address)}).items():
         monkeypatch.setenv(name, value)
     shards = ShardSet.open(URL)
@@ -201,7 +204,6 @@ def test_a_server_that_is_started_again(folder: Path, monkeypatch: pytest.Monkey
     threading.Timer(1.0, rclone.start).start()
     got += list(batches)
     stream.close()
-    rclone.stop()
     assert [[bytes(image) for image in samples.data if image is not None] for samples in got] == [
         [image for _, image in batch] for batch in read(folder)
     ]
