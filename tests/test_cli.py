@@ -77,8 +77,10 @@ def newer_set(folder: Path) -> Path:
         (["train", "RECIPE", "train.bacth=3"], "did you mean batch?"),
         (["train", "RECIPE", "optimizer.lr=-1"], "optimizer.lr: "),
         (["train", "RECIPE", "data.path=PICTURES", "train.batch=32", "model.name=resnet17"], "try resnet1"),
-        (["train", "RECIPE", "data.path=PICTURES", "train.batch=512", "train.passes=null", "train.images=512"],
-         "fewer than a batch of 512"),
+        (
+            ["train", "RECIPE", "data.path=PICTURES", "train.batch=512", "train.passes=null", "train.images=512"],
+            "fewer than a batch of 512",
+        ),
         (["train", "RECIPE", "data.path=PICTURES", "train.device=cuda"], "no CUDA device"),
         (["eval", "knn", "EMPTY", "--data", "PICTURES", "--labels", "folder"], "not a run's folder"),
         (["eval", "knn", "RUN", "--data", "PICTURES", "--labels", "none.csv"], "none.csv: No such file"),
@@ -89,9 +91,7 @@ def newer_set(folder: Path) -> Path:
     ],
     ids=lambda value: "-".join(map(str, value))[:40] if isinstance(value, list) else None,
 )
-def test_bad_input_is_one_line(
-    arguments: list[str], message: str, run: Path, pictures: Path, tmp_path: Path
-) -> None:
+def test_bad_input_is_one_line(arguments: list[str], message: str, run: Path, pictures: Path, tmp_path: Path) -> None:
     if not torch.cuda.is_available() or "train.device=cuda" not in arguments:
         (tmp_path / "empty").mkdir()
         words = {

@@ -100,9 +100,7 @@ class Augmenter:
         return out
 
     def _empty(self, n: int, size: int) -> torch.Tensor:
-        return torch.empty(
-            n, 3, size, size, dtype=self._dtype, device=self._device, memory_format=self._layout
-        )
+        return torch.empty(n, 3, size, size, dtype=self._dtype, device=self._device, memory_format=self._layout)
 
     def close(self) -> None:
         self._pool.shutdown()

@@ -1,8 +1,8 @@
 """Images with labels: what every evaluation with classes begins from.
 
-    a shard set             labels: a column of its sidecars, a CSV file, or ``folder`` (an image's folder)
-    a folder class/image    the folder is the class
-    a CSV file              columns file and label; files relative to the CSV file
+a shard set             labels: a column of its sidecars, a CSV file, or ``folder`` (an image's folder)
+a folder class/image    the folder is the class
+a CSV file              columns file and label; files relative to the CSV file
 """
 
 from __future__ import annotations

@@ -67,9 +67,7 @@ class ShardPictures:
             for start in range(0, len(numbers), batch):
                 found = stream.read(plan.places(numbers[start : start + batch]))
                 columns = (found.places.sample.tolist(), found.height.tolist(), found.width.tolist(), found.data)
-                yield [
-                    Picture(*row, found.reasons.get(i, "")) for i, row in enumerate(zip(*columns, strict=True))
-                ]
+                yield [Picture(*row, found.reasons.get(i, "")) for i, row in enumerate(zip(*columns, strict=True))]
 
 
 class FilePictures:

@@ -1,9 +1,9 @@
 """The files by which a run's jobs, their ends and their watchers know of each other.
 
-    RUN/launch.json                 how the run was launched, and as which job
-    RUN/jobs/                       submitit's folder: pickles, logs (of a sweep: beside the runs)
-    RUN/jobs/outcome.json           what came of the last start, and what is next
-    RUN/jobs/ended-JOB.START.RANK   how a rank ended, in its own words
+RUN/launch.json                 how the run was launched, and as which job
+RUN/jobs/                       submitit's folder: pickles, logs (of a sweep: beside the runs)
+RUN/jobs/outcome.json           what came of the last start, and what is next
+RUN/jobs/ended-JOB.START.RANK   how a rank ended, in its own words
 """
 
 from __future__ import annotations

@@ -94,9 +94,7 @@ def _ingest_web(out: Path, shards: Path, labels: Path, seed: int) -> None:
     with serve(web) as address:
         write_lists(web, address, out / "urls.txt", labels)
         print(f"a web of {len(web.pages)} pages on {address}")
-        _command(
-            "seer-ingest", "urls", out / "urls.txt", "--out", shards, "--allow-network", "127.0.0.0/8"
-        )
+        _command("seer-ingest", "urls", out / "urls.txt", "--out", shards, "--allow-network", "127.0.0.0/8")
 
 
 def _fit(recipe: Path, images: int) -> list[str]:

@@ -115,6 +115,7 @@ DRAWN = {name for _, _, names, _ in PANELS for name in names} | {"loss_above_ln_
 
 def run_charts(rows: Sequence[dict[str, float]], ln_k: float) -> list[Chart]:
     """The charts of a run's metrics: those that are known, then a chart for every other one that it has."""
+
     def points(name: str) -> list[Point]:
         return [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
 

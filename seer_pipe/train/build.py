@@ -118,9 +118,7 @@ def build_optimizer(config: settings.Optimizer, network: nn.Module) -> Optimizer
     if config.name == "sgd":
         return SGD(groups, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
     layerwise = Larc if config.name == "larc" else Lars
-    return layerwise(
-        groups, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, trust=config.trust
-    )
+    return layerwise(groups, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay, trust=config.trust)
 
 
 def parameter_groups(network: nn.Module, exclude: Sequence[str]) -> list[dict[str, Any]]:

@@ -63,9 +63,7 @@ def test_box_is_inside_the_image_and_within_its_ranges(shapes, seed, pass_):
         assert (left + w <= width).all()
         low, high = SEER[spec].scale
         # sides are rounded to pixels: half a pixel more or less than the drawn area and ratio
-        right_area = ((h + 0.5) * (w + 0.5) >= low * height * width) & (
-            (h - 0.5) * (w - 0.5) <= high * height * width
-        )
+        right_area = ((h + 0.5) * (w + 0.5) >= low * height * width) & ((h - 0.5) * (w - 0.5) <= high * height * width)
         right_ratio = ((w + 0.5) / (h - 0.5) >= 3 / 4) & ((w - 0.5) / (h + 0.5) <= 4 / 3)
         central = (abs(2 * top + h - height) <= 1) & (abs(2 * left + w - width) <= 1)
         whole_side = (h == height) | (w == width)

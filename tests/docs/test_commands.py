@@ -28,7 +28,7 @@ from tests.ingest.web import Web
 from tests.train.helpers import small
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:^[ \t]*<!-- not run: (?P<why>.+?) -->\n)?^(?P<indent>[ \t]*)```bash\n(?P<text>.*?)^[ \t]*```$",
                    re.MULTILINE | re.DOTALL)  # fmt: skip
 PROGRAM = re.compile(r'^```python title="(?P<name>[\w.]+)"\n(?P<text>.*?)^```$', re.MULTILINE | re.DOTALL)

@@ -81,13 +81,9 @@ def test_same_names_and_features_as_torchvision(torchvision, name):
         assert (trunk(images) - theirs(images)).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize(
-    "name", ["regnety_1_6gf", "regnety_3_2gf", "regnety_16gf", "resnet34", "resnext101_32x8d"]
-)
+@pytest.mark.parametrize("name", ["regnety_1_6gf", "regnety_3_2gf", "regnety_16gf", "resnet34", "resnext101_32x8d"])
 def test_same_shapes_as_torchvision(torchvision, name):
-    theirs = {
-        k: v.shape for k, v in in_torchvision(torchvision, name).state_dict().items() if not k.startswith("fc.")
-    }
+    theirs = {k: v.shape for k, v in in_torchvision(torchvision, name).state_dict().items() if not k.startswith("fc.")}
     assert {k: v.shape for k, v in on_meta(name).state_dict().items()} == theirs
 
 
@@ -135,9 +131,7 @@ def test_initial_weights_depend_on_the_seed_alone(name):
         tensor.fill_(7)
     init_weights(late, torch.Generator().manual_seed(5))
     other = build_trunk(name)
-    assert all(
-        torch.equal(a, b) for a, b in zip(seeded.state_dict().values(), late.state_dict().values(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(seeded.state_dict().values(), late.state_dict().values(), strict=True))
     assert not torch.equal(next(seeded.parameters()), next(other.parameters()))
 
 
