@@ -9,7 +9,7 @@ from itertools import accumulate
 import google_crc32c
 import numpy as np
 
-from seer_pipe.data.chunks import Chunks, Samples
+from seer_pipe.data.chunks import Chunk, Chunks, Samples
 from seer_pipe.data.fetch import Folder
 from seer_pipe.data.order import Places
 from seer_pipe.data.sources import Shards
@@ -25,6 +25,7 @@ class Direct:
 
     def __init__(self, shards: Shards, chunks: Chunks, pool: Pool) -> None:
         self._chunks, self._pool, self._folder = chunks, pool, Folder(shards)
+        self._latest: dict[int, Chunk] = {}  # of the step read last: most of them serve the next one as well
 
     def has_room(self) -> bool:
         """Whether to read further ahead than is asked for: no, the system does."""
@@ -52,7 +53,9 @@ class Direct:
     def _read(self, places: Places, *, wait: bool = True) -> Samples:
         """The samples at ``places``; a ``BlockingIOError`` rather than to ``wait`` for the disk."""
         numbers = places.chunk.tolist()
-        chunks = {number: self._chunks.get(number, wait=wait) for number in set(numbers)}
+        latest = self._latest
+        chunks = {n: latest.get(n) or self._chunks.get(n, wait=wait) for n in set(numbers)}
+        self._latest = chunks
         rows = [chunks[number].rows[i] for number, i in zip(numbers, places.inside.tolist(), strict=True)]
         shards, offsets, lengths, sums, heights, widths = zip(*rows, strict=True)
         ends = list(accumulate(lengths))

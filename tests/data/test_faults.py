@@ -91,7 +91,8 @@ def tars(proxy: Proxy) -> int:
     return sum(count for path, count in proxy.asked.items() if path.endswith(".tar"))
 
 
-def test_one_ranged_read_a_chunk(proxy: Proxy, folder: Path) -> None:
+def test_one_ranged_read_a_chunk(proxy: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Remote, "HEDGES", 0)  # a machine that is busy is asked no second time
     shards = ShardSet.open(folder)
     plan = Plan(shards.counts, BATCH, seed=2, chunk=CHUNK, lanes=1)
     spans = sum(len(np.unique(plan.members(chunk).shard)) for chunk in range(plan.chunks))
