@@ -14,9 +14,11 @@ from ingest.sources.webdataset import is_shard_set
 from seer_pipe.data.order import Plan
 from seer_pipe.data.stream import Stream
 from seer_pipe.shards import ShardSet
+from seer_pipe.train.loop import train
 from tests.ingest.helpers import files, rejected, seer_ingest
 from tests.ingest.test_webdataset import about, png, write_tar
 from tests.ingest.web import Web, jpeg
+from tests.train.helpers import small
 
 
 def turned(number: int) -> bytes:
@@ -119,10 +121,14 @@ def test_what_img2dataset_makes_trains_in_place(tmp_path: Path, server: Web) -> 
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["stored"] == 40
     shards = ShardSet.open(out)
-    assert shards.sidecar(1).to_pylist()[0]["caption"] == "no 15"
+    second = shards.sidecar(1).to_pylist()  # in the order in which they came
+    assert sorted(int(row["caption"].removeprefix("no ")) for row in second) == list(range(15, 30))
+    assert all(row["url"].endswith(f"/jpeg/{row['caption'].removeprefix('no ')}") for row in second)
     plan = Plan(shards.counts, seed=0, batch=8, lanes=4, chunk=5)
     stream = Stream(shards, plan, np.arange(8))
     batches = list(stream.batches(0, plan.steps_per_pass))
     stream.close()
     assert sorted(n for batch in batches for n in batch.places.sample.tolist()) == list(range(40))
     assert not any(batch.reasons for batch in batches)
+    assert train(small(out, train={"images": 24}), tmp_path / "run", lambda _: None)
+    assert train(small(out, train={"images": 24}), tmp_path / "run", lambda _: None)
