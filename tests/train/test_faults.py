@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -181,9 +182,27 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave: int) -> None:
-    """Take all of a disk's room but ``leave`` bytes."""
-    with (disk / "filler").open("wb") as file:
+    """Take all of a disk's room but ``leave`` bytes. What others take meanwhile is not there to be taken."""
+    with suppress(OSError), (disk / "filler").open("ab", buffering=0) as file:
         file.write(bytes(max(0, shutil.disk_usage(disk).free - leave)))
+
+
+@contextmanager
+def kept_full(disk: Path) -> Iterator[None]:
+    """What is given back, as of a save that failed, is taken at once."""
+    over = threading.Event()
+
+    def take() -> None:
+        while not over.wait(0.005):
+            fill(disk, leave=0)
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_a_disk_that_is_full_for_a_while(straight: Path, pictures: Path, small_disk: Path) -> None:
@@ -220,9 +239,10 @@ def test_a_disk_that_stays_full(straight: Path, pictures: Path, small_disk: Path
     settings.save(config, settings.derive(config, 34), small_disk / "recipe.yaml")
     first = Ranks(config, small_disk / "run")
     first.until("step 4/")
-    fill(small_disk, leave=0)
-    assert first.ends() != [0]
-    full = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    with kept_full(small_disk):
+        ended = first.ends()
+        full = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert ended != [0]
     assert full.returncode == 2
     assert full.stderr.count("\n") == 1
     assert "No space left on device; make room" in full.stderr
