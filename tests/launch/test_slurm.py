@@ -37,7 +37,7 @@ def asked(slurm_cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     """The beginning of a launch: a recipe on two nodes, one rank each, quick to begin again."""
     folder = tmp_path_factory.mktemp("asked")
     pictures = make_pictures(folder / "pictures", [13, 0, 1, 20])
-    (folder / "two.yaml").write_text("cluster: slurm\nnodes: 2\ntime: 30m\nsignal_s: 20\nbackoff_s: 1\n")
+    (folder / "two.yaml").write_text("cluster: slurm\nnodes: 2\ntime: 30m\nsignal_s: 45\nbackoff_s: 1\n")
     return ["launch", str(recipe(folder, pictures)), "--cluster-config", str(folder / "two.yaml")]
 
 
@@ -79,7 +79,7 @@ def test_the_time_limit_ends_a_start_and_not_the_run(straight: Path, asked: list
     job = launched(*asked, "--out", run)
     processes = frozen(run)
     assert told(run)["state"] in ("starting", "running")
-    limit(job, elapsed(job) // 60 + 1)
+    limit(job, -(-(elapsed(job) + 50) // 60))  # the signal comes 45 s before, which leaves time for the checkpoint
     wait_for(signal.SIGUSR2, processes)
     thaw(processes)
     until(run, "queued")
