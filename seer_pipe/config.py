@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from seer_pipe.errors import UserError
+from seer_pipe.store import FolderStore
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -27,7 +27,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 def _seconds(value: Any) -> Any:
-    """ "90s", "10m" and "2h" in seconds."""
+    """A text like 90s, 10m or 2h in seconds."""
     if isinstance(value, str) and value[:-1].replace(".", "", 1).isdigit() and value[-1] in "smh":
         return float(value[:-1]) * {"s": 1, "m": 60, "h": 3600}[value[-1]]
     return value
@@ -360,12 +360,7 @@ def save(config: Config, derived: Derived, path: Path) -> str:
     text: str = yaml.safe_dump(
         config.model_dump(mode="json") | {"derived": asdict(derived)}, sort_keys=False, default_flow_style=None
     )
-    whole = path.with_name(f".{path.name}.new")
-    with whole.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    whole.replace(path)  # a kill leaves the one or the other, and never a part
+    FolderStore(path.parent).put(path.name, text.encode())  # a kill leaves the one or the other, and never a part
     return text
 
 

@@ -45,9 +45,8 @@ def set_aside(config: Config, run: Path, world: World, say: Callable[[str], None
         if held:
             aside = run / f"before-{datetime.now(UTC):%Y%m%dT%H%M%S}"
             aside.mkdir()
-            for path in sorted(
-                held, key=lambda path: path.name != "checkpoints"
-            ):  # what is killed here begins anew too
+            held.sort(key=lambda path: path.name != "checkpoints")  # first, so that what is killed here begins anew too
+            for path in held:
                 path.rename(aside / path.name)
             say(f"the run that was here is now in {aside}")
     world.barrier()

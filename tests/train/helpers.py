@@ -50,6 +50,13 @@ def spoil_pictures(root: Path, count: int) -> None:
             tar.write(b"damage")
 
 
+def spoiled_pictures(root: Path) -> Path:
+    """Four shards, one of them empty, and two pictures damaged, so that there is a quarantine to be kept."""
+    make_pictures(root, [13, 0, 1, 20])
+    spoil_pictures(root, 2)
+    return root
+
+
 def small(pictures: Path | str, **sections: dict[str, Any]) -> settings.Config:
     """A run of a few seconds; ``sections`` change single settings."""
     tree: dict[str, Any] = {

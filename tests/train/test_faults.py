@@ -25,17 +25,14 @@ from seer_pipe.train.events import read_events
 from seer_pipe.train.loop import Hooks, train
 from seer_pipe.train.signals import Wait
 from tests.data.faults import ACCESS, Rclone
-from tests.train.helpers import Ranks, assert_same_run, losses, make_pictures, small, spoil_pictures
+from tests.train.helpers import Ranks, assert_same_run, losses, make_pictures, small, spoiled_pictures
 
 STEPS = 13
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two of them damaged, so that there is a quarantine to be kept."""
-    root = make_pictures(tmp_path_factory.mktemp("pictures"), [13, 0, 1, 20])
-    spoil_pictures(root, 2)
-    return root
+    return spoiled_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 def recipe(pictures: Path | str, **sections: dict[str, Any]) -> settings.Config:

@@ -14,16 +14,14 @@ from seer_pipe.train.events import read_events
 from seer_pipe.train.loop import train
 from seer_pipe.train.step import TrainStep
 from tests.distributed import run_ranks
-from tests.train.helpers import assert_same_run, losses, make_pictures, on_the_board, small, spoil_pictures, weights
+from tests.train.helpers import assert_same_run, losses, on_the_board, small, spoiled_pictures, weights
 
 STEPS, ASKED = 7, 3
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = make_pictures(tmp_path_factory.mktemp("pictures"), [13, 0, 1, 20])
-    spoil_pictures(root, 2)
-    return root
+    return spoiled_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 def recipe(pictures: Path | str, **sections: dict[str, Any]) -> settings.Config:
