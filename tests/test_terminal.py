@@ -5,11 +5,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import termios
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from seer_pipe import config as settings
 from seer_pipe.cli import app
+from seer_pipe.train.events import read_events
 from seer_pipe.train.telemetry import read_metrics
 from tests.train.helpers import make_pictures, small
 
@@ -32,13 +34,19 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def terminal(*command: object) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """The command at a pseudo-terminal of 80 columns, and our end of that."""
+def terminal(*command: object, nohup: bool = False) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The command at a pseudo-terminal of 80 columns, and our end of that; ``nohup``: as that command starts others."""
+
+    def prepare() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        if nohup:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
     ours, its = os.openpty()
     termios.tcsetwinsize(its, (24, 80))
     process = subprocess.Popen(
         [*map(str, command)], stdin=its, stdout=its, stderr=its, start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0), env=os.environ | {"TERM": "xterm"},
+        preexec_fn=prepare, env=os.environ | {"TERM": "xterm"},
     )  # fmt: skip
     os.close(its)
     try:
@@ -46,7 +54,8 @@ def terminal(*command: object) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     finally:
         process.kill()
         process.wait()
-        os.close(ours)
+        with suppress(OSError):
+            os.close(ours)
 
 
 def read(terminal: int, until: str) -> str:
@@ -71,11 +80,43 @@ def test_a_terminal_shows_a_bar_and_ctrl_c_ends_it(recipe: Path, tmp_path: Path)
         rest = read(ours, until="(?!)")
         assert process.wait() == 130
     text = ESCAPES.sub("", rest)
-    assert re.search(r"stopped after \d+ of 10000 steps; the same command goes on", text), text
+    assert re.search(r"stopped after \d+ of 10000 steps \(SIGINT\); the same command resumes it", text), text
     assert "Traceback" not in text
     assert "KeyboardInterrupt" not in text
     assert (seen + rest).rfind("\x1b[?25h") > (seen + rest).rfind("\x1b[?25l")  # the cursor is shown
     assert list((tmp_path / "run/checkpoints").glob("*/COMMITTED.json"))
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_closed_terminal_commits_a_checkpoint_and_under_nohup_changes_nothing(
+    recipe: Path, tmp_path: Path, nohup: bool
+) -> None:
+    run = tmp_path / "run"
+    images = 64 if nohup else 80000
+    words = ["-m", "seer_pipe", "train", recipe, f"train.images={images}", "--out", run]
+    with terminal(sys.executable, *words, nohup=nohup) as (process, ours):
+        read(ours, until=r"step 1/")
+        os.close(ours)
+        assert process.wait(120) == (0 if nohup else 130)
+    last = read_events(run)[-1]
+    assert (last["event"], last.get("reason")) == (("done", None) if nohup else ("stop", "SIGHUP"))
+    assert (run / f"checkpoints/step-{last['step']:08d}/COMMITTED.json").exists()
+
+
+def test_a_reader_that_goes_away_does_not_end_a_run(recipe: Path, tmp_path: Path) -> None:
+    words = ["train", str(recipe), "--out", str(tmp_path / "run")]
+    with subprocess.Popen(
+        [sys.executable, "-m", "seer_pipe", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait() == 0
+    assert "BrokenPipe" not in said
+    assert "Traceback" not in said
+    assert read_events(tmp_path / "run")[-1]["event"] == "done"
 
 
 def test_json_tells_events_and_steps(recipe: Path, tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
+import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO, cast
 
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -18,14 +21,47 @@ from seer_pipe.train.loop import Say
 
 @contextmanager
 def watching(as_json: bool) -> Iterator[tuple[Say, Tell | None]]:
-    """How a run is to say its lines, and to tell its events."""
-    if as_json:
-        yield functools.partial(print, file=sys.stderr), lambda event: print(json.dumps(event), flush=True)
-    elif sys.stdout.isatty():
-        with Bar() as bar:
-            yield bar.say, bar.tell
-    else:
-        yield functools.partial(print, flush=True), None
+    """How a run is to say its lines, and to tell its events. A reader of them that goes away does not end the run."""
+    with redirect_stdout(Lasting.over(sys.stdout)) as stdout, redirect_stderr(Lasting.over(sys.stderr)) as stderr:
+        if as_json:
+            yield functools.partial(print, file=stderr), lambda event: print(json.dumps(event), flush=True)
+        elif stdout.isatty():
+            with Bar() as bar:
+                yield bar.say, bar.tell
+        else:
+            yield functools.partial(print, flush=True), None
+
+
+class Lasting:
+    """A text stream to which writing never fails: what cannot be written is lost, as with ``| head``, a terminal that
+    was closed, or a log on a full disk."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @classmethod
+    def over(cls, stream: TextIO | None) -> TextIO:
+        """``stream``: None where the process was started with it closed."""
+        return cast(TextIO, cls(stream or Path(os.devnull).open("w")))
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EIO):  # for ever, so also what is buffered or printed elsewhere
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())
+                os.close(null)
 
 
 class Bar:

@@ -81,6 +81,9 @@ def train(config: Config, run: Path, say: Say = print, *, hooks: Hooks | None = 
             set_aside(config, run, world, say_once)
         lay_out(config, derived, run, world, say_once)
         note = Events(run, hooks.tell).write if world.is_first else _no_event
+        if stop.warning is not None:
+            note("warning", 0, reason=stop.warning)
+            say_once(f"warning: {stop.warning}")
         trainer = None
         try:
             trainer = Trainer(config, derived, shards, plan, run, world, say_once, note, hooks, watchdog)
@@ -199,8 +202,10 @@ class Trainer:
                     self.beat("stopping")
                     self._save()
                     self.keeper.finish(must=True)
-                    self.note("stop", self.step, reason=stop.reason or "asked on another rank")
-                    self.say(f"stopped after {self.step} of {self.derived.steps} steps; the same command goes on")
+                    reason = stop.reason or "asked on another rank"
+                    self.note("stop", self.step, reason=reason)
+                    self.say(f"stopped after {self.step} of {self.derived.steps} steps ({reason}); "
+                             "the same command resumes it")  # fmt: skip
                     return False
                 case "done":
                     self._save()

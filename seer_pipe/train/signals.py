@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import ClassVar
 
-#: Signals that mean: commit a checkpoint and end. Slurm and submitit send SIGTERM, SIGUSR1 or SIGUSR2.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+from seer_pipe.errors import UserError
+
+#: Signals that mean: commit a checkpoint and end. Slurm and submitit send SIGTERM, SIGUSR1 or SIGUSR2; a terminal that
+#: is closed sends SIGHUP.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 #: Seconds in which the same signal again is the same request: a terminal and torchrun send Ctrl-C both.
 ONE_REQUEST = 1.0
 
 
-def deadline() -> float | None:
-    """When the allocation ends, in Unix seconds: SEER_PIPE_DEADLINE, or what Slurm says; None where nothing does."""
+@dataclass(frozen=True)
+class Deadline:
+    """When the allocation ends: Unix seconds, and the variable that says so."""
+
+    name: str
+    time: float
+
+
+def deadline() -> Deadline | None:
+    """What SEER_PIPE_DEADLINE says, or else Slurm; None where neither does. UserError where ours is no number."""
     for name in ("SEER_PIPE_DEADLINE", "SLURM_JOB_END_TIME"):
-        try:
-            return float(os.environ[name])
-        except (KeyError, ValueError):
-            continue
+        text = os.environ.get(name, "")
+        with suppress(ValueError):
+            if text and math.isfinite(end := float(text)):
+                return Deadline(name, end)
+        if text and name == "SEER_PIPE_DEADLINE":
+            raise UserError(f"SEER_PIPE_DEADLINE={text}: must be the allocation's end in Unix seconds (date +%s)")
     return None
 
 
@@ -32,13 +47,23 @@ class StopRequest:
     """Within it, ``reason`` says why to stop, once there is one; the same signal again ends the process at once.
 
     One of another kind does not, but for Ctrl-C: Slurm asks by SIGUSR2, sends SIGTERM when the time is over, and then
-    still leaves some. ``before``: seconds before the allocation's end that count as a request.
+    still leaves some. SIGHUP never does: one closed terminal sends it several times. A SIGHUP that was ignored before
+    (nohup) stays ignored. ``before``: seconds before the allocation's end that count as a request.
+
+    A deadline in the past is none, since it is not this run's: a terminal that was opened inside an old allocation
+    still has its variables. ``warning`` then says so.
     """
 
     def __init__(self, before: float) -> None:
-        end = deadline()
-        # at most half of a short allocation is given up: a run must get on
-        self._deadline = None if end is None else end - min(before, max(0.0, end - time.time()) / 2)
+        end, now = deadline(), time.time()
+        self.warning: str | None = None
+        self._deadline: float | None = None
+        if end is not None and end.time <= now:
+            self.warning = (f"{end.name} is {now - end.time:,.0f} s in the past, so it is ignored: was this terminal "
+                            "opened in an allocation that is over?")  # fmt: skip
+        elif end is not None:
+            # at most half of a short allocation is given up: a run must get on
+            self._deadline = end.time - min(before, (end.time - now) / 2)
         self._signal: str | None = None
         self._restore: list[Callable[[], object]] = []
 
@@ -50,6 +75,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         for number in SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             before = signal.signal(number, self._note)
             self._restore.append(lambda number=number, before=before: signal.signal(number, before))  # type: ignore[misc]
         reading, writing = os.pipe()
@@ -66,12 +93,15 @@ class StopRequest:
         """In a thread, for the main one may hang in a collective, where none of its handlers runs."""
         came: dict[int, float] = {}
         while number := int.from_bytes(os.read(pipe, 1)):
+            if number == signal.SIGHUP:
+                continue
             now = time.monotonic()
             before = min(came.values(), default=now) if number == signal.SIGINT else came.get(number, now)
             if now - before > ONE_REQUEST:
                 name = signal.Signals(number).name
-                print(f"{name} again: ended at once; the same command goes on from the last checkpoint",
-                      file=sys.stderr, flush=True)  # fmt: skip
+                with suppress(OSError):  # the terminal may be gone
+                    print(f"{name} again: ended at once; the same command resumes from the last checkpoint",
+                          file=sys.stderr, flush=True)  # fmt: skip
                 os._exit(128 + number)
             came.setdefault(number, now)
         os.close(pipe)

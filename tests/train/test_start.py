@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -24,7 +25,7 @@ from seer_pipe.store import open_store
 from seer_pipe.train.checkpoint import MARKER, Checkpoints
 from seer_pipe.train.events import read_events
 from seer_pipe.train.loop import Hooks, train
-from seer_pipe.train.signals import SIGNALS, StopRequest
+from seer_pipe.train.signals import SIGNALS, StopRequest, deadline
 from seer_pipe.train.telemetry import read_metrics
 from tests.train.helpers import make_pictures, small
 
@@ -153,6 +154,40 @@ def test_a_short_allocation_is_still_used(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("SEER_PIPE_DEADLINE", str(time.time() + 300))
     with StopRequest(600.0) as stop:
         assert stop.reason is None
+
+
+@pytest.mark.parametrize("name", ["SEER_PIPE_DEADLINE", "SLURM_JOB_END_TIME"])
+def test_a_deadline_in_the_past_is_none_and_is_reported(
+    monkeypatch: pytest.MonkeyPatch, pictures: Path, tmp_path: Path, name: str
+) -> None:
+    """As in a terminal that was opened inside an allocation that is over."""
+    monkeypatch.setenv(name, str(int(time.time()) - 1000))
+    said: list[str] = []
+    assert train(small(pictures, train={"images": 8}), tmp_path / "run", said.append)
+    warning = next(event for event in read_events(tmp_path / "run") if event["event"] == "warning")
+    assert re.match(rf"{name} is 1,00\d s in the past, so it is ignored", warning["reason"])
+    assert f"warning: {warning['reason']}" in said
+
+
+def test_a_stop_by_the_deadline_gives_its_reason(
+    monkeypatch: pytest.MonkeyPatch, pictures: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 0.001))
+    said: list[str] = []
+    assert not train(small(pictures), tmp_path / "run", said.append)
+    assert said[-1] == "stopped after 0 of 12 steps (the allocation ends soon); the same command resumes it"
+
+
+@pytest.mark.parametrize("text", ["tomorrow", "2026-01-31T12:00", "nan", "inf"])
+def test_a_deadline_of_ours_that_cannot_be_read_is_refused(
+    monkeypatch: pytest.MonkeyPatch, pictures: Path, tmp_path: Path, text: str
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "Unknown")
+    assert deadline() is None
+    monkeypatch.setenv("SEER_PIPE_DEADLINE", text)
+    with pytest.raises(UserError, match=rf"SEER_PIPE_DEADLINE={text}: must be .* Unix seconds"):
+        train(small(pictures), tmp_path / "run", quiet)
+    assert not (tmp_path / "run").exists()
 
 
 def test_durations_are_read_with_their_units() -> None:
