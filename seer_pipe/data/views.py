@@ -16,6 +16,9 @@ import numpy.typing as npt
 
 from seer_pipe.data.random import U64, derive_key, uniform
 
+#: Raised whenever the same inputs would give other crops: other numbers here, or other pixels by docs/views.md.
+VIEWS_VERSION = 1
+
 Array = npt.NDArray[Any]
 Range = tuple[float, float]
 

@@ -23,6 +23,7 @@ from seer_pipe.config import Config, Derived
 from seer_pipe.data.loader import Batch, Loader
 from seer_pipe.data.order import slots_of
 from seer_pipe.data.sources import Order, Shards, open_cache, open_data
+from seer_pipe.data.views import VIEWS_VERSION
 from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk, build_trunk
 from seer_pipe.objectives.base import Network
@@ -136,7 +137,7 @@ class Trainer:
         self.train_step = TrainStep(config, derived, spread.forward, self.objective, self.optimizer, world, self.guard)
         self.keeper = Keeper(
             store_of(run, config), self.network, self.optimizer, self.objective, config.train,
-            {"shards": shards.fingerprint, "plan": plan.fingerprint}, world, say, note,
+            {"shards": shards.fingerprint, "plan": plan.fingerprint, "views": str(VIEWS_VERSION)}, world, say, note,
         )  # fmt: skip
         self.policy, self.collapse = Policy(config.health), Collapse(derived.ln_prototypes)
         self.step = 0  # finished steps

@@ -25,6 +25,12 @@ from seer_pipe.train.syncbn import SyncBatchNorm
 
 #: So many saves in a row may fail, as where a store is away for a while, before the run ends.
 FAILED_SAVES = 3
+#: What to do where a checkpoint has something else in common with its run than it must.
+ADVICE = {
+    "shards": "train a changed shard set in another folder",
+    "plan": "train a changed shard set in another folder",
+    "views": "its crops would change; finish the run with the release that began it, or train in another folder",
+}
 
 
 def zero_state(optimizer: Optimizer) -> None:
@@ -252,10 +258,12 @@ class Keeper:
             raise problem
         assert found is not None
         for name, now in self._identity.items():
-            if found.state[name] != now:
+            kept = found.state.get(name, "0")  # of views: what was saved before they had a version
+            if kept != now:
+                what = "version of the views" if name == "views" else name
                 raise UserError(
-                    f"{self._checkpoints.store.url}: the checkpoint was made with another {name} "
-                    f"({found.state[name][:12]}…, now {now[:12]}…): train a changed shard set in another folder"
+                    f"{self._checkpoints.store.url}: the checkpoint was made with another {what} "
+                    f"({kept[:12]}, now {now[:12]}): {ADVICE[name]}"
                 )
         return found
 

@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from seer_pipe.data.views import VIEWS_VERSION
 from seer_pipe.errors import UserError
+from seer_pipe.train.checkpoint import Checkpoints, store_of
 from seer_pipe.train.events import read_events
 from seer_pipe.train.loop import train
 from seer_pipe.train.telemetry import read_metrics
@@ -98,6 +100,19 @@ def test_what_contradicts_a_run_is_refused(straight: Path, pictures: Path, tmp_p
     other = make_pictures(tmp_path / "other", [14, 0, 1, 20])
     with pytest.raises(UserError, match="another shards"):
         train(small(other), straight, say=lambda _: None)
+
+
+def test_a_run_that_would_see_other_crops_is_refused(
+    straight: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version of the views stands in the checkpoint, as that of the order does."""
+    store = store_of(straight)
+    assert all(
+        Checkpoints(store).open(step).state["views"] == str(VIEWS_VERSION) for step in Checkpoints(store).steps()
+    )
+    monkeypatch.setattr("seer_pipe.train.loop.VIEWS_VERSION", VIEWS_VERSION + 1)
+    with pytest.raises(UserError, match=rf"another version of the views \({VIEWS_VERSION}, now {VIEWS_VERSION + 1}\)"):
+        train(small(pictures), straight, say=lambda _: None)
 
 
 def test_metrics_survive_a_cut_line(straight: Path, tmp_path: Path) -> None:
