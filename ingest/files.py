@@ -6,8 +6,8 @@ import glob
 import hashlib
 import io
 import os
+import re
 from collections.abc import Collection, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seer_pipe.errors import UserError
-from seer_pipe.store import Store, open_store
+from seer_pipe.store import Store, open_store, split_url
 
 REMOTE = "s3://"
 BUFFER = 8 << 20  # bytes of one read from a store
@@ -59,21 +59,30 @@ def open_in(store: Store, path: str) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(StoreFile(store, path), BUFFER))
 
 
+def locate(where: str) -> tuple[Store, str]:
+    """The store that holds a file, and its path in it."""
+    root, path = split_url(where)
+    return open_store(root), path
+
+
 def open_file(where: str) -> BinaryIO:
     """A file by its path or ``s3://`` URL."""
-    parent, _, name = where.rpartition("/")
-    return open_in(open_store(parent), name) if where.startswith(REMOTE) else Path(where).open("rb")
+    return open_in(*locate(where)) if where.startswith(REMOTE) else Path(where).open("rb")
 
 
 def expand(where: str, suffixes: Collection[str]) -> list[str]:
-    """The files that ``where`` means, in order: itself, the matches of a pattern, or all in a folder (or below an S3
-    prefix) that end in one of ``suffixes``. UserError where there is none."""
+    """The files that ``where`` means, in order: itself, the matches of a pattern, or all in a folder that end in one
+    of ``suffixes``, but for what macOS puts beside them (``._name``). UserError where there is none.
+
+    On S3 a folder is a prefix that ends at a ``/``; of a pattern ``*`` alone has a meaning, and reaches over ``/``.
+    """
     known = ", ".join(sorted(suffixes))
     if where.startswith(REMOTE):
         found = expand_remote(where, suffixes)
     elif Path(where).is_dir():
-        inside = (path for path in Path(where).rglob("*") if path.is_file())
-        found = sorted(str(path) for path in inside if path.name.lower().endswith(tuple(suffixes)))
+        found = sorted(
+            str(path) for path in Path(where).rglob("*") if is_one_of(path.name, suffixes) and path.is_file()
+        )
     elif Path(where).exists():
         found = [where]
     else:
@@ -87,15 +96,26 @@ def expand(where: str, suffixes: Collection[str]) -> list[str]:
 
 
 def expand_remote(where: str, suffixes: Collection[str]) -> list[str]:
-    bucket, _, key = where.removeprefix(REMOTE).partition("/")
-    store = open_store(REMOTE + bucket)
-    if "*" not in key and key.lower().endswith(tuple(suffixes)):
-        return [where] if store.size(key) is not None else []
-    prefix = key.partition("*")[0]
-    found = (entry.path for entry in store.list(prefix))
+    store, key = locate(where)
+    if is_one_of(key, suffixes) and store.size(key) is not None:
+        return [where]
     if "*" in key:
-        return [f"{REMOTE}{bucket}/{path}" for path in found if fnmatchcase(path, key)]
-    return [f"{REMOTE}{bucket}/{path}" for path in found if path.lower().endswith(tuple(suffixes))]
+        pattern = re.compile(".*".join(map(re.escape, key.split("*"))), re.DOTALL)
+        listed = (entry.path for entry in store.list(key.partition("*")[0]))
+        found = (path for path in listed if pattern.fullmatch(path) and not is_apple_double(path))
+    else:
+        folder = key if not key or key.endswith("/") else key + "/"
+        found = (entry.path for entry in store.list(folder) if is_one_of(entry.path, suffixes))
+    return [f"{store.url}/{path}" for path in found]
+
+
+def is_one_of(path: str, suffixes: Collection[str]) -> bool:
+    return path.lower().endswith(tuple(suffixes)) and not is_apple_double(path)
+
+
+def is_apple_double(path: str) -> bool:
+    """Whether a file is what macOS keeps beside another one, under the same name and suffix."""
+    return path.rpartition("/")[2].startswith("._")
 
 
 def digest(files: Sequence[str]) -> str:
@@ -111,9 +131,12 @@ def listing(files: Sequence[str]) -> str:
     """SHA-256 over the places and sizes of ``files``: tells one list of large files from another."""
     total = hashlib.sha256()
     for file in files:
-        parent, _, name = file.rpartition("/")
         remote = file.startswith(REMOTE)
-        size = open_store(parent).size(name) if remote else Path(file).stat().st_size
+        if remote:
+            store, key = locate(file)
+            size = store.size(key)
+        else:
+            size = Path(file).stat().st_size
         total.update(f"{file if remote else Path(file).resolve()}\t{size}\n".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 

@@ -38,7 +38,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seer_pipe.errors import UserError
-from seer_pipe.store import Store, open_store
+from seer_pipe.store import Store, open_store, split_url
 
 FORMAT_VERSION = 1
 VERSION_KEY = b"seer_pipe.format_version"
@@ -83,8 +83,8 @@ def is_elsewhere(path: str) -> bool:
 
 
 @lru_cache(256)
-def store_at(folder: str) -> Store:
-    return open_store(folder)
+def store_at(url: str) -> Store:
+    return open_store(url)
 
 
 @dataclass(frozen=True)
@@ -382,8 +382,8 @@ class ShardSet:
         path = self.paths[shard]
         if not is_elsewhere(path):
             return self.store.get_range(path, start, length)
-        folder, _, name = path.rpartition("/")
-        return store_at(folder).get_range(name, start, length)
+        root, name = split_url(path)
+        return store_at(root).get_range(name, start, length)
 
     def read(self, shard: int, row: Mapping[str, Any]) -> bytes:
         """The bytes of one image, given its sidecar row; an ``OSError`` when the checksum fails."""

@@ -1,6 +1,7 @@
 """A place for bytes: a folder, or ``s3://bucket/prefix``.
 
-Whatever is put is seen whole or not at all, on both. Paths inside a store are relative and use ``/``.
+Whatever is put is seen whole or not at all, on both. Paths inside a store are relative and use ``/``. A prefix is a
+folder: ``s3://bucket/a`` has nothing of ``ab/``. Keys are taken as they are written, whatever is in them.
 S3 credentials, region and endpoint come from boto3's usual places (``AWS_ENDPOINT_URL`` for another server).
 """
 
@@ -15,11 +16,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
-from urllib.parse import urlsplit
 
 from seer_pipe.errors import UserError
 
 T = TypeVar("T")
+S3 = "s3://"
 
 #: What S3 servers answer to credentials that are wrong or no longer valid.
 CREDENTIALS = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId",
@@ -74,14 +75,23 @@ class Store(Protocol):
 def open_store(url: str | os.PathLike[str]) -> Store:
     """The store at ``url``: ``s3://bucket/prefix``, ``file:///folder`` or a folder's path."""
     text = os.fspath(url)
-    scheme = urlsplit(text).scheme if "://" in text else ""
+    scheme, separator, rest = text.partition("://")
+    if not separator or "/" in scheme:
+        return FolderStore(text)
     if scheme == "s3":
         return S3Store(text)
     if scheme == "file":
-        return FolderStore(urlsplit(text).path)
-    if scheme:
-        raise UserError(f"{text}: a store is a folder or s3://bucket/prefix, not {scheme}://")
-    return FolderStore(text)
+        return FolderStore("/" + rest.partition("/")[2])
+    raise UserError(f"{text}: a store is a folder or s3://bucket/prefix, not {scheme}://")
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """What to open as a store, and the path in it, of a single object: ``s3://bucket/key`` or the path of a file."""
+    if url.startswith(S3):
+        bucket, _, key = url.removeprefix(S3).partition("/")
+        return S3 + bucket, key
+    folder, name = os.path.split(url)
+    return folder or ".", name
 
 
 class FolderStore:
@@ -191,39 +201,45 @@ class S3Store:
     PATIENCE = 120.0  # seconds that one request may go on being retried
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if not parts.netloc:
+        self.bucket, _, prefix = url.removeprefix(S3).partition("/")
+        if not self.bucket:
             raise UserError(f"{url}: no bucket; write s3://bucket/prefix")
-        self.bucket = parts.netloc
-        self.prefix = parts.path.strip("/")
-        self.url = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+        self.prefix = prefix.removesuffix("/")
+        self.url = f"{S3}{self.bucket}/{self.prefix}" if self.prefix else S3 + self.bucket
 
     @cached_property
     def client(self) -> Any:
         import boto3  # slow to import and not needed for folders
         from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
 
-        # a session of its own: the one that all share is not safe to make clients with in several threads
-        return boto3.Session().client(
-            "s3",
-            config=Config(
-                max_pool_connections=self.CONNECTIONS,
-                connect_timeout=10,
-                read_timeout=30,
-                tcp_keepalive=True,
-                retries={"mode": "standard", "max_attempts": 2},
-                # servers other than AWS answer ranged reads with the whole object's checksum
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            ),
+        config = Config(
+            max_pool_connections=self.CONNECTIONS,
+            connect_timeout=10,
+            read_timeout=30,
+            tcp_keepalive=True,
+            retries={"mode": "standard", "max_attempts": 2},
+            # servers other than AWS answer ranged reads with the whole object's checksum
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
         )
+        try:
+            # a session of its own: the one that all share is not safe to make clients with in several threads
+            return boto3.Session().client("s3", config=config)
+        except (BotoCoreError, ValueError) as error:  # a profile, region or endpoint that makes no sense
+            raise UserError(f"{self.url}: boto3 makes no client of its configuration: {error}") from None
 
     def _key(self, path: str) -> str:
         return f"{self.prefix}/{path}" if self.prefix else path
 
     def _retry(self, path: str, request: Callable[[], T]) -> T:
         """Run ``request`` until it succeeds, fails for good, or patience ends; full-jitter back-off."""
-        from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
+        from botocore.exceptions import (
+            ClientError,
+            NoCredentialsError,
+            ParamValidationError,
+            PartialCredentialsError,
+        )
 
         started, attempt = time.monotonic(), 0
         while True:
@@ -231,6 +247,10 @@ class S3Store:
                 return request()
             except (NoCredentialsError, PartialCredentialsError) as error:
                 raise UserError(f"{self.url}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
+            except ParamValidationError as error:  # a bucket's name that no bucket can have
+                raise UserError(f"{self.url}: {' '.join(str(error).split())}") from None
+            except UserError:
+                raise
             except ClientError as error:
                 code = str(error.response.get("Error", {}).get("Code", ""))
                 status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)

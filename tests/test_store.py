@@ -8,7 +8,7 @@ import pytest
 
 from seer_pipe.errors import UserError
 from seer_pipe.shards import ShardSet
-from seer_pipe.store import Entry, FolderStore, S3Store, Store, open_store
+from seer_pipe.store import Entry, FolderStore, S3Store, Store, open_store, split_url
 from tests.test_shards import make_set
 
 
@@ -105,3 +105,36 @@ def test_a_shard_set_is_the_same_on_s3(bucket: str, tmp_path: Path) -> None:
     for shard in range(2):
         rows = remote.sidecar(shard).to_pylist()
         assert [remote.read(shard, row) for row in rows] == [local.read(shard, row) for row in rows]
+
+
+ODD = "a#b/c?d=e/f%20g//h i/*.bin"
+
+
+def test_keys_are_as_they_are_and_a_prefix_is_a_folder(bucket: str) -> None:
+    store = open_store(f"{bucket}/odd#?/")
+    assert store.url == f"{bucket}/odd#?"
+    store.put(ODD, b"0123")
+    assert (store.get(ODD), store.get_range(ODD, 1, 2), store.size(ODD)) == (b"0123", b"12", 4)
+    assert list(store.list()) == [Entry(ODD, 4)]
+    root, key = split_url(f"{store.url}/{ODD}")
+    assert (root, key) == (bucket, f"odd#?/{ODD}")
+    assert open_store(root).get(key) == b"0123"
+    open_store(f"{bucket}/odd#?0").put("x", b"")
+    assert list(store.list()) == [Entry(ODD, 4)]
+    inner = open_store(f"{bucket}/odd#?/a#b/c?d=e/f%20g//")  # the folder without a name in f%20g
+    assert list(inner.list()) == [Entry("h i/*.bin", 4)]
+
+
+@pytest.mark.parametrize("url", ["s3://not a bucket/x", "s3://a%b", "s3://-/x", "s3://bücher/x"])
+def test_a_name_that_no_bucket_can_have_is_said_at_once(bucket: str, url: str) -> None:
+    with pytest.raises(UserError, match="bucket"):
+        open_store(url).get("y")
+
+
+@pytest.mark.parametrize(("name", "value"), [("AWS_ENDPOINT_URL", "nonsense"), ("AWS_PROFILE", "nobody")])
+def test_a_client_that_cannot_be_made_is_said_at_once(
+    bucket: str, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=value):
+        open_store(bucket).get("y")

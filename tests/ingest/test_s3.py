@@ -8,6 +8,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from ingest.files import expand
+from seer_pipe.errors import UserError
 from seer_pipe.shards import ShardSet
 from tests.ingest.helpers import files, seer_ingest, stored
 from tests.ingest.test_archive import write_tar
@@ -84,3 +86,27 @@ def test_a_bucket_that_is_not_there_is_one_line(tmp_path: Path, bucket: str) -> 
     run = seer_ingest("folder", fill(tmp_path / "in", 1), "--out", "s3://nowhere/set")
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr == "error: s3://nowhere/set: there is no bucket nowhere\n"
+
+
+def test_a_prefix_is_a_folder_and_a_key_is_as_it_is(tmp_path: Path, bucket: str) -> None:
+    client = boto3.client("s3")
+    keys = ["crawl1/a.tar", "crawl10/b.tar", "crawl1-old/c.tar", "crawl1/._a.tar", "ha#sh/d?e=1/f%20//g*.tar"]
+    for number, key in enumerate(keys):
+        members = [(f"{number}.jpg", tarfile.REGTYPE, jpeg(number))]
+        client.upload_file(str(write_tar(tmp_path / f"{number}.tar", members)), bucket, key)
+    for where, found in {
+        "crawl1": keys[:1],
+        "crawl1/": keys[:1],
+        "crawl1*": ["crawl1-old/c.tar", "crawl1/a.tar", "crawl10/b.tar"],
+        "crawl1/*": keys[:1],
+        "ha#sh": keys[-1:],
+        keys[-1]: keys[-1:],
+        "": sorted(key for key in keys if "._" not in key),
+    }.items():
+        assert expand(f"s3://{bucket}/{where}", [".tar"]) == [f"s3://{bucket}/{key}" for key in found], where
+    with pytest.raises(UserError, match="no such file"):
+        expand(f"s3://{bucket}/crawl", [".tar"])
+    run = seer_ingest("index", f"s3://{bucket}/ha#sh", "--out", f"s3://{bucket}/in#dex", "--workers", 1)
+    assert run.returncode == 0, run.stderr
+    shards = ShardSet.open(f"s3://{bucket}/in#dex")
+    assert shards.read(0, shards.sidecar(0).to_pylist()[0]) == jpeg(4)
