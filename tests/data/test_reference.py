@@ -28,7 +28,7 @@ def test_the_cut_is_pillows(seed: int, height: int, width: int, size: int, data:
     ours = reference.cut(image, np.array([top, left, h, w], np.int32), size)
     region = Image.fromarray(image[top : top + h, left : left + w])
     theirs = np.array(region.resize((size, size), Image.Resampling.BILINEAR))
-    assert np.abs(ours.astype(int) - theirs).max() <= 1  # it has weights of 22 bits, and halves go either way
+    assert np.abs(ours.astype(int) - theirs).max() <= 2  # its weights have 22 bits: a half goes either way, twice
 
 
 def test_the_cut_is_pillows_but_for_halves() -> None:
