@@ -33,7 +33,10 @@ def export(
 
 @verbs.command()
 def init(
-    source: Annotated[Path, typer.Argument(help="Checkpoint of torchvision, timm, Transformers, SEER or SwAV.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Checkpoint, a file or a folder: torchvision, timm, Transformers, SEER, SwAV, MoCo, …"),
+    ],
     out: Annotated[Path, typer.Option(help="New folder for the backbone.")],
     as_json: AsJson = False,
 ) -> None:
@@ -42,7 +45,9 @@ def init(
 
     trunk, loaded = init_backbone(source, out)
     if not as_json:
-        left_out = f"; left out: {', '.join(loaded.left_out)}" if loaded.left_out else ""
-        print(f"{trunk.name}: {loaded.tensors} tensors by their names in {loaded.library}{left_out}")
-    made("backbone", out, as_json, trunk=trunk.name, tensors=loaded.tensors, library=loaded.library,
-         left_out=list(loaded.left_out))  # fmt: skip
+        names = loaded.library + (f" under {loaded.prefix}" if loaded.prefix else "")
+        print(f"{trunk.name} ({trunk.stem_kind} stem): {loaded.tensors} tensors by their names in {names}")
+        for part, tensors in loaded.parts_left_out.items():
+            print(f"left out: {part} ({tensors} {'tensor' if tensors == 1 else 'tensors'})")
+    made("backbone", out, as_json, trunk=trunk.name, stem=trunk.stem_kind, tensors=loaded.tensors,
+         library=loaded.library, prefix=loaded.prefix, left_out=loaded.parts_left_out)  # fmt: skip

@@ -3,8 +3,8 @@
 from seer_pipe.export.folder import export_backbone, load_backbone
 from seer_pipe.export.formats import FORMATS, Preprocessing
 from seer_pipe.export.init import init_backbone
+from seer_pipe.export.match import Loaded, load_weights
 from seer_pipe.export.recalibrate import recalibrate_batch_norm
-from seer_pipe.export.weights import Loaded, load_weights
 
 __all__ = [
     "FORMATS",

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 import seer_pipe
 from seer_pipe.errors import UserError
 from seer_pipe.export.formats import FORMATS, Format, Preprocessing
+from seer_pipe.export.match import load_weights
 from seer_pipe.export.names import names_in
 from seer_pipe.export.onnx import require_onnx, run_onnx, write_onnx
-from seer_pipe.export.weights import load_weights, read_weights, write_weights
+from seer_pipe.export.weights import read_weights, write_weights
 from seer_pipe.models import Trunk, build_trunk, multiply_adds
 
 TOLERANCE = 1e-5  # of features loaded back, relative to the largest
@@ -90,9 +91,10 @@ def load_backbone(folder: str | Path) -> Trunk:
         trunk = build_trunk(metadata["trunk"], stem=metadata["stem"])  # type: ignore[arg-type]  # checked there
     trunk.to_empty(device="cpu")
     loaded = load_weights(trunk, folder)
-    if loaded.left_out and metadata.get("layout") != "full":
+    over = [name for name in loaded.left_out if metadata.get("layout") != "full" or not name.startswith("head.")]
+    if over:
         raise UserError(
-            f"{folder}: holds a head too ({', '.join(loaded.left_out[:4])}), so it is no backbone as it was exported; "
+            f"{folder}: holds a head too ({', '.join(over[:4])}), so it is no backbone as it was exported; "
             "export it again, or load it with the library that wrote the head"
         )
     return trunk.eval()

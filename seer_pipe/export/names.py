@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from seer_pipe.models import Trunk
 from seer_pipe.models.regnet import REGNETS
@@ -51,6 +51,9 @@ _REGNET = {
         parts="proj bn f.a.0 f.a.1 f.b.0 f.b.1 f.se.excitation.0 f.se.excitation.2 f.c f.final_bn",
     ),
 }
+_REGNET["torchvision in nn.Sequential"] = replace(  # as lightly's users make a backbone of a model's children
+    _REGNET["torchvision"], stem="0.0 0.1", block=lambda i, j: f"1.block{i}.block{i}-{j}"
+)
 _RESNET = {
     "torchvision": Naming(  # and timm, VISSL, SwAV
         stem="conv1 bn1",
@@ -70,6 +73,13 @@ _RESNET = {
     ),
 }
 _RESNET["timm"] = _RESNET["torchvision"]
+_RESNET["torchvision in nn.Sequential"] = replace(_RESNET["torchvision"], stem="0 1", block=lambda i, j: f"{i + 3}.{j}")
+_RESNET["lightly"] = replace(  # its own ResNet for small images, which pools and rectifies without modules
+    _RESNET["torchvision"],
+    stem="0 1",
+    block=lambda i, j: f"{i + 1}.{j}",
+    parts="conv1 bn1 conv2 bn2 conv3 bn3 shortcut.0 shortcut.1",
+)
 _BLOCK = re.compile(r"(?:trunk_output\.block\d\.block|layer)(\d)[-.](\d+)\.")  # ours, in both families
 
 

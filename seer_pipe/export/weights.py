@@ -1,10 +1,9 @@
-"""Weight files: written as safetensors, and read back, ours or another library's, into a trunk."""
+"""Weight files: written as safetensors, and read back, ours or another library's, whatever they are nested in."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from seer_pipe.errors import UserError
-from seer_pipe.export.names import names_in, namings
-from seer_pipe.models import Trunk
 
-# Where checkpoints keep the model among other things; VISSL's and ClassyVision's nest four deep.
-_CONTAINERS = ("classy_state_dict", "base_model", "state_dict", "model_state_dict", "model", "trunk")
-_PREFIXES = re.compile(r"^(?:(?:module|_feature_blocks|regnet|resnet|backbone|bottom_up|trunk)\.)+")
-_HEADS = re.compile(r"^(?:fc|head|heads|classifier|projection_head|prototypes)[.\d]")
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What `load_weights` did."""
-
-    library: str  # whose names the file has
-    tensors: int  # loaded into the trunk
-    left_out: tuple[str, ...]  # the file's tensors of a head, which a trunk has no place for
+#: What a folder of weights may hold: ours, timm's and Transformers' names, the safest first.
+FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+         "model.pth")  # fmt: skip
+#: Parts of a name that a wrapper around a module has put there: DDP, torch.compile, checkpointing, FSDP1.
+_WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
 
 
 def write_weights(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -46,63 +35,60 @@ def write_weights(file: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and metadata of a file, or of the weight file in an exported folder.
+    """All tensors of a file, of the weight file in a folder, or of the parts that an ``index.json`` lists, and the
+    metadata.
 
-    Pickled objects other than tensors and plain containers are never run: such a file is a `UserError`.
+    A tensor's name leads through what it is nested in: ``state_dict.encoder_q.conv1.weight``; what wrappers put into
+    names (``module``, ``_orig_mod``, ...) is left out. No code of a file is ever run: what a pickle holds besides
+    tensors and plain containers is passed over.
     """
     file = path
     if path.is_dir():
-        found = [path / name for name in ("model.safetensors", "model.pth") if (path / name).is_file()]
-        if not found:
-            raise UserError(f"{path}: no model.safetensors or model.pth in it; is it an exported folder?")
-        file = found[0]
+        found = next((path / name for name in FILES if (path / name).is_file()), None)
+        if found is None:
+            raise UserError(f"{path}: holds no weights: none of {', '.join(FILES)} is in it")
+        file = found
     if not file.is_file():
         raise UserError(f"{path}: no such file or folder of weights")
-    return _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
-
-
-def load_weights(trunk: Trunk, path: Path) -> Loaded:
-    """Load a checkpoint of torchvision, timm, Transformers, detectron2, VISSL (SEER), SwAV, or one of our exports.
-
-    The library is recognised by its names. All of the trunk must be in the file, in the right shapes, and the file
-    may hold nothing else but a head: anything else is a `UserError` that says what is missing and what is over.
-    """
-    tensors, _ = read_weights(path)
-    found = strip_prefixes(tensors)
-    maps = {library: names_in(trunk, library) for library in namings(trunk)}
-    library = max(maps, key=lambda name: len(found.keys() & maps[name].values()))
-    names = maps[library]
-    left_out = {key for key in found.keys() - names.values() if _HEADS.match(key)}
-    state = trunk.state_dict()
-    problems = [
-        _listed("missing", names.values() - found.keys()),
-        _listed("unexpected", found.keys() - names.values() - left_out),
-        _listed(
-            "of another shape",
-            {name for key, name in names.items() if name in found and found[name].shape != state[key].shape},
-        ),
-    ]
-    if any(problems):
-        report = "; ".join(filter(None, problems))
-        raise UserError(f"{path}: not the weights of {trunk.name} ({trunk.stem_kind} stem), {library} names: {report}")
-    trunk.load_state_dict({key: found[name] for key, name in names.items()})
-    return Loaded(library, len(names), tuple(sorted(left_out)))
-
-
-def strip_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same by names without what a wrapper or a larger model put before them."""
-    return {_PREFIXES.sub("", key): tensor for key, tensor in tensors.items()}
-
-
-def _listed(what: str, keys: Iterable[str]) -> str:
-    """ "3 missing (a, b, c)", or nothing where there are none; a few are named."""
-    keys = sorted(keys)
-    return f"{len(keys)} {what} ({', '.join(keys[:4])}{', …' if len(keys) > 4 else ''})" if keys else ""
+    tensors, metadata = _read_parts(file) if file.name.endswith(".index.json") else _read_file(file)
+    if not tensors:
+        raise UserError(f"{file}: holds no tensors by name; save the model's state_dict() alone")
+    return {_unwrapped(name): tensor for name, tensor in tensors.items()}, metadata
 
 
 def _plain(tensor: Tensor) -> Tensor:
     tensor = tensor.detach().cpu().contiguous()
     return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    return _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+
+
+def _read_parts(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Of weights in several files, as Transformers cuts large ones: {"weight_map": {tensor's name: file's name}}."""
+    try:
+        places = json.loads(index.read_text())["weight_map"]
+        parts = sorted({str(name) for name in places.values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: not an index of weights: no readable weight_map in it") from error
+    tensors: dict[str, Tensor] = {}
+    for part in parts:
+        if Path(part).name != part:
+            raise UserError(
+                f"{index}: names {part!r}; the parts lie beside the index, so a name without a folder is due"
+            )
+        if not (index.parent / part).is_file():
+            raise UserError(f"{index.parent / part}: missing, though {index.name} lists it; download the folder again")
+        tensors |= _read_file(index.parent / part)[0]
+    absent = sorted(places.keys() - tensors.keys())
+    if absent:
+        raise UserError(f"{index}: {len(absent)} of its tensors are in none of its files, the first {absent[0]}")
+    return tensors, {}
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -113,17 +99,44 @@ def _read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{file}: not a whole safetensors file ({error})") from error
 
 
+class _Inert:
+    """What stands for any object in a pickle that is no tensor: takes whatever it is made of, and does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
 def _read_torch(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        # settings and callbacks' states beside the weights (of argparse, omegaconf, Lightning) must not keep them back
+        others: list[Any] = [(_Inert, name) for name in _classes_in(file)]
+        with torch.serialization.safe_globals(others):
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes read as a pickle can raise anything
         raise UserError(
-            f"{file}: damaged, or holds pickled objects besides tensors, which are never run; save its state dict alone"
+            f"{file}: damaged, or not a file of weights that can be read without running code of it; "
+            "save its state dict alone"
         ) from error
-    metadata = content.get("metadata") if isinstance(content, dict) else None
-    while isinstance(content, dict) and (inside := next((key for key in _CONTAINERS if key in content), None)):
-        content = content[inside]
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: holds no state dict")
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    return tensors, {key: str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
+    if not isinstance(content, Mapping):
+        kind = "an object, whose code is never run" if isinstance(content, _Inert) else f"a {type(content).__name__}"
+        raise UserError(f"{file}: holds {kind}, and no state dict; save the model's state_dict() alone")
+    metadata = content.get("metadata")
+    about = {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, Mapping) else {}
+    return dict(_tensors_in(content)), about
+
+
+def _classes_in(file: Path) -> list[str]:
+    """Names of what the pickle would import, beyond what torch itself allows."""
+    try:
+        return torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    except ValueError:  # torch's format before 1.6, which is read as well, but must hold tensors alone
+        return []
+
+
+def _tensors_in(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, Mapping):
+            yield from _tensors_in(value, f"{prefix}{key}.")

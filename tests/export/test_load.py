@@ -1,5 +1,9 @@
 """Other libraries' checkpoints into a trunk, and files that are not one."""
 
+import argparse
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -81,7 +85,9 @@ def test_from_swav(tmp_path):
 
 def test_an_export_for_another_trunk_is_named_as_such(tmp_path):
     save_file(build_trunk("resnet18").state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"not the weights of resnet34 .*96 missing \(layer1.2.bn1.bias, "):
+    with pytest.raises(
+        UserError, match=r"not the weights of resnet34 .*80 missing \(layer1.2.bn1.bias, .*holds resnet18 \(imag"
+    ):
         load_weights(build_trunk("resnet34"), tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"1 of another shape \(conv1.weight\)"):
         load_weights(build_trunk("resnet18", stem="small"), tmp_path / "model.safetensors")
@@ -109,11 +115,46 @@ class Payload:
         return (print, ("ran",))
 
 
-def test_pickled_objects_are_refused_and_not_run(tmp_path, capsys):
-    torch.save({"state_dict": Payload()}, tmp_path / "bad.pth")
-    with pytest.raises(UserError, match="never run"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": Payload()}, "holds no tensors"),
+        (Payload(), "never run"),
+        ([torch.zeros(1)], "list"),
+        ({}, "no tensors"),
+        (nn.Linear(1, 1), "never run"),
+    ],
+    ids=["in a dictionary", "alone", "a list", "nothing", "a module"],
+)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_pickled_objects_are_not_run_and_give_no_weights(tmp_path, capsys, content, message, zipped):
+    torch.save(content, tmp_path / "bad.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=message if zipped else "bad.pth"):
         load_weights(build_trunk("resnet18"), tmp_path / "bad.pth")
     assert "ran" not in capsys.readouterr().out
+
+
+def test_pickled_objects_beside_the_weights_are_passed_over_and_not_run(tmp_path, capsys):
+    source, trunk = build_trunk("resnet18"), build_trunk("resnet18")
+    content = {
+        "state_dict": source.state_dict(),
+        "args": argparse.Namespace(lr=1.0, out=Path("runs")),
+        "callbacks": {"best": np.float64(0.5), "payload": Payload()},
+    }
+    torch.save(content, tmp_path / "theirs.ckpt")
+    load_weights(trunk, tmp_path / "theirs.ckpt")
+    assert torch.equal(trunk.conv1.weight, source.conv1.weight)
+    assert "ran" not in capsys.readouterr().out
+
+
+def test_old_files_without_counts_of_batches(tmp_path):
+    source, trunk = build_trunk("resnet18"), build_trunk("resnet18")
+    state = {key: tensor for key, tensor in source.state_dict().items() if not key.endswith("num_batches_tracked")}
+    trunk.bn1.num_batches_tracked.fill_(9)
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    load_weights(trunk, tmp_path / "old.pth")
+    assert torch.equal(trunk.conv1.weight, source.conv1.weight)
+    assert trunk.bn1.num_batches_tracked == 0
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "model.pth"])
@@ -127,7 +168,7 @@ def test_damaged_files_are_a_user_error(tmp_path, file, content):
 def test_folders_that_are_no_export(tmp_path):
     with pytest.raises(UserError, match="no such"):
         load_backbone(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"no model\.safetensors"):
+    with pytest.raises(UserError, match=r"none of model\.safetensors"):
         load_backbone(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="name no trunk"):
