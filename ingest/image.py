@@ -12,7 +12,6 @@ Anything else is decoded, turned upright, converted to 8-bit sRGB on white, and 
 
 from __future__ import annotations
 
-import re
 import warnings
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -23,8 +22,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from ingest.jpeg import BASELINE, PROGRESSIVE, Jpeg, NotAJpeg, parse_jpeg
-from ingest.reasons import Reason
+from ingest.formats import DECODED, breaks_off, exif_orientation, open_image, orientation, sniff
+from ingest.jpeg import BASELINE, PROGRESSIVE, Jpeg, NotAJpeg, parse_jpeg, without_padding
+from ingest.reasons import Reason, said
 from seer_pipe.errors import UserError
 
 Reencode = Literal["auto", "always", "never"]
@@ -34,7 +34,6 @@ KEPT_SUBSAMPLINGS = {"444", "422", "420", "440", "411", "Gray"}  # those that nv
 LONGEST_SIDE = 65_500  # pixels; libjpeg's limit
 HASH_SIDE = 32  # pixels; the hash looks at this much of an image
 TEXTURE = 2.0  # grey levels of standard deviation; a flatter image has no hash, as all flat images hash alike
-ORIENTATION_TAG = 0x0112
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -102,60 +101,17 @@ class BadImage(Exception):  # noqa: N818 - it is about the image
         self.reason, self.detail = reason, detail
 
 
-SIGNATURES: list[tuple[int, bytes, str]] = [  # offset, bytes there, format; Pillow's names where Pillow decodes it
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
-    (0, b"GIF87a", "GIF"),
-    (0, b"GIF89a", "GIF"),
-    (8, b"WEBP", "WEBP"),
-    (0, b"BM", "BMP"),
-    (0, b"II*\0", "TIFF"),
-    (0, b"MM\0*", "TIFF"),
-    (0, b"II+\0", "TIFF"),
-    (0, b"MM\0+", "TIFF"),
-    (0, b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
-    (0, b"\xff\x4f\xff\x51", "JPEG2000"),
-    *[(0, b"P%d" % kind + space, "PPM") for kind in range(1, 7) for space in (b"\n", b" ", b"\r", b"\t")],
-    (0, b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-    (0, b"\xff\x0a", "JPEG XL"),
-    (0, b"\0\0\1\0", "ICO"),
-    (0, b"\0\0\2\0", "CUR"),
-    (0, b"8BPS", "PSD"),
-    (0, b"BPG\xfb", "BPG"),
-    (0, b"\x8aMNG\r\n\x1a\n", "MNG"),
-    (0, b"\x8bJNG\r\n\x1a\n", "JNG"),
-    (0, b"DDS ", "DDS"),
-    (0, b"qoif", "QOI"),
-    (0, b"gimp xcf", "XCF"),
-    (0, b"%!PS", "PostScript"),
-    (0, b"\xd7\xcd\xc6\x9a", "WMF"),
-]
-DECODED = {"JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "TIFF", "JPEG2000", "PPM"}
-
-
-def sniff(data: bytes) -> str | None:
-    """The image format that ``data`` begins as, or None."""
-    for offset, signature, name in SIGNATURES:
-        if data.startswith(signature, offset):
-            return name
-    if data[4:8] == b"ftyp":  # the brands tell which of the formats in this container it is
-        for brand, name in (b"avi[fs]", "AVIF"), (b"hei|hev|mif1|msf1", "HEIF"):
-            if re.search(brand, data[8:64]):
-                return name
-    return "SVG" if b"<svg" in data[:1024].lower() else None
-
-
 def process(data: bytes, settings: ImageSettings) -> Stored:
     """Check ``data`` and make it fit to be stored, or raise BadImage."""
     if not data:
-        raise BadImage(Reason.EMPTY)
+        raise BadImage(Reason.EMPTY, "0 bytes")
     if len(data) < settings.min_bytes:
         raise BadImage(Reason.TOO_FEW_BYTES, f"{len(data)} bytes")
     if len(data) > settings.max_bytes:
         raise BadImage(Reason.TOO_LARGE, f"{len(data)} bytes")
     format = sniff(data)
     if format is None:
-        raise BadImage(Reason.NOT_AN_IMAGE)
+        raise BadImage(Reason.NOT_AN_IMAGE, f"begins with {data[:24]!r}")
     if format not in DECODED:
         raise BadImage(Reason.UNSUPPORTED_FORMAT, format)
     try:
@@ -165,26 +121,27 @@ def process(data: bytes, settings: ImageSettings) -> Stored:
         raise
     except MemoryError:
         raise BadImage(Reason.DECODER_MEMORY, format) from None
-    except Image.DecompressionBombError as error:
-        raise BadImage(Reason.TOO_MANY_PIXELS, str(error)) from None
-    except UnidentifiedImageError:
-        raise BadImage(Reason.CORRUPT, f"{format}: no valid header") from None
+    except ImportError:
+        raise BadImage(Reason.UNSUPPORTED_FORMAT, f"{format}: needs pip install 'seer-pipe[formats]'") from None
     except Exception as error:  # a decoder given nonsense may raise anything
-        cut = isinstance(error, EOFError) or any(word in str(error).lower() for word in ("truncated", "premature"))
-        reason = Reason.TRUNCATED if cut else Reason.CORRUPT
-        raise BadImage(reason, f"{format}: {error or type(error).__name__}"[:200]) from None
+        message = "no valid header" if isinstance(error, UnidentifiedImageError) else said(error)
+        cut = isinstance(error, EOFError) or any(word in message.lower() for word in ("truncated", "premature"))
+        reason = Reason.TRUNCATED if cut or breaks_off(data, format) else Reason.CORRUPT
+        raise BadImage(reason, " ".join(f"{format}: {message}".split())[:200]) from None
 
 
 def _check_size(width: int, height: int, settings: ImageSettings) -> None:
     size = f"{width} x {height}"
     if width < 1 or height < 1:
         raise BadImage(Reason.CORRUPT, size)
-    if width * height > settings.max_pixels or max(width, height) > LONGEST_SIDE:
+    if width * height > settings.max_pixels:
         raise BadImage(Reason.TOO_MANY_PIXELS, size)
     if min(width, height) < settings.min_side:
         raise BadImage(Reason.TOO_SMALL, size)
     if max(width, height) > settings.max_aspect * min(width, height):
         raise BadImage(Reason.BAD_ASPECT, size)
+    if max(_scaled(width, height, settings)) > LONGEST_SIDE:
+        raise BadImage(Reason.TOO_LONG, size)
 
 
 def _from_jpeg(data: bytes, settings: ImageSettings) -> Stored:
@@ -192,41 +149,49 @@ def _from_jpeg(data: bytes, settings: ImageSettings) -> Stored:
         jpeg = parse_jpeg(data)
     except NotAJpeg as error:
         raise BadImage(Reason.TRUNCATED if error.truncated else Reason.CORRUPT, f"JPEG: {error}") from None
-    width, height = jpeg.width, jpeg.height
-    _check_size(width, height, settings)
+    size = jpeg.width, jpeg.height
+    _check_size(*size, settings)
     if jpeg.precision != 8:
         raise BadImage(Reason.UNSUPPORTED_FORMAT, f"JPEG of {jpeg.precision} bits")
+    turn = exif_orientation(jpeg.exif)
     try:
         _, _, colours, subsampling = simplejpeg.decode_jpeg_header(jpeg.data)
     except ValueError as error:
         if "subsampling" not in str(error):
             raise
-        raise BadImage(Reason.UNSUPPORTED_FORMAT, "JPEG of uncommon subsampling") from None
-    orientation = _exif_orientation(jpeg.exif)
+        return _encoded(_uncommon(jpeg, settings), jpeg.icc, turn, "JPEG", size, settings)
     kept = (
         settings.reencode != "always"
         and jpeg.frame in (BASELINE, PROGRESSIVE)
         and colours in ("YCbCr", "Gray")
         and subsampling in KEPT_SUBSAMPLINGS
-        and orientation not in UPRIGHT
-        and (settings.short_side is None or min(width, height) <= settings.short_side)
+        and turn not in UPRIGHT
+        and (settings.short_side is None or min(size) <= settings.short_side)
         and (jpeg.icc is None or _to_srgb(jpeg.icc, "L" if colours == "Gray" else "RGB") is None)
     )
+    mode, least = ("L", (HASH_SIDE, HASH_SIDE)) if kept else (PIXELS[colours], _scaled(*size, settings))
     try:
         if not jpeg.ended and jpeg.frame != BASELINE:  # a scan that is not there at all is no error to a decoder
             raise ValueError("premature end")
-        if kept and (jpeg.tidy or settings.reencode == "auto"):
-            grey = _decoded(jpeg, "L", (HASH_SIDE, HASH_SIDE))
-            return Stored(jpeg.data, width, height, "JPEG", width, height, phash(grey), reencoded=False)
-        _needs_encoding(settings, "JPEG")
-        image = _decoded(jpeg, PIXELS[colours], _scaled(width, height, settings))
+        if not kept or not jpeg.tidy:
+            _needs_encoding(settings, "JPEG")
+        try:
+            image = _decoded(jpeg, mode, least)
+        except ValueError as error:
+            if (without := without_padding(jpeg, str(error))) is None:
+                raise
+            _needs_encoding(settings, "JPEG")
+            jpeg = without
+            image = _decoded(jpeg, mode, least)
     except ValueError as error:
         if jpeg.ended:
             raise
         if not settings.repair:
             raise BadImage(Reason.TRUNCATED, f"JPEG: {error}") from None
-        image = _repaired(jpeg.data)
-    return _encoded(image, jpeg.icc, orientation, "JPEG", (width, height), settings)
+        return _encoded(_repaired(jpeg.data), jpeg.icc, turn, "JPEG", size, settings)
+    if kept:
+        return Stored(jpeg.data, *size, "JPEG", *size, phash(image), reencoded=False)
+    return _encoded(image, jpeg.icc, turn, "JPEG", size, settings)
 
 
 def _decoded(jpeg: Jpeg, mode: str, least: tuple[int, int]) -> Image.Image:
@@ -236,6 +201,14 @@ def _decoded(jpeg: Jpeg, mode: str, least: tuple[int, int]) -> Image.Image:
     if mode == "CMYK":
         pixels = 255 - pixels  # JPEG's CMYK is inverted, by Adobe's example
     return Image.frombytes(mode, (pixels.shape[1], pixels.shape[0]), pixels.data)
+
+
+def _uncommon(jpeg: Jpeg, settings: ImageSettings) -> Image.Image:
+    """A JPEG whose subsampling has no name, which the strict decoder does not take; Pillow overlooks damage inside."""
+    _needs_encoding(settings, "JPEG of uncommon subsampling")
+    if not jpeg.ended:
+        raise EOFError("no end marker")
+    return Image.open(BytesIO(jpeg.data), formats=["JPEG"])
 
 
 def _repaired(jpeg: bytes) -> Image.Image:
@@ -249,13 +222,12 @@ def _repaired(jpeg: bytes) -> Image.Image:
 
 
 def _from_other(data: bytes, format: str, settings: ImageSettings) -> Stored:
-    image = Image.open(BytesIO(data), formats=[format])
+    image = open_image(data, format)
     size = image.size
     _check_size(*size, settings)
     _needs_encoding(settings, format)
     image.load()
-    orientation = image.getexif().get(ORIENTATION_TAG, 1)
-    return _encoded(image, image.info.get("icc_profile"), orientation, format, size, settings)
+    return _encoded(image, image.info.get("icc_profile"), orientation(image), format, size, settings)
 
 
 def _needs_encoding(settings: ImageSettings, format: str) -> None:
@@ -266,7 +238,7 @@ def _needs_encoding(settings: ImageSettings, format: str) -> None:
 def _encoded(
     image: Image.Image,
     icc: bytes | None,
-    orientation: int,
+    turn: int,
     format: str,
     original: tuple[int, int],
     settings: ImageSettings,
@@ -281,8 +253,8 @@ def _encoded(
         image = ImageCms.applyTransform(image, transform) or image
     elif image.mode == "CMYK":
         image = image.convert("RGB")
-    if orientation in UPRIGHT:
-        image = image.transpose(UPRIGHT[orientation])
+    if turn in UPRIGHT:
+        image = image.transpose(UPRIGHT[turn])
     grey = image.mode == "L"
     pixels = np.asarray(image)
     jpeg = simplejpeg.encode_jpeg(
@@ -328,17 +300,6 @@ def _from_sixteen_bit(image: Image.Image) -> Image.Image:
     if "transparency" in image.info:
         pixels = np.where(pixels == image.info["transparency"], 0xFFFF, pixels)
     return Image.fromarray((pixels >> 8).astype(np.uint8))
-
-
-def _exif_orientation(exif: bytes | None) -> int:
-    if exif is None:
-        return 1
-    tags = Image.Exif()
-    try:
-        tags.load(exif)
-        return int(tags.get(ORIENTATION_TAG, 1))
-    except Exception:  # a broken EXIF segment is common and says nothing about the image
-        return 1
 
 
 @cache

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 SOF = {0xC0 + n for n in range(16)} - {0xC4, 0xC8, 0xCC}  # frame headers; the others are DHT, JPG and DAC
 BASELINE, PROGRESSIVE = 0xC0, 0xC2
+SEQUENTIAL = {BASELINE, 0xC1, 0xC9}  # frames whose scans hold all frequencies and all bits
+WHOLE = b"\0\x3f\0"  # how such a scan says so
 SOS, END = 0xDA, 0xD9
 APPLICATION, COMMENT = range(0xE0, 0xF0), 0xFE
 NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # a marker that is neither stuffing nor a restart
 JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"  # version 1.1, square pixels, no thumbnail
+EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")  # libjpeg's words for bytes it has no use for
 MOST_SCANS = 500  # a small file of very many scans keeps a decoder busy for minutes
 
 
@@ -87,7 +90,11 @@ def parse_jpeg(data: bytes) -> Jpeg:
                 if scans > MOST_SCANS:
                     raise NotAJpeg(f"more than {MOST_SCANS} scans")
                 following = NEXT_MARKER.search(data, end)
-                end = following.start() if following else len(data)
+                stop = following.start() if following else len(data)
+                if frame in SEQUENTIAL and data[end - 3 : end] != WHOLE:  # there a decoder takes nothing else
+                    kept.append(data[start : end - 3] + WHOLE)
+                    start, tidy = end, False
+                end = stop
             kept.append(data[start:end])
         at = end
     if not frame or not scans:
@@ -95,3 +102,16 @@ def parse_jpeg(data: bytes) -> Jpeg:
     kept.append(EOI)
     profile = b"".join(part for _, part in sorted(icc.items())) or None
     return Jpeg(b"".join(kept), frame, precision, width, height, exif, profile, ended, ended and tidy)
+
+
+def without_padding(jpeg: Jpeg, complaint: str) -> Jpeg | None:
+    """The same without the padding before its end of which a strict decoder complains; None where it is of another
+    thing. Padding is one value over and over; other bytes left over mean that the decoder lost its way."""
+    found = EXTRANEOUS.search(complaint)
+    if found is None:
+        return None
+    end = len(jpeg.data) - len(EOI)
+    start = end - int(found[1])
+    if len(set(jpeg.data[start:end])) != 1:
+        return None
+    return replace(jpeg, data=jpeg.data[:start] + EOI)

@@ -26,6 +26,7 @@ class Reason(StrEnum):
     TRUNCATED = "truncated", "the image ends before it is complete"
     CORRUPT = "corrupt", "the image's data is damaged"
     TOO_MANY_PIXELS = "too_many_pixels", "more pixels than allowed, by its header; not decoded"
+    TOO_LONG = "too_long", "a side of more than 65,500 pixels, which no JPEG can have"
     TOO_SMALL = "too_small", "the shorter side is below the least asked for"
     BAD_ASPECT = "bad_aspect", "longer or narrower than allowed"
     DECODER_CRASH = "decoder_crash", "the worker that decoded it died of it"
@@ -55,3 +56,8 @@ class Reason(StrEnum):
     HTTP_5XX = "http_5xx", "a server error, to the last try"
     HTTP_OTHER = "http_other", "a status that is neither success, redirect nor error"
     BAD_RESPONSE = "bad_response", "the answer breaks the HTTP protocol or its content encoding"
+
+
+def said(error: BaseException) -> str:
+    """What an exception says, or at least its kind."""
+    return str(error) or type(error).__name__

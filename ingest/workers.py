@@ -28,6 +28,7 @@ from seer_pipe.errors import UserError
 Processor = Callable[[bytes, ImageSettings], Stored]  # importable by name
 
 WAITING = 2  # images that may wait for each worker, so that it never waits for one
+PIXEL_MEMORY = 32  # bytes of memory for each pixel, while an image is decoded, converted and encoded
 START_TIMEOUT = 120.0  # seconds for a worker's imports, on a slow network file system, say
 
 
@@ -35,7 +36,7 @@ class ImagePool:
     """``process`` for many images at once, in ``workers`` processes (as many as there are cores).
 
     timeout: seconds for one image. memory_limit: bytes of data that a worker may hold (enforced on Linux); by
-    default enough for any image of 64 megapixels. ``submit`` works from any thread and blocks while every worker
+    default enough for any image of ``max_pixels``. ``submit`` works from any thread and blocks while every worker
     has images waiting; in an event loop, ``await pool.process(data)``.
     """
 
@@ -44,7 +45,7 @@ class ImagePool:
         settings: ImageSettings,
         workers: int | None = None,
         timeout: float = 60.0,
-        memory_limit: int = 2 << 30,
+        memory_limit: int | None = None,
         processor: Processor = process,
     ) -> None:
         workers = len(os.sched_getaffinity(0)) if workers is None else workers
@@ -52,6 +53,7 @@ class ImagePool:
             raise UserError(f"workers = {workers}: at least 1")
         if timeout <= 0:
             raise UserError(f"timeout = {timeout}: seconds, more than 0")
+        memory_limit = max(2 << 30, settings.max_pixels * PIXEL_MEMORY) if memory_limit is None else memory_limit
         if memory_limit < 256 << 20:
             raise UserError(f"memory_limit = {memory_limit}: bytes, at least 256 MiB")
         self._timeout = timeout

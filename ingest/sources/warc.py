@@ -13,7 +13,7 @@ from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
 from ingest.budget import Lease
 from ingest.files import expand, labels, listing, open_file
-from ingest.image import sniff
+from ingest.formats import sniff
 from ingest.reasons import Reason
 from ingest.sources import PROBLEM, Plain, Row, UnfetchedError, arc, demand_no_problem
 from ingest.sources.readers import DAMAGE, Readers
