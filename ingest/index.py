@@ -17,7 +17,7 @@ from ingest.run import Process
 from ingest.sources import IMAGE_FIELDS, Row, Source
 from ingest.sources.webdataset import WebDatasetSource
 from ingest.unit import columns
-from seer_pipe.shards import SIDECAR_SCHEMA, Rejected, is_elsewhere, put_rejected, put_sidecar
+from seer_pipe.shards import SIDECAR_SCHEMA, Rejected, beside, is_elsewhere, put_rejected, put_sidecar
 
 
 class IndexSource(WebDatasetSource):
@@ -44,7 +44,8 @@ class IndexSink:
     """The sidecar of one tar, with the samples that can be used as they are."""
 
     def __init__(self, plan: Plan, source: Source, number: int) -> None:
-        self._plan, self._source, self._number = plan, source, number
+        self._plan, self._number = plan, number
+        self._places: list[int] = []  # of the samples among the inputs
         self._samples: list[dict[str, Any]] = []
         self._rejected: list[Rejected] = []
 
@@ -57,9 +58,10 @@ class IndexSink:
                 "length": row["size"],
                 "crc32c": google_crc32c.value(image.jpeg),
                 "sha256": hashlib.sha256(image.jpeg).hexdigest(),
-                **columns(self._source, row, image),
+                **columns(image),
             }
         )
+        self._places.append(place)
 
     def reject(self, source: str, reason: str, detail: str = "") -> None:
         self._rejected.append(Rejected(source, reason, detail))
@@ -71,8 +73,8 @@ class IndexSink:
             tar.seek(0)
             digest = hashlib.file_digest(cast(Any, tar), "sha256").hexdigest()
         put_rejected(self._plan.store, self._plan.rejected(self._number), self._rejected)
-        schema = pa.schema([*SIDECAR_SCHEMA, *IMAGE_FIELDS, *self._source.kept])
-        sidecar = pa.Table.from_pylist(self._samples, schema)
+        rows = pa.Table.from_pylist(self._samples, pa.schema([*SIDECAR_SCHEMA, *IMAGE_FIELDS]))
+        sidecar = beside(rows, self._plan.kept(self._number, self._places))
         put_sidecar(self._plan.store, self._plan.sidecar(self._number), sidecar, size, digest)
 
     def discard(self) -> None:

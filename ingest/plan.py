@@ -12,7 +12,7 @@ import hashlib
 import json
 import tempfile
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -20,15 +20,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingest.files import open_in
-from ingest.sources import Source
+from ingest.sources import KEPT, Source
 from seer_pipe.errors import UserError
 from seer_pipe.shards import MANIFEST, rejected_path, sidecar_path
 from seer_pipe.store import FolderStore, Store
 
-VERSION = 1
+VERSION = 2
 TEMPORARY = FolderStore.TEMPORARY  # what a killed run leaves behind begins so
 INPUTS, ABOUT = "inputs.parquet", "ingest.json"
 UNIT_BYTES = 1 << 30  # of inputs, where sizes are known beforehand: a shard is not to grow without bounds
@@ -69,16 +70,29 @@ class Plan:
         return int(self._file.metadata.row_group(unit).num_rows)
 
     def rows(self, unit: int) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self._file.read_row_group(unit, use_threads=False).to_pylist()
+        """The inputs of a unit, without the columns that are kept."""
+        names = [name for name in self._file.schema_arrow.names if not name.startswith(KEPT)]
+        rows: list[dict[str, Any]] = self._file.read_row_group(unit, names, use_threads=False).to_pylist()
         return rows
+
+    def kept(self, unit: int, places: Sequence[int]) -> pa.Table | None:
+        """The kept columns of those inputs of a unit, by their names in the sidecar; None where there are none."""
+        names = [name for name in self._file.schema_arrow.names if name.startswith(KEPT)]
+        if not names:
+            return None
+        table = self._file.read_row_group(unit, names, use_threads=False).select(names)
+        return table.take(pa.array(places, pa.int64())).rename_columns([name.removeprefix(KEPT) for name in names])
 
 
 def open_plan(store: Store) -> tuple[Plan, dict[str, Any]] | None:
     """The plan in ``store`` and what it is for; None where there is none yet."""
     try:
         about = json.loads(store.get(ABOUT))
-        if about["version"] > VERSION:
-            raise UserError(f"{store.url}/{ABOUT}: version {about['version']}; this seer-ingest knows {VERSION}")
+        if about["version"] != VERSION:
+            raise UserError(
+                f"{store.url}/{ABOUT}: version {about['version']}; this seer-ingest goes on with {VERSION}: "
+                "finish it with the one that began it, or use another --out"
+            )
         return Plan(store, about["inputs"], about["units"], about["input"]["kind"] == "index"), about
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -126,7 +140,7 @@ def write_inputs(source: Source, store: Store, unit: int | None) -> list[int]:
     counts: list[int] = []
     with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY}plan-", dir=beside(store)) as folder:
         first, second = Path(folder, "first"), Path(folder, INPUTS)
-        hashes = array("Q")
+        hashes, sound = array("Q"), bytearray()
         writer = None
         for table in source.tables() if unit is None else cut(source.tables(), unit):
             writer = writer or pq.ParquetWriter(first, table.schema, compression="zstd")
@@ -134,10 +148,13 @@ def write_inputs(source: Source, store: Store, unit: int | None) -> list[int]:
             counts.append(table.num_rows)
             if source.unique:
                 hashes.extend(hash64(text) for text in table["source"].to_pylist())
+                sound.extend(pc.is_null(table["problem"]).to_numpy().tobytes())
         if writer is None:
             return counts
         writer.close()
-        mark(first, second, repeated(hashes) if source.unique else np.zeros(sum(counts), bool))
+        # what has a reason of its own is not left out as a duplicate
+        again = repeated(hashes) & np.frombuffer(sound, bool) if source.unique else np.zeros(sum(counts), bool)
+        mark(first, second, again)
         store.put_file(INPUTS, second)
     return counts
 

@@ -39,6 +39,9 @@ class Reason(StrEnum):
     UNSAFE_MEMBER = "unsafe_member", "an archive member that is no plain file (link, device, sparse file)"
     DUPLICATE_URL = "duplicate_url", "the same URL stands earlier in the list"
     REVISIT = "revisit", "a WARC record that only points to an earlier one"
+    # the list
+    BAD_ROW = "bad_row", "a row of the list that cannot be read as one"
+    NO_URL = "no_url", "a row of the list without a URL"
     # the download
     BAD_URL = "bad_url", "not a well-formed http or https URL"
     BLOCKED_ADDRESS = "blocked_address", "the host is, or resolves to, an address that is not global"

@@ -37,14 +37,13 @@ class Sink(Protocol):
     def discard(self) -> None: ...
 
 
-def columns(source: Source, row: Row, image: Stored) -> dict[str, Any]:
-    """What a sidecar says of an image, whatever holds its bytes."""
+def columns(image: Stored) -> dict[str, Any]:
+    """What a sidecar says of an image, whatever holds its bytes, before the kept columns."""
     return {
         "width": image.width,
         "height": image.height,
         "phash": image.phash,
         **{field.name: getattr(image, field.name) for field in IMAGE_FIELDS},
-        **{field.name: row[field.name] for field in source.kept},
     }
 
 
@@ -52,13 +51,18 @@ class ShardSink:
     """A new shard."""
 
     def __init__(self, plan: Plan, source: Source, number: int) -> None:
-        self._number, self._source = number, source
-        self._writer = ShardWriter(plan.store, plan.shard(number), [*IMAGE_FIELDS, *source.kept])
-        self.reject, self.commit, self.discard = self._writer.reject, self._writer.commit, self._writer.discard
+        self._plan, self._number = plan, number
+        self._places: list[int] = []  # of the samples among the inputs
+        self._writer = ShardWriter(plan.store, plan.shard(number), IMAGE_FIELDS)
+        self.reject, self.discard = self._writer.reject, self._writer.discard
 
     def add(self, place: int, row: Row, source: str, image: Stored) -> None:
         key = f"{self._number:05d}-{place:06d}"
-        self._writer.add(key, image.jpeg, source=source, **columns(self._source, row, image))
+        self._writer.add(key, image.jpeg, source=source, **columns(image))
+        self._places.append(place)
+
+    def commit(self) -> None:
+        self._writer.commit(self._plan.kept(self._number, self._places))
 
 
 MakeSink = Callable[[Plan, Source, int], Sink]

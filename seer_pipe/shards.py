@@ -153,15 +153,18 @@ class ShardWriter:
     def reject(self, source: str, reason: str, detail: str = "") -> None:
         self._rejected.append(Rejected(source, reason, detail))
 
-    def commit(self) -> None:
-        """Put the tar, the rejected, and last the sidecar, which says that this shard is done."""
+    def commit(self, more: pa.Table | None = None) -> None:
+        """Put the tar, the rejected, and last the sidecar, which says that this shard is done.
+
+        ``more``: further columns of the sidecar, a row a sample.
+        """
         self._write(bytes(2 * BLOCK))  # end of archive
         self._write(bytes(-self._written % tarfile.RECORDSIZE))
         self._tar.close()
         try:
             self.store.put_file(self.path, self._file)
             put_rejected(self.store, rejected_path(self.path), self._rejected)
-            sidecar = pa.Table.from_pylist(self._rows, self.schema)
+            sidecar = beside(pa.Table.from_pylist(self._rows, self.schema), more)
             put_sidecar(self.store, sidecar_path(self.path), sidecar, self._written, self._sha256.hexdigest())
         finally:
             self._file.unlink(missing_ok=True)
@@ -170,6 +173,13 @@ class ShardWriter:
         with suppress(OSError):  # a full disk: what was not written is not wanted
             self._tar.close()
         self._file.unlink(missing_ok=True)
+
+
+def beside(table: pa.Table, more: pa.Table | None) -> pa.Table:
+    """The columns of ``table``, then those of ``more``, as they are."""
+    if more is None:
+        return table
+    return pa.table([*table.columns, *more.columns], pa.schema([*table.schema, *more.schema]))
 
 
 def put_rejected(store: Store, path: str, rejected: Sequence[Rejected]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from ingest.budget import Lease
 from ingest.reasons import Reason
+from seer_pipe.errors import UserError
 from seer_pipe.shards import SIDECAR_SCHEMA
 
 Row = Mapping[str, Any]  # a row of the list of inputs
@@ -21,13 +23,23 @@ IMAGE_FIELDS = (
     pa.field("original_height", pa.int32()),
     pa.field("reencoded", pa.bool_()),
 )
-#: Names that a kept column cannot have, as they mean something else in the list of inputs or in the sidecar.
-RESERVED = {*SIDECAR_SCHEMA.names, *(field.name for field in IMAGE_FIELDS), "size", "duplicate"}
+#: Names that a kept column cannot have in the sidecar, where they tell of the stored image.
+RESERVED = {*SIDECAR_SCHEMA.names, *(field.name for field in IMAGE_FIELDS)}
+#: How the kept columns begin in the list of inputs. None of its own does, so that theirs can have any name.
+KEPT = "kept:"
 
 
-def kept_as(name: str) -> str:
-    """The name of a kept column in the sidecar."""
-    return f"input_{name}" if name in RESERVED else name
+def kept_fields(fields: Iterable[pa.Field]) -> list[pa.Field]:
+    """The columns of a list that are to be kept as the sidecar has them. UserError where two have one name."""
+    kept = [pa.field(f"input_{f.name}" if f.name.lower() in RESERVED else f.name, f.type) for f in fields]
+    if twice := [name for name, count in Counter(field.name for field in kept).items() if count > 1]:
+        raise UserError(f"--keep-columns: {', '.join(twice)} would be in the sidecar more than once")
+    return kept
+
+
+def listed(kept: Iterable[pa.Field]) -> list[pa.Field]:
+    """The kept columns as the list of inputs has them."""
+    return [field.with_name(KEPT + field.name) for field in kept]
 
 
 #: Columns of a list that knows beforehand why an input is of no use.
@@ -46,7 +58,8 @@ class Source(Protocol):
     """A list of inputs.
 
     ``identity`` tells this list from any other, in plain values. ``kept`` are columns of the list that the sidecar
-    keeps. ``unique`` says that equal ``source`` values mean the same bytes, so that all but the first are left out.
+    keeps; they go there as they are, of any type, and never through Python's objects. ``unique`` says that equal
+    ``source`` values mean the same bytes, so that all but the first are left out.
     """
 
     identity: Mapping[str, Any]
@@ -55,7 +68,7 @@ class Source(Protocol):
 
     def tables(self) -> Iterator[pa.Table]:
         """All inputs in order, in tables of one schema: ``source`` (text, shown to people), where known ``size``
-        (bytes), the ``kept`` columns, and whatever ``fetch`` needs."""
+        (bytes) and ``problem``, the ``kept`` columns as ``listed``, and whatever ``fetch`` needs."""
         ...
 
     def shown(self, row: Row) -> str:

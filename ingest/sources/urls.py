@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from ingest.budget import Lease
 from ingest.download import Downloader, DownloadSettings
 from ingest.files import digest, expand
-from ingest.sources import Plain, Row, kept_as, lists
+from ingest.reasons import Reason
+from ingest.sources import PROBLEM, Plain, Row, demand_no_problem, kept_fields, listed, lists
 from seer_pipe.errors import UserError
 
 #: Passwords and signatures in a URL; the names are those of S3, GCS, Azure and CloudFront, and common ones.
@@ -38,8 +39,7 @@ class UrlSource(Plain):
     ) -> None:
         self._where, self._url, self._keep = where, url_column, list(keep)
         self._files = expand(where, lists.SUFFIXES)
-        fields = lists.column_types(self._files, self._keep)
-        self.kept = [field.with_name(kept_as(field.name)) for field in fields]
+        self.kept = kept_fields(lists.column_types(self._files, self._keep))
         try:
             content = digest(self._files)
         except OSError as error:
@@ -48,16 +48,24 @@ class UrlSource(Plain):
         self._downloader = Downloader(download, max_bytes)
 
     def tables(self) -> Iterator[pa.Table]:
-        schema = pa.schema([pa.field("source", pa.string()), *self.kept])
+        source, types = pa.field("source", pa.string()), [field.type for field in self.kept]
+        schema = pa.schema([source, *PROBLEM, *listed(self.kept)])
+        found: set[str] = set()
         for file in self._files:
-            for table in lists.tables(file, self._url, self._keep, schema):
-                source = pc.utf8_trim_whitespace(pc.fill_null(table["source"], ""))
-                yield table.set_column(0, schema.field(0), source)
+            for table in lists.tables(file, [self._url, *self._keep], [source.type, *types], found):
+                url, *kept, wrong = table.columns
+                url = pc.utf8_trim_whitespace(pc.fill_null(url, ""))
+                missing = pc.if_else(pc.equal(url, ""), Reason.NO_URL.value, pa.scalar(None, pa.string()))
+                problem = pc.if_else(pc.is_valid(wrong), Reason.BAD_ROW.value, missing)
+                yield pa.table([url, problem, wrong, *kept], schema)
+        if never := [name for name in self._keep if name not in found]:
+            raise UserError(f"{self._where}: no row has a column {', '.join(map(repr, never))}")
 
     def shown(self, row: Row) -> str:
         return SECRET.sub(r"\1\2REDACTED", row["source"])
 
     async def fetch(self, row: Row, lease: Lease) -> bytes:
+        demand_no_problem(row)
         return await self._downloader.fetch(row["source"], lease)
 
     async def __aenter__(self) -> Self:

@@ -15,19 +15,20 @@ from ingest.budget import Lease
 from ingest.files import expand, labels, listing, open_file
 from ingest.formats import sniff
 from ingest.reasons import Reason
-from ingest.sources import PROBLEM, Plain, Row, UnfetchedError, arc, demand_no_problem
+from ingest.sources import PROBLEM, Plain, Row, UnfetchedError, arc, demand_no_problem, listed
 from ingest.sources.readers import DAMAGE, Readers
 
 SUFFIXES = (".warc", ".warc.gz", ".warc.zst", ".arc", ".arc.gz")
 BATCH = 10_000  # rows of a table
 PIECE = 1 << 20  # bytes of one read
 HEAD = 64  # bytes looked at where a response does not say what it is
+KEPT_FIELDS = (pa.field("date", pa.string()),)
 SCHEMA = pa.schema(
     [
         ("source", pa.string()),
         ("size", pa.int64()),
         ("place", pa.int64()),
-        ("date", pa.string()),
+        *listed(KEPT_FIELDS),
         *PROBLEM,
         ("file", pa.string()),
     ]
@@ -57,7 +58,7 @@ class WarcSource(Plain):
     input.
     """
 
-    kept: Sequence[pa.Field] = (SCHEMA.field("date"),)
+    kept: Sequence[pa.Field] = KEPT_FIELDS
 
     def __init__(self, where: str, max_bytes: int) -> None:
         self._files = expand(where, SUFFIXES)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from ingest.budget import Lease
 from ingest.files import REMOTE, expand, labels, listing, open_file
 from ingest.reasons import Reason
-from ingest.sources import PROBLEM, Plain, Row, UnfetchedError, demand_no_problem, kept_as
+from ingest.sources import PROBLEM, Plain, Row, UnfetchedError, demand_no_problem, kept_fields, listed
 from ingest.sources.archive import Member, TarReader, members
 from ingest.sources.lists import find, plain
 from ingest.sources.readers import DAMAGE, Readers
@@ -60,9 +60,9 @@ class WebDatasetSource(Plain):
             identity = {"set": listing(self._files)}
             fields = [pa.field(name, pa.string()) for name in self._keep]
         self._columns = [field.name for field in fields]
-        self.kept = [field.with_name(kept_as(field.name)) for field in fields]
+        self.kept = kept_fields(fields)
         self.identity = {"kind": "webdataset", **identity, "keep_columns": self._keep}
-        self._schema = pa.schema([*FIELDS, *PROBLEM, pa.field("file", pa.string()), *self.kept])
+        self._schema = pa.schema([*FIELDS, *PROBLEM, pa.field("file", pa.string()), *listed(self.kept)])
 
     def tables(self) -> Iterator[pa.Table]:
         if self._set is not None:
@@ -76,7 +76,8 @@ class WebDatasetSource(Plain):
     def _own_tables(self, shards: ShardSet) -> Iterator[pa.Table]:
         stops = np.cumsum(shards.counts)
         for number, (start, stop) in enumerate(zip(stops - shards.counts, stops, strict=True)):
-            table = shards.sidecar(number, ["source", "key", "length", "offset", *self._columns])
+            names = ["source", "key", "length", "offset", *self._columns]
+            table = shards.sidecar(number, list(dict.fromkeys(names))).select(names)
             table = table.filter(pa.array(~np.isin(np.arange(start, stop), shards.excluded)))
             nothing = pa.nulls(table.num_rows, pa.string())
             file = pa.array([shards.url(number)] * table.num_rows, pa.string())

@@ -52,11 +52,11 @@ def listed(keys: str) -> set[Name]:
     found: set[Name] = set()
     for file in expand(keys, SUFFIXES):
         for columns in (["key", "shard"], ["key"]):
-            schema = pa.schema([(name, pa.string()) for name in columns])
+            known: set[str] = set()
             try:
-                for table in tables(file, "key", columns[1:], schema):
-                    shard = table["shard"].to_pylist() if "shard" in columns else [None] * table.num_rows
-                    found.update(zip(table["key"].to_pylist(), shard, strict=True))
+                for table in tables(file, columns, [pa.string()] * len(columns), known):
+                    shard = table[1].to_pylist() if "shard" in columns else [None] * table.num_rows
+                    found.update(zip(table[0].to_pylist(), shard, strict=True))
                 break
             except UserError:  # there is no such column
                 if columns == ["key"]:

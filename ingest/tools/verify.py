@@ -17,7 +17,7 @@ import google_crc32c
 from ingest.files import open_file
 from ingest.image import BadImage, ImageSettings, Stored
 from ingest.workers import ImagePool
-from seer_pipe.shards import ShardSet, sidecar_path
+from seer_pipe.shards import SIDECAR_SCHEMA, ShardSet, sidecar_path
 
 READ = 8 << 20  # bytes a request
 AHEAD = 32  # images of a shard that may be on their way through the decoders
@@ -62,7 +62,7 @@ def _check(shards: ShardSet, shard: int, decoders: ImagePool | None) -> Check:
         problems.append(Problem(url, key, what))
 
     try:
-        rows = shards.sidecar(shard).to_pylist()
+        rows = shards.sidecar(shard, SIDECAR_SCHEMA.names).to_pylist()  # and no column of another making
     except (OSError, ValueError) as error:
         return Check(url, 0, 0, [Problem(url, "", f"the sidecar is not readable: {error}")])
     if len(rows) != shards.counts[shard]:

@@ -29,7 +29,8 @@ class Listed(Plain):
         self.identity = {"kind": "listed", "names": list(names)}
 
     def tables(self) -> Iterator[pa.Table]:
-        yield pa.table({"source": pa.array(self.identity["names"], pa.string())})
+        names = self.identity["names"]
+        yield pa.table({"source": pa.array(names, pa.string()), "problem": pa.nulls(len(names), pa.string())})
 
     async def fetch(self, row: Row, lease: Lease) -> bytes:
         raise AssertionError("only listed")
@@ -105,6 +106,7 @@ def test_nothing_to_do_foreign_sets_and_damaged_records_are_said(tmp_path: Path)
         damaged.put(ABOUT, content)
         with pytest.raises(UserError, match="not readable"):
             open_plan(damaged)
-    damaged.put(ABOUT, json.dumps({"version": 99}).encode())
-    with pytest.raises(UserError, match="version 99"):
-        open_plan(damaged)
+    for version in (1, 99):
+        damaged.put(ABOUT, json.dumps({"version": version}).encode())
+        with pytest.raises(UserError, match=f"version {version}"):
+            open_plan(damaged)

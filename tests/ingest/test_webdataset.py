@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ingest.sources.webdataset import split
+from seer_pipe.shards import ShardSet
 from tests.ingest.helpers import files, rejected, seer_ingest, stored
 from tests.ingest.web import jpeg
 
@@ -118,3 +119,23 @@ def test_what_a_set_of_ours_excludes_is_left_out(tmp_path: Path) -> None:
     assert seer_ingest("exclude", tmp_path / "first", "--keys", tmp_path / "keys.txt").returncode == 0
     nothing = seer_ingest("webdataset", tmp_path / "first", "--out", tmp_path / "third")
     assert (nothing.returncode, nothing.stderr) == (2, "error: the input is empty: there is nothing to ingest\n")
+
+
+@pytest.mark.parametrize("verb", ["webdataset", "index"])
+def test_kept_columns_may_have_any_name(tmp_path: Path, verb: str) -> None:
+    """Those of the list of inputs among them: what a JSON calls a file is never read."""
+    names = ["file", "place", "problem", "size", "detail", "duplicate", "key"]
+    said = dict.fromkeys(names, "EMPTY") | {"file": str(tmp_path / "secret.jpg")}
+    (tmp_path / "secret.jpg").write_bytes(jpeg(9))
+    path = tmp_path / "a.tar"
+    write_tar(path, ("k.jpg", jpeg(1)), ("k.json", about(**said)))
+    out = tmp_path / "out"
+    run = seer_ingest(verb, path, "--out", out, "--workers", 1, "--keep-columns", ",".join(names))
+    assert run.returncode == 0, run.stderr
+    shards = ShardSet.open(out)
+    (row,) = shards.sidecar(0).to_pylist()
+    assert shards.read(0, row) == jpeg(1)
+    assert {name: row["input_key" if name == "key" else name] for name in names} == said
+    twice = seer_ingest(verb, path, "--out", tmp_path / "twice", "--keep-columns", "file,file")
+    assert (twice.returncode, twice.stdout) == (2, "")
+    assert "file would be in the sidecar more than once" in twice.stderr
