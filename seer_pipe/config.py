@@ -7,17 +7,17 @@ images, so that no setting changes its meaning with the batch or the number of G
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from seer_pipe.errors import UserError
+from seer_pipe.section import Section, override, read_file, validate
 from seer_pipe.store import FolderStore
 
 Positive = Annotated[int, Field(gt=0)]
@@ -37,10 +37,6 @@ Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 
 
 BoardName = Literal["tensorboard", "wandb", "mlflow"]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Source(Section):
@@ -88,6 +84,14 @@ class Augment(Section):
     blur_sigma: tuple[Rate, Rate] = (0.1, 2.0)
     solarise_p: Probability = 0.0
     ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (3 / 4, 4 / 3)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Augment:
+        for name in ("blur_sigma", "ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must be [low, high], not [{low:g}, {high:g}]")
+        return self
 
 
 class Crop(Section):
@@ -140,7 +144,7 @@ class Model(Section):
 
 
 class Head(Section):
-    hidden: list[Positive] = [2048]
+    hidden: list[Positive] = Field(default=[2048])
     dim: Positive = 128
     batch_norm: bool = True
 
@@ -152,7 +156,7 @@ class Swav(Section):
     temperature: Annotated[float, Field(gt=0)] = 0.1
     epsilon: Annotated[float, Field(gt=0)] = 0.05
     sinkhorn_iterations: Positive = 3
-    assign: Annotated[list[Count], Field(min_length=1)] = [0, 1]
+    assign: Annotated[list[Count], Field(min_length=1)] = Field(default=[0, 1])
     freeze_images: Count = Field(0, description="prototypes do not move before so many images")
     queue: Count = Field(0, description="embeddings kept an assignment crop; a multiple of the batch")
     queue_start_images: Count = 0
@@ -300,59 +304,17 @@ def derive(config: Config, images_in_set: int, world: int = 1) -> Derived:
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a config file and apply ``key.path=value`` overrides; UserError says what is wrong where."""
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    tree = read_file(path)
     if not isinstance(tree, dict):
         raise UserError(f"{path}: not a config: expected sections, found {type(tree).__name__}")
     tree.pop("derived", None)  # a run's own config.yaml holds these beside the settings
-    for override in overrides:
-        _override(tree, override)
+    for change in overrides:
+        override(tree, change)
     return parse(tree, str(path))
 
 
 def parse(tree: Mapping[str, Any], where: str) -> Config:
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"{where}: " + "; ".join(_explain(problem) for problem in error.errors())) from None
-
-
-def _override(tree: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UserError(f"{text!r}: an override is key.path=value")
-    *parents, last = key.split(".")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"{text!r}: {parent} is a value, not a section")
-    tree[last] = yaml.safe_load(value)
-
-
-def _explain(problem: Any) -> str:
-    key = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), _keys(Config), 1)
-        return f"{key}: no such setting" + (f"; did you mean {near[0]}?" if near else "")
-    if problem["type"] == "missing":
-        return f"{key}: missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    return f"{key}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
-
-
-def _keys(section: type[Section]) -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        yield name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from _keys(field.annotation)
-    if section is Views:
-        yield from _keys(Crop)
+    return validate(Config, tree, where)
 
 
 def save(config: Config, derived: Derived, path: Path) -> str:

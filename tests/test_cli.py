@@ -74,7 +74,7 @@ def newer_set(folder: Path) -> Path:
         (["train", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["train", "RECIPE", "data.path=EMPTY"], "no shard set here"),
         (["train", "RECIPE", "data.path=NEWER"], "upgrade it"),
-        (["train", "RECIPE", "train.bacth=3"], "did you mean batch?"),
+        (["train", "RECIPE", "train.bacth=3"], "did you mean train.batch?"),
         (["train", "RECIPE", "optimizer.lr=-1"], "optimizer.lr: "),
         (["train", "RECIPE", "data.path=PICTURES", "train.batch=32", "model.name=resnet17"], "try resnet1"),
         (

@@ -71,7 +71,7 @@ def test_seer_head_fits_its_trunk() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.bacth=64", r"train\.bacth: no such setting; did you mean batch\?"),
+        ("train.bacth=64", r"train\.bacth: no such setting; did you mean train\.batch\?"),
         ("objective.colour=red", r"objective\.colour: no such setting"),
         ("train.batch=0", r"train\.batch: input should be greater than 0, not 0"),
         ("train.batch=many", r"train\.batch: input should be a valid integer.* not 'many'"),
@@ -86,7 +86,16 @@ def test_seer_head_fits_its_trunk() -> None:
         ("objective.queue=100", r"objective\.queue must be a multiple of train\.batch \(64\)"),
         ("objective.assign=[0,9]", "names crop 9 of 6"),
         ("data=null", "data: .*dictionary.*not None"),
+        ("lr=1", r"lr: no such setting; did you mean optimizer\.lr\?"),
+        (
+            "views.crops=[{count: 1, siez: 64, scale: [0.5, 1]}]",
+            r"views\.crops\.0\.siez: .*mean views\.crops\[\]\.size\?",
+        ),
+        ("probe.label=x", r"probe\.label: .*mean probe\.labels\?"),
+        ("views.augment.ratio=[2, 1]", r"views\.augment: ratio must be \[low, high\], not \[2, 1\]"),
+        ("views.augment.blur_sigma=[2,0.1]", r"blur_sigma must be \[low, high\]"),
         ("train.batch", "an override is key.path=value"),
+        ("train.batch=", "no value; write train.batch=null"),
         ("name.first=x", "name is a value, not a section"),
     ],
 )

@@ -5,10 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
-from seer_pipe.config import Section
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.bench import on_bench
 from seer_pipe.evaluate.heads import fit
@@ -16,6 +12,7 @@ from seer_pipe.evaluate.knn import knn_accuracy
 from seer_pipe.evaluate.labels import open_labelled
 from seer_pipe.evaluate.linear import features_of_parts
 from seer_pipe.evaluate.results import keep
+from seer_pipe.section import Section, read_file, validate
 
 
 class DataSet(Section):
@@ -29,15 +26,10 @@ class DataSet(Section):
 
 def read_list(file: Path) -> list[DataSet]:
     """The data sets that a YAML file lists. UserError where it is something else, or two have one name."""
-    try:
-        entries = yaml.safe_load(file.read_text())
-        sets = [DataSet.model_validate(entry) for entry in entries]
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValidationError) as error:
-        problem = error.errors()[0] if isinstance(error, ValidationError) else None
-        said = f"{'.'.join(map(str, problem['loc'])) or 'an entry'}: {problem['msg']}" if problem else "not a list"
-        raise UserError(f"{file}: {said}; it is a list of entries with name, data and, at will, labels, test") from None
+    entries = read_file(file)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{file}: not a list of entries with name, data and, at will, labels, test")
+    sets = [validate(DataSet, entry, f"{file}: entry {nth}") for nth, entry in enumerate(entries, 1)]
     names = [entry.name for entry in sets]
     if not sets or len(set(names)) < len(names):
         raise UserError(f"{file}: needs at least one data set, and a name of its own for each")

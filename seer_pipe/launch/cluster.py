@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from seer_pipe.config import Positive, Section
+from seer_pipe.config import Positive
 from seer_pipe.errors import UserError
+from seer_pipe.section import Section, read_file, validate
 
 FOLDER = Path("slurm/clusters")
 VARIABLE = "SEER_PIPE_CLUSTER"  # names the defaults where the command line does not
@@ -83,15 +83,8 @@ def load(name: str | None, changes: Mapping[str, Any]) -> Cluster:
     tree: Any = {}
     if name:
         path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-        try:
-            tree = yaml.safe_load(path.read_text()) or {}
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from None
-        except yaml.YAMLError as error:
-            raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    try:
-        return Cluster.model_validate(tree | {key: value for key, value in changes.items() if value is not None})
-    except (TypeError, ValidationError) as error:
-        problems = error.errors() if isinstance(error, ValidationError) else []
-        told = [f"{'.'.join(map(str, p['loc']))}: {p['msg'].removeprefix('Value error, ')}" for p in problems]
-        raise UserError(f"{name or 'cluster'}: " + ("; ".join(told) or "expected settings")) from None
+        tree = read_file(path) or {}
+        if not isinstance(tree, dict):
+            raise UserError(f"{path}: expected settings, found {type(tree).__name__}")
+    changed = tree | {key: value for key, value in changes.items() if value is not None}
+    return validate(Cluster, changed, name or "cluster")

@@ -242,8 +242,20 @@ def sweep(configs: Sequence[str]) -> list[tuple[str, ...]]:
         key, equals, values = text.partition("=")
         if not equals:
             raise UserError(f"{text!r}: write key.path=value,value")
-        choices.append([f"{key}={value}" for value in values.split(",")])
+        choices.append([f"{key}={value}" for value in _split(values)])
     return list(itertools.product(*choices))
+
+
+def _split(values: str) -> list[str]:
+    """The values between commas, though not between those inside a list or a mapping."""
+    parts, depth = [""], 0
+    for sign in values:
+        depth += (sign in "[{") - (sign in "]}")
+        if sign == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return parts
 
 
 def _launched(run: Path) -> Record:

@@ -86,7 +86,7 @@ def test_transfer_is_a_table_of_all_sets(folder: Path, shards: Path, backbone: P
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("5", "not a list"), ("- {name: a}", "data: Field required"), ("[]", "at least one"),
+    [("5", "not a list"), ("- {name: a}", "entry 1: data: missing"), ("[]", "at least one"),
      ("[{name: a, data: b}, {name: a, data: c}]", "a name of its own"), ("- {name: a, data: b, lables: c}", "lables")],
 )  # fmt: skip
 def test_a_list_that_is_none_is_said(tmp_path: Path, text: str, message: str) -> None:

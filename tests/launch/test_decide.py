@@ -87,7 +87,8 @@ def test_times(text: str, expected: int) -> None:
         ({"time": "soon"}, "time 'soon': write 3d"),
         ({"nodes": 1, "min_nodes": 2}, "min_nodes is more than nodes"),
         ({"nodes": 5, "min_nodes": 2, "tasks_per_node": 2}, "on 4 nodes at most"),
-        ({"gpu": 8}, "gpu: Extra inputs"),
+        ({"node": 8}, r"cluster: node: no such setting; did you mean nodes\?"),
+        ({"mem": 400}, "mem: input should be a valid string"),
     ],
 )
 def test_what_a_cluster_cannot_be_asked(changes: dict[str, Any], told: str) -> None:
@@ -120,6 +121,8 @@ def test_what_cannot_run_is_refused_before_it_is_submitted(tmp_path: Path) -> No
 
 def test_a_sweep_is_every_combination() -> None:
     assert submit.sweep(["a.b=1,2", "c=x"]) == [("a.b=1", "c=x"), ("a.b=2", "c=x")]
+    lists = submit.sweep(["c=[{a: [1, 2]}, {b: 3}],[1],null"])
+    assert lists == [("c=[{a: [1, 2]}, {b: 3}]",), ("c=[1]",), ("c=null",)]
     with pytest.raises(UserError, match="write key"):
         submit.sweep(["a.b"])
 
