@@ -16,10 +16,9 @@ from seer_pipe.data.order import Ints
 from seer_pipe.data.views import Crops, CropSpec, centre
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.pictures import Picture, Pictures, ahead
+from seer_pipe.export import Preprocessing
 from seer_pipe.train.parallel import World
 
-#: Short side before the central crop, in parts of the crop: ImageNet's 256 for 224.
-RESIZE = 256 / 224
 #: From the numbers, heights and widths of n images to the box of each.
 View = Callable[[Ints, Ints, Ints], Crops]
 
@@ -49,8 +48,8 @@ class Images:
         self.left_out: dict[int, str] = {}
 
     def centre(self, numbers: Ints, height: Ints, width: Ints) -> Crops:
-        """The usual evaluation view: short side to 8/7 of the size, then the middle."""
-        return centre(height, width, self.size, round(self.size * RESIZE))
+        """The usual evaluation view, the one that an export's model card has as code."""
+        return centre(height, width, self.size, Preprocessing(self.size).resize)
 
     def batches(
         self, numbers: Ints | None = None, view: View | None = None

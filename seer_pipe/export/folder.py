@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 import seer_pipe
 from seer_pipe.errors import UserError
-from seer_pipe.export.formats import FORMATS, Format, Preprocessing
+from seer_pipe.export.formats import FORMATS, Format
 from seer_pipe.export.match import load_weights
 from seer_pipe.export.names import names_in
-from seer_pipe.export.onnx import require_onnx, run_onnx, write_onnx
+from seer_pipe.export.onnx import ONNX_CODE, require_onnx, run_onnx, write_onnx
+from seer_pipe.export.preprocess import Preprocessing
 from seer_pipe.export.weights import read_weights, write_weights
 from seer_pipe.models import Trunk, build_trunk, multiply_adds
 
@@ -67,7 +68,8 @@ def export_backbone(
         write_weights(folder / layout.weights, _tensors(trunk, head, layout), {**metadata, **shown, **identity})
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-        card = _model_card(trunk, layout, preprocessing, metadata, sections or {}, origin)
+        more = {"ONNX": f"```python\n{ONNX_CODE}\n```"} if onnx else {}
+        card = _model_card(trunk, layout, preprocessing, metadata, {**more, **(sections or {})}, origin)
         (folder / "README.md").write_text(card)
         back = load_backbone(folder).to(next(trunk.parameters()).device)
         _compare(_features(back, images), _features(trunk, images))
@@ -134,11 +136,15 @@ def _model_card(
     facts = {
         "Architecture": trunk.name + (" with the small stem" if trunk.stem_kind == "small" else ""),
         "Parameters": f"{parameters / 1e6:.2f} M",
-        "Multiply-adds": f"{cost / 1e9:.2f} G an image of {pre.size} x {pre.size}",
+        "Multiply-adds": f"{cost / 1e9:.3g} G per image of {pre.size} x {pre.size}",
         "Features": f"{trunk.width}, averaged over the last feature map",
-        "Input": f"RGB in [0, 1], mean {pre.mean}, std {pre.std}",
+        "Input": f"RGB in [0, 1], {pre.size} x {pre.size} pixels",
+        "Resize": f"shorter side to {pre.resize}, bilinear with antialiasing, then the central {pre.size} x {pre.size}",
+        "Mean": ", ".join(map(str, pre.mean)),
+        "Standard deviation": ", ".join(map(str, pre.std)),
         **metadata,
     }
+    own = f"\n{layout.title} does the same:\n\n```python\n{layout.transform}\n```\n" if layout.transform else ""
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     extra = "".join(f"\n## {title}\n\n{text.strip()}\n" for title, text in sections.items())
     return f"""---
@@ -159,7 +165,13 @@ A vision backbone, {origin}, in the layout of {layout.title}.
 ```python
 {layout.snippet(trunk, pre)}
 ```
-{extra}
+
+## Preprocessing
+
+```python
+{pre.code()}
+```
+{own}{extra}
 ## Limits
 
 It gives features, not classes: put a classifier on them, or fine-tune it. It has the habits and biases of the

@@ -7,21 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from seer_pipe.errors import UserError
+from seer_pipe.export.preprocess import Preprocessing
 from seer_pipe.models import Trunk
 from seer_pipe.models.regnet import REGNETS, SE_RATIO, STEM_WIDTH
 from seer_pipe.models.resnet import RESNETS
 
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How images were shown to the trunk: square, in RGB, scaled to [0, 1], less ``mean``, over ``std``."""
-
-    size: int = 224  # pixels a side
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    crop: float = 0.875  # the central part kept after resizing the shorter side to size / crop
 
 
 @dataclass(frozen=True)
@@ -33,6 +24,7 @@ class Format:
     files: Callable[[Trunk, Preprocessing], dict[str, Json]]  # JSON files; a trunk it cannot hold is a UserError
     snippet: Callable[[Trunk, Preprocessing], str]  # Python, run inside the folder, that ends with a `model`
     weights: str = "model.safetensors"
+    transform: str = ""  # Python in which the library's own preprocessing makes a ``transform``, where it has one
     prefix: str = ""  # before every name of the trunk's tensors
 
 
@@ -63,9 +55,10 @@ def _own_config(trunk: Trunk, pre: Preprocessing) -> dict[str, Json]:
         "stem": trunk.stem_kind,
         "width": trunk.width,
         "input_size": [3, pre.size, pre.size],
+        "resize": pre.resize,
+        "interpolation": "bilinear",
         "mean": list(pre.mean),
         "std": list(pre.std),
-        "crop": pre.crop,
     }
     return {"config.json": config}
 
@@ -109,13 +102,7 @@ def _timm_files(trunk: Trunk, pre: Preprocessing) -> dict[str, Json]:
         "num_features": trunk.width,
         "pretrained_cfg": {
             "custom_load": False,
-            "input_size": [3, pre.size, pre.size],
-            "fixed_input_size": False,
-            "interpolation": "bilinear",
-            "crop_pct": pre.crop,
-            "crop_mode": "center",
-            "mean": list(pre.mean),
-            "std": list(pre.std),
+            **pre.timm(),
             "num_classes": 0,
             "pool_size": [-(-pre.size // 32)] * 2,
             "first_conv": "stem.conv" if regnet else "conv1",
@@ -163,19 +150,7 @@ def _huggingface_files(trunk: Trunk, pre: Preprocessing) -> dict[str, Json]:
             "downsample_in_first_stage": False,
             "downsample_in_bottleneck": False,
         }
-    preprocessor = {
-        "image_processor_type": "ConvNextImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": pre.size},
-        "crop_pct": pre.crop,
-        "resample": 2,  # PIL's number of bilinear
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(pre.mean),
-        "image_std": list(pre.std),
-    }
-    return {"config.json": config, "preprocessor_config.json": preprocessor}
+    return {"config.json": config, "preprocessor_config.json": pre.transformers()}
 
 
 def _huggingface_snippet(trunk: Trunk, pre: Preprocessing) -> str:
@@ -237,10 +212,21 @@ tensors = load_file("model.safetensors")
 head = {name.removeprefix("head."): t for name, t in tensors.items() if name.startswith("head.")}"""
 
 
+_TIMM_TRANSFORM = """import timm
+
+model = timm.create_model("local-dir:.", pretrained=True, num_classes=0)
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))  # for images of Pillow"""
+_HUGGINGFACE_TRANSFORM = """from transformers import AutoImageProcessor
+
+transform = AutoImageProcessor.from_pretrained(".")  # transform(image, return_tensors="pt").pixel_values
+# of an odd margin it cuts the smaller half at the left and the top, where torchvision rounds half a pixel to even"""
+
 FORMATS = {
     "torchvision": Format("torchvision", "torchvision", _own_config, _torchvision_snippet),
-    "timm": Format("timm", "timm", _timm_files, _timm_snippet),
-    "huggingface": Format("huggingface", "Transformers", _huggingface_files, _huggingface_snippet),
+    "timm": Format("timm", "timm", _timm_files, _timm_snippet, transform=_TIMM_TRANSFORM),
+    "huggingface": Format(
+        "huggingface", "Transformers", _huggingface_files, _huggingface_snippet, transform=_HUGGINGFACE_TRANSFORM
+    ),
     "detectron2": Format("detectron2", "detectron2", _detectron2_files, _detectron2_snippet, weights="model.pth"),
     "full": Format("torchvision", "seer_pipe, head included", _own_config, _full_snippet, prefix="trunk."),
 }

@@ -11,6 +11,12 @@ from torch import Tensor
 from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk
 
+#: For the model card.
+ONNX_CODE = """import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+(features,) = session.run(None, {"images": images.numpy()})  # images [n, 3, height, width], prepared as above"""
+_LARGEST = 2_000_000_000  # bytes of weights: a protobuf ends at 2 GiB
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -22,7 +28,7 @@ def require_onnx() -> None:
 
 
 def write_onnx(trunk: Trunk, file: Path, size: int) -> None:
-    """Write the graph, and its weights to ``file``.data, as graphs over 2 GB have to; the trunk is on the CPU."""
+    """Write the graph with its weights; weights of 2 GB and more to ``file``.data. The trunk is on the CPU."""
     example = torch.zeros(2, 3, size, size)  # of two images: with one, torch would take n = 1 for a constant
     torch.onnx.export(
         trunk.eval(),
@@ -32,6 +38,7 @@ def write_onnx(trunk: Trunk, file: Path, size: int) -> None:
         output_names=["features"],
         dynamic_shapes=({0: "n", 2: "h", 3: "w"},),
         verbose=False,
+        external_data=sum(tensor.nbytes for tensor in trunk.state_dict().values()) >= _LARGEST,
     )
 
 

@@ -49,9 +49,16 @@ def export(folder: Path, name: str, format: str = "torchvision", **options):
         return trunk.eval()(images), images
 
 
+def code_of(folder: Path, section: str) -> list[str]:
+    """The Python in a section of the model card."""
+    card = (folder / "README.md").read_text()
+    text = card.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
 def run_card(folder: Path, monkeypatch) -> nn.Module:
     """The model that the card's snippet makes when it is run in the folder."""
-    (snippet,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    snippet = code_of(folder, "Loading")[0]
     monkeypatch.chdir(folder)
     scope: dict = {}
     exec(snippet, scope)
@@ -231,13 +238,16 @@ def test_an_export_that_does_not_come_back_the_same_leaves_nothing(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_onnx_graph_takes_any_number_and_size_of_images(tmp_path):
+def test_onnx_is_one_file_that_takes_any_number_and_size_of_images(tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
-    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime")
     trunk = trained("resnet18", stem="small")
     export_backbone(trunk, tmp_path / "out", images=torch.randn(1, 3, 64, 64), metadata=METADATA, onnx=True)
-    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
-    images = torch.randn(3, 3, 48, 80)
-    (features,) = session.run(None, {"images": images.numpy()})
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "README.md", "config.json", "model.onnx", "model.safetensors"
+    }  # fmt: skip
+    monkeypatch.chdir(tmp_path / "out")
+    scope = {"images": torch.randn(3, 3, 48, 80)}
+    exec(code_of(tmp_path / "out", "ONNX")[0], scope)
     with torch.no_grad():
-        assert same(torch.from_numpy(features), trunk.eval()(images))
+        assert same(torch.from_numpy(scope["features"]), trunk.eval()(scope["images"]))
