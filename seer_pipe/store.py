@@ -25,10 +25,17 @@ S3 = "s3://"
 #: What S3 servers answer to credentials that are wrong or no longer valid.
 CREDENTIALS = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId",
                "SignatureDoesNotMatch", "RequestTimeTooSkewed", "InvalidClientTokenId"}  # fmt: skip
+#: What they answer to requests that another try may help.
+PASSING = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded",
+           "OperationAborted", "InternalError"}  # fmt: skip
 
 
 class RefusedError(UserError, PermissionError):
     """The server does not give this object: the end of a command, and to the stream an object that cannot be read."""
+
+
+class EndedError(OSError):
+    """The object ends before what is asked of it."""
 
 
 @dataclass(frozen=True)
@@ -234,43 +241,59 @@ class S3Store:
 
     def _retry(self, path: str, request: Callable[[], T]) -> T:
         """Run ``request`` until it succeeds, fails for good, or patience ends; full-jitter back-off."""
-        from botocore.exceptions import (
-            ClientError,
-            NoCredentialsError,
-            ParamValidationError,
-            PartialCredentialsError,
-        )
-
         started, attempt = time.monotonic(), 0
         while True:
             try:
                 return request()
-            except (NoCredentialsError, PartialCredentialsError) as error:
-                raise UserError(f"{self.url}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
-            except ParamValidationError as error:  # a bucket's name that no bucket can have
-                raise UserError(f"{self.url}: {' '.join(str(error).split())}") from None
-            except UserError:
-                raise
-            except ClientError as error:
-                code = str(error.response.get("Error", {}).get("Code", ""))
-                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-                if code in ("NoSuchKey", "404", "NotFound"):
-                    raise FileNotFoundError(f"{self.url}/{path}") from None
-                if code == "NoSuchBucket":
-                    raise UserError(f"{self.url}: there is no bucket {self.bucket}") from None
-                if code in CREDENTIALS:
-                    raise UserError(f"{self.url}: the server does not take the credentials: {code}; renew them "
-                                    "and start again: what is finished is kept") from None  # fmt: skip
-                if status < 500 and status != 429 and code not in ("SlowDown", "RequestTimeout"):
-                    raise RefusedError(f"{self.url}/{path}: refused by the server: {code}") from None
-                failure: Exception = error
-            except Exception as error:  # every transport error is worth another try
+            except Exception as error:
+                final = self._final(path, error)
+                if final is error:
+                    raise
+                if final is not None:
+                    raise final from None
                 failure = error
             attempt += 1
             wait = random.uniform(0, min(20.0, 0.2 * 2**attempt))
             if time.monotonic() + wait - started > self.PATIENCE:
                 raise OSError(f"{self.url}/{path}: gave up after {attempt} tries: {failure}") from failure
             time.sleep(wait)
+
+    def _final(self, path: str, error: Exception) -> Exception | None:
+        """What an error that cannot pass is to be raised as; None where it is worth another try."""
+        from boto3.exceptions import S3UploadFailedError
+        from botocore import exceptions as aws
+
+        if isinstance(error, S3UploadFailedError) and isinstance(error.__context__, Exception):
+            error = error.__context__  # what it was, which boto3 puts into words
+        if isinstance(error, aws.ClientError):
+            return self._refused(path, error.response)
+        if isinstance(error, aws.NoCredentialsError | aws.PartialCredentialsError):
+            return UserError(f"{self.url}: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        if isinstance(error, aws.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return UserError(f"{self.url}: the server's certificate is not trusted; AWS_CA_BUNDLE names the file of "
+                             "another authority")  # fmt: skip
+        passing = (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError, aws.ChecksumError,
+                   aws.FlexibleChecksumError, aws.CredentialRetrievalError, aws.MetadataRetrievalError)  # fmt: skip
+        if isinstance(error, aws.BotoCoreError):  # settings: a profile, a region, a name that no bucket can have
+            return None if isinstance(error, passing) else UserError(f"{self.url}: {' '.join(str(error).split())}")
+        if isinstance(error, UserError | EndedError | FileNotFoundError | PermissionError | TypeError | AttributeError):
+            return error  # ours, of a local file, or a fault of the program
+        return None
+
+    def _refused(self, path: str, answer: Any) -> Exception | None:
+        """As ``_final``, for what the server answered."""
+        code = str(answer.get("Error", {}).get("Code", ""))
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code in ("NoSuchKey", "404", "NotFound"):
+            return FileNotFoundError(f"{self.url}/{path}")
+        if code == "NoSuchBucket":
+            return UserError(f"{self.url}: there is no bucket {self.bucket}")
+        if code in CREDENTIALS:
+            return UserError(f"{self.url}: the server does not take the credentials: {code}; renew them "
+                             "and start again: what is finished is kept")  # fmt: skip
+        if code in PASSING or status in (0, 408, 429) or (status >= 500 and status not in (501, 505)):
+            return None
+        return RefusedError(f"{self.url}/{path}: refused by the server: {code}")
 
     def get(self, path: str) -> bytes:
         def request() -> bytes:
@@ -292,7 +315,10 @@ class S3Store:
             begin = start + sum(map(len, got))
             span = f"bytes={begin}-{start + length - 1}"
             answer = self.client.get_object(Bucket=self.bucket, Key=self._key(path), Range=span)
-            if answer["ContentLength"] != start + length - begin:  # the whole object, or it ends before
+            size = answer.get("ContentRange", "").rpartition("/")[2]
+            if size.isdigit() and int(size) < start + length:
+                raise EndedError(f"{self.url}/{path}: has {size} bytes, not {length} at {start}")
+            if answer["ContentLength"] != start + length - begin:  # the whole object, perhaps
                 raise OSError(f"{answer['ContentLength']} bytes at {begin} instead of {start + length - begin}")
             for block in answer["Body"].iter_chunks(1 << 20):
                 got.append(block)

@@ -1,6 +1,9 @@
 """Stores on a folder and on an S3-compatible server: whole or not at all, exact ranges, clear refusals."""
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +45,7 @@ def test_what_is_put_is_got(store: Store, tmp_path: Path) -> None:
     assert list(store.list()) == [Entry("c.bin", 1000)]
 
 
-def test_what_is_missing_or_short_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(S3Store, "PATIENCE", 1.0)  # a short answer may be a cut connection, so it is tried again
+def test_what_is_missing_or_short_is_told(store: Store, at_once: None) -> None:
     with pytest.raises(FileNotFoundError):
         store.get("nothing")
     store.put("short", b"abc")
@@ -125,15 +127,102 @@ def test_keys_are_as_they_are_and_a_prefix_is_a_folder(bucket: str) -> None:
     assert list(inner.list()) == [Entry("h i/*.bin", 4)]
 
 
-@pytest.mark.parametrize("url", ["s3://not a bucket/x", "s3://a%b", "s3://-/x", "s3://bücher/x"])
-def test_a_name_that_no_bucket_can_have_is_said_at_once(bucket: str, url: str) -> None:
-    with pytest.raises(UserError, match="bucket"):
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is tried a second time."""
+
+    def waits(seconds: float) -> None:
+        pytest.fail("it is tried again")
+
+    monkeypatch.setattr("seer_pipe.store.time.sleep", waits)
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://not a bucket/x", "s3://a%b", "s3://-/x", "s3://bücher/x", "s3://My_Bucket!", "s3://My_Bucket!/x"]
+)
+def test_a_name_that_no_bucket_can_have_is_said_at_once(bucket: str, url: str, at_once: None) -> None:
+    with pytest.raises(UserError, match="bucket") as caught:
         open_store(url).get("y")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "status", [(400, "ExpiredToken"), (403, "AccessDenied"), (404, "NoSuchBucket"), (501, "NotImplemented")]
+)
+@pytest.mark.parametrize("verb", ["get", "get_range", "put", "put_file", "list", "delete"])
+def test_what_the_server_refuses_for_good_is_said_at_once(
+    verb: str, status: tuple[int, str], tmp_path: Path, bucket: str, at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a real client of a server that says so; what was to be uploaded stays."""
+    local = tmp_path / "local"
+    local.write_bytes(b"x" * 100)
+    ask: dict[str, Callable[[Store], object]] = {
+        "get": lambda store: store.get("a"),
+        "get_range": lambda store: store.get_range("a", 0, 3),
+        "put": lambda store: store.put("a", b"b"),
+        "put_file": lambda store: store.put_file("a", local),
+        "list": lambda store: list(store.list()),
+        "delete": lambda store: store.delete("a"),
+    }
+    with answering(*status) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(UserError, match=f"no bucket|{status[1]}"):
+            ask[verb](open_store(bucket))
+    assert local.exists()
+
+
+@contextmanager
+def answering(status: int, code: str) -> Iterator[str]:
+    """The address of a server that has one answer."""
+    body = f"<Error><Code>{code}</Code></Error>".encode()
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_PUT = do_DELETE = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            """Nothing is printed."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_local_file_that_is_missing_is_said_at_once(bucket: str, tmp_path: Path, at_once: None) -> None:
+    with pytest.raises(FileNotFoundError):
+        open_store(bucket).put_file("a", tmp_path / "nothing")
+
+
+def test_what_may_pass_is_tried_again(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("seer_pipe.store.time.sleep", waited.append)
+    monkeypatch.setattr(S3Store, "PATIENCE", 5.0)
+    for status in ((503, "SlowDown"), (400, "RequestTimeout"), (520, "Unknown"), (429, "TooManyRequests")):
+        waited.clear()
+        with answering(*status) as url:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+            with pytest.raises(OSError, match="gave up after"):
+                open_store(bucket).get("a")
+        assert waited
+    with pytest.raises(OSError, match="gave up after"):  # nobody listens there any more
+        open_store(bucket).get("a")
 
 
 @pytest.mark.parametrize(("name", "value"), [("AWS_ENDPOINT_URL", "nonsense"), ("AWS_PROFILE", "nobody")])
 def test_a_client_that_cannot_be_made_is_said_at_once(
-    bucket: str, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+    bucket: str, name: str, value: str, at_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=value):
