@@ -128,16 +128,18 @@ def digest(files: Sequence[str]) -> str:
 
 
 def listing(files: Sequence[str]) -> str:
-    """SHA-256 over the places and sizes of ``files``: tells one list of large files from another."""
+    """SHA-256 over the places, sizes and, of local ones, times of ``files``: tells one list of large files from
+    another, and from itself after a change."""
     total = hashlib.sha256()
     for file in files:
         remote = file.startswith(REMOTE)
         if remote:
             store, key = locate(file)
-            size = store.size(key)
+            state = f"{file}\t{store.size(key)}"
         else:
-            size = Path(file).stat().st_size
-        total.update(f"{file if remote else Path(file).resolve()}\t{size}\n".encode("utf-8", "surrogateescape"))
+            about = Path(file).stat()
+            state = f"{Path(file).resolve()}\t{about.st_size}\t{about.st_mtime_ns}"
+        total.update(f"{state}\n".encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
 
@@ -149,7 +151,7 @@ def labels(files: Sequence[str]) -> list[str]:
         if len(set(level)) > 1:
             break
         common += 1
-    return ["/".join(path[common:]) for path in parts]
+    return [os.fsencode("/".join(path[common:])).decode("utf-8", "backslashreplace") for path in parts]
 
 
 def read_parquet(data: bytes, columns: Sequence[str]) -> pa.Table:

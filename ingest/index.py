@@ -66,6 +66,9 @@ class IndexSink:
     def reject(self, source: str, reason: str, detail: str = "") -> None:
         self._rejected.append(Rejected(source, reason, detail))
 
+    def __len__(self) -> int:
+        return len(self._samples) + len(self._rejected)
+
     def commit(self) -> None:
         shard = self._plan.shard(self._number)
         with open_file(shard if is_elsewhere(shard) else f"{self._plan.store.url}/{shard}") as tar:

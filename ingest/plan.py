@@ -54,7 +54,11 @@ class Plan:
         """Path of the unit's tar as the manifest has it: within the store, or absolute or a URL."""
         if not self.in_place:
             return f"{unit:05d}.tar"
-        file = str(self._file.read_row_group(unit, ["file"], use_threads=False)["file"][0])
+        name: bytes = self._file.read_row_group(unit, ["file"], use_threads=False)["file"][0].as_py()
+        try:
+            file = name.decode()
+        except UnicodeDecodeError:
+            raise UserError(f"{name!r}: a shard set can only name files whose names are UTF-8; rename it") from None
         file = file if "://" in file else str(Path(file).absolute())
         return file.removeprefix(self.store.url + "/")
 

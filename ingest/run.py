@@ -184,11 +184,17 @@ def finish(plan: Plan) -> Summary:
     with ThreadPoolExecutor(16) as pool:
         for found in pool.map(reasons, units):
             rejected.update(found)
+    stored = sum(manifest["samples"].to_pylist())
+    if stored + rejected.total() != plan.inputs:
+        raise UserError(
+            f"{plan.store.url}: {stored} stored and {rejected.total()} rejected, but {plan.inputs} inputs: files of "
+            "another run are among its sidecars or in rejected/; make the set again with another --out"
+        )
     return Summary(
         url=plan.store.url,
         shards=plan.units,
         inputs=plan.inputs,
-        stored=sum(manifest["samples"].to_pylist()),
+        stored=stored,
         bytes=sum(manifest["bytes"].to_pylist()),
         rejected=dict(rejected.most_common()),
     )

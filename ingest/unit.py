@@ -33,6 +33,7 @@ class Sink(Protocol):
 
     def add(self, place: int, row: Row, source: str, image: Stored) -> None: ...
     def reject(self, source: str, reason: str, detail: str = "") -> None: ...
+    def __len__(self) -> int: ...  # outcomes taken
     def commit(self) -> None: ...
     def discard(self) -> None: ...
 
@@ -55,6 +56,9 @@ class ShardSink:
         self._places: list[int] = []  # of the samples among the inputs
         self._writer = ShardWriter(plan.store, plan.shard(number), IMAGE_FIELDS)
         self.reject, self.discard = self._writer.reject, self._writer.discard
+
+    def __len__(self) -> int:
+        return len(self._writer)
 
     def add(self, place: int, row: Row, source: str, image: Stored) -> None:
         key = f"{self._number:05d}-{place:06d}"
@@ -146,7 +150,9 @@ class Unit:
         return self._spool.read(int.from_bytes(self._spool.read(8), "little"))
 
     def commit(self) -> None:
-        """Make the shard visible, whole."""
+        """Make the shard visible, whole: every input is stored or rejected, or nothing of it is committed."""
+        if len(self._sink) != len(self.rows):
+            raise RuntimeError(f"unit {self.number}: {len(self._sink)} outcomes of {len(self.rows)} inputs")
         self._sink.commit()
         self.discard()
 

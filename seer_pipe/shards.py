@@ -117,7 +117,8 @@ class ShardWriter:
         self._written = 0
 
     def __len__(self) -> int:
-        return len(self._rows)
+        """Outcomes so far: samples and rejected inputs."""
+        return len(self._rows) + len(self._rejected)
 
     def _write(self, data: bytes) -> None:
         self._tar.write(data)

@@ -42,6 +42,8 @@ def listed(kept: Iterable[pa.Field]) -> list[pa.Field]:
     return [field.with_name(KEPT + field.name) for field in kept]
 
 
+#: Column of the file that holds an input: its path in the file system's own bytes (not all are text), or its URL.
+FILE = pa.field("file", pa.binary())
 #: Columns of a list that knows beforehand why an input is of no use.
 PROBLEM = (pa.field("problem", pa.string()), pa.field("detail", pa.string()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import stat
 import tarfile
 import zipfile
@@ -15,13 +16,14 @@ from typing import BinaryIO, NamedTuple, cast
 import pyarrow as pa
 
 from ingest.budget import Lease
-from ingest.files import expand, labels, listing, open_file
-from ingest.reasons import Reason
-from ingest.sources import PROBLEM, Plain, Row, UnfetchedError, demand_no_problem
+from ingest.files import expand, is_apple_double, labels, listing, open_file
+from ingest.reasons import Reason, said
+from ingest.sources import FILE, PROBLEM, Plain, Row, UnfetchedError, demand_no_problem
 from ingest.sources.readers import DAMAGE, Reader, Readers
 from seer_pipe.shards import BLOCK
 
 BATCH = 10_000  # rows of a table
+SCAN = 64 * BLOCK  # bytes of one read behind the end of a tar
 LONGEST_HEADER = 1 << 20  # bytes; a tar with a longer header means harm
 MEMBER_KINDS = {
     tarfile.LNKTYPE: "hard link",
@@ -42,13 +44,12 @@ class Member(NamedTuple):
     detail: str | None = None
 
 
-SCHEMA = pa.schema(
-    [("source", pa.string()), ("size", pa.int64()), ("place", pa.int64()), *PROBLEM, ("file", pa.string())]
-)
+SCHEMA = pa.schema([("source", pa.string()), ("size", pa.int64()), ("place", pa.int64()), *PROBLEM, FILE])
 
 
 class ArchiveSource(Plain):
-    """Every member that is no folder, of the archive, pattern or folder of archives ``where``, in order.
+    """Every member that is no folder, of the archive, pattern or folder of archives ``where``, in order; but for what
+    macOS puts beside files (``._name``).
 
     Names of members are labels and nothing more. Links, devices and sparse files are rejected; the rest of an
     archive that breaks off or cannot be read is one rejected input.
@@ -62,7 +63,7 @@ class ArchiveSource(Plain):
 
     def tables(self) -> Iterator[pa.Table]:
         for file, label in zip(self._files, labels(self._files), strict=True):
-            rows = ((f"{label}/{member.name}", *member[1:], file) for member in members(file))
+            rows = ((f"{label}/{member.name}", *member[1:], os.fsencode(file)) for member in members(file))
             while batch := list(islice(rows, BATCH)):
                 yield pa.table([*map(list, zip(*batch, strict=True))], schema=SCHEMA)
 
@@ -83,12 +84,31 @@ def members(file: str) -> Iterator[Member]:
     """What is in an archive, in order, up to where it is damaged."""
     try:
         with kind(file).open(file) as data:
-            yield from kind(file).members(data)
+            yield from (member for member in kind(file).members(data) if not is_apple_double(member.name))
     except DAMAGE as error:
-        yield Member("…", problem=Reason.UNREADABLE, detail=f"damaged from here on: {error or type(error).__name__}")
+        yield Member("…", problem=Reason.UNREADABLE, detail=f"damaged from here on: {said(error)}")
 
 
 def tar_members(data: BinaryIO) -> Iterator[Member]:
+    """The members of a tar, and of those that were appended to it behind its end mark (``cat a.tar b.tar``)."""
+    start: int | None = 0
+    while start is not None:
+        data.seek(start)
+        yield from one_tar_members(data)
+        start = next_tar(data)
+
+
+def next_tar(data: BinaryIO) -> int | None:
+    """Where the next block stands that is not all zero, or None."""
+    while block := data.read(SCAN):
+        found = len(block) - len(block.lstrip(b"\0"))
+        if found < len(block):
+            return data.tell() - len(block) + found // BLOCK * BLOCK
+    return None
+
+
+def one_tar_members(data: BinaryIO) -> Iterator[Member]:
+    """From where ``data`` stands to behind the first block of the end mark."""
     with tarfile.TarFile(fileobj=cast(BinaryIO, Headers(data)), encoding="utf-8", errors="backslashreplace") as tar:
         while (info := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # it would keep them all

@@ -19,10 +19,12 @@ from seer_pipe.errors import UserError
 
 SCHEMA = pa.schema([("source", pa.string()), ("size", pa.int64()), ("path", pa.binary())])
 BATCH = 10_000  # rows of a table
+APPLE_DOUBLE = b"._"  # begins the names of what macOS keeps beside files
 
 
 class FolderSource(Plain):
-    """Every plain file below ``root``, whatever its name, folder by folder in the order of the names' bytes.
+    """Every plain file below ``root``, folder by folder in the order of the names' bytes, whatever its name; but for
+    what macOS puts beside files (``._name``).
 
     A link to a file counts as the file, a link to a folder is not followed (it may lead in circles). The list is
     fixed by the first run: files that come later have no part in it, files that go are rejected as unreadable.
@@ -83,7 +85,8 @@ def walk(root: bytes) -> Iterator[tuple[bytes, int]]:
         try:
             if entry is None or entry.is_dir(follow_symlinks=False):
                 with os.scandir(path) as entries:
-                    stack.extend(sorted(entries, key=attrgetter("name"), reverse=True))
+                    names = (entry for entry in entries if not entry.name.startswith(APPLE_DOUBLE))
+                    stack.extend(sorted(names, key=attrgetter("name"), reverse=True))
                 continue
             about = entry.stat()
             if stat.S_ISREG(about.st_mode):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tarfile
 import zipfile
 import zlib
@@ -10,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
-from ingest.reasons import Reason
+from ingest.reasons import Reason, said
 from ingest.sources import UnfetchedError
 
 #: What damaged files raise. (A tar with very many headers in a row makes ``tarfile`` recurse.)
@@ -45,13 +46,13 @@ class Readers:
         self._readers: OrderedDict[str, Reader] = OrderedDict()
         self._turn = asyncio.Lock()  # first come, first served, so that a stream is read in its order
 
-    async def read(self, file: str, place: int, size: int) -> bytes:
-        """As ``Reader.read``; UnfetchedError where the file is damaged or gone."""
+    async def read(self, file: bytes, place: int, size: int) -> bytes:
+        """As ``Reader.read``, of a row's ``file``; UnfetchedError where it is damaged or gone."""
         async with self._turn:
             try:
-                return await asyncio.to_thread(lambda: self._get(file).read(place, size))
+                return await asyncio.to_thread(lambda: self._get(os.fsdecode(file)).read(place, size))
             except DAMAGE as error:
-                raise UnfetchedError(Reason.UNREADABLE, str(error) or type(error).__name__) from None
+                raise UnfetchedError(Reason.UNREADABLE, said(error)) from None
 
     def _get(self, file: str) -> Reader:
         if file not in self._readers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -15,7 +16,7 @@ from ingest.budget import Lease
 from ingest.files import expand, labels, listing, open_file
 from ingest.formats import sniff
 from ingest.reasons import Reason
-from ingest.sources import PROBLEM, Plain, Row, UnfetchedError, arc, demand_no_problem, listed
+from ingest.sources import FILE, PROBLEM, Plain, Row, UnfetchedError, arc, demand_no_problem, listed
 from ingest.sources.readers import DAMAGE, Readers
 
 SUFFIXES = (".warc", ".warc.gz", ".warc.zst", ".arc", ".arc.gz")
@@ -30,7 +31,7 @@ SCHEMA = pa.schema(
         ("place", pa.int64()),
         *listed(KEPT_FIELDS),
         *PROBLEM,
-        ("file", pa.string()),
+        FILE,
     ]
 )
 
@@ -68,7 +69,7 @@ class WarcSource(Plain):
 
     def tables(self) -> Iterator[pa.Table]:
         for file, label in zip(self._files, labels(self._files), strict=True):
-            rows = ((*capture, file) for capture in captures(file, label))
+            rows = ((*capture, os.fsencode(file)) for capture in captures(file, label))
             while batch := list(islice(rows, BATCH)):
                 yield pa.table([*map(list, zip(*batch, strict=True))], schema=SCHEMA)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
-from itertools import groupby, islice
+from itertools import chain, count, groupby, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -16,7 +17,7 @@ import pyarrow as pa
 from ingest.budget import Lease
 from ingest.files import REMOTE, expand, labels, listing, open_file
 from ingest.reasons import Reason
-from ingest.sources import PROBLEM, Plain, Row, UnfetchedError, demand_no_problem, kept_fields, listed
+from ingest.sources import FILE, PROBLEM, Plain, Row, UnfetchedError, demand_no_problem, kept_fields, listed
 from ingest.sources.archive import Member, TarReader, members
 from ingest.sources.lists import find, plain
 from ingest.sources.readers import DAMAGE, Readers
@@ -62,7 +63,7 @@ class WebDatasetSource(Plain):
         self._columns = [field.name for field in fields]
         self.kept = kept_fields(fields)
         self.identity = {"kind": "webdataset", **identity, "keep_columns": self._keep}
-        self._schema = pa.schema([*FIELDS, *PROBLEM, pa.field("file", pa.string()), *listed(self.kept)])
+        self._schema = pa.schema([*FIELDS, *PROBLEM, FILE, *listed(self.kept)])
 
     def tables(self) -> Iterator[pa.Table]:
         if self._set is not None:
@@ -80,7 +81,7 @@ class WebDatasetSource(Plain):
             table = shards.sidecar(number, list(dict.fromkeys(names))).select(names)
             table = table.filter(pa.array(~np.isin(np.arange(start, stop), shards.excluded)))
             nothing = pa.nulls(table.num_rows, pa.string())
-            file = pa.array([shards.url(number)] * table.num_rows, pa.string())
+            file = pa.array([os.fsencode(shards.url(number))] * table.num_rows, pa.binary())
             columns = [*table.columns[:4], nothing, nothing, file, *table.columns[4:]]
             yield pa.table(columns, self._schema.names).cast(self._schema)
 
@@ -103,16 +104,33 @@ def is_shard_set(where: str) -> bool:
 
 
 def samples(file: str, label: str, keep: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """A row a sample: its image among its members, which stand next to each other."""
+    """A row an image among the members of a sample, which stand next to each other; a sample without one is a row too.
+
+    Keys are unique in a tar: an image besides the first, or of a sample whose key was there before, has its name
+    without the extension as its key, and a number where that was there too.
+    """
+    used = set[str]()
     with open_file(file) as data:
         for key, group in groupby(members(file), key=lambda member: split(member.name)[0]):
-            parts = {split(member.name)[1]: member for member in group}
-            image = next((parts[name] for name in parts if name.rpartition(".")[2] in IMAGES), None)
-            odd = next((member for member in parts.values() if member.problem), None)
-            if image is None:
-                has = ", ".join(filter(None, parts)) or "no extension"
-                image = odd or Member(key, 0, 0, Reason.NOT_AN_IMAGE, f"no image among its members: {has}")
-            yield f"{label}/{key}", key, *image[1:], file, *(columns(data, parts, keep) if keep else ())
+            found = list(group)
+            parts = {split(member.name)[1]: member for member in reversed(found)}  # of equal names the first
+            images = [member for member in found if split(member.name)[1].rpartition(".")[2] in IMAGES]
+            if not images:
+                has = ", ".join(filter(None, reversed(parts))) or "no extension"
+                none = Member(key, 0, 0, Reason.NOT_AN_IMAGE, f"no image among its members: {has}")
+                images = [next((member for member in found if member.problem), none)]
+            said = columns(data, parts, keep) if keep else ()
+            for image in images:
+                name = unique(key, image.name.rpartition(".")[0], used)
+                yield f"{label}/{name}", name, *image[1:], os.fsencode(file), *said
+
+
+def unique(key: str, stem: str, used: set[str]) -> str:
+    """``key``, or else ``stem``, or else that with a number, whichever is not in ``used`` yet; and now it is."""
+    numbered = (f"{stem}~{number}" for number in count(2))
+    found = next(name for name in chain((key, stem), numbered) if name not in used)
+    used.add(found)
+    return found
 
 
 def split(name: str) -> tuple[str, str]:

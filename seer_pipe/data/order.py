@@ -146,6 +146,10 @@ class Plan:
         self.lanes = batch if lanes is None else lanes
         if batch < 1 or self.lanes < 1 or batch % self.lanes:
             raise UserError(f"data.lanes {self.lanes}: must divide the batch of {batch}")
+        if self.samples and not self.total:
+            raise UserError(
+                f"all {self.samples} images of the set are excluded: delete its excluded.parquet to have them"
+            )
         if self.total < batch:
             raise UserError(f"{self.total} images are fewer than a batch of {batch}: lower train.batch")
         self.chunk = chunk or min(MAX_CHUNK, max(1, self.total // (8 * self.lanes)))

@@ -179,6 +179,8 @@ def test_what_cannot_be_is_refused() -> None:
         slots_of(0, 5, 12)
     with pytest.raises(UserError, match="must divide the batch"):
         Plan([100], 12, seed=0, lanes=5)
+    with pytest.raises(UserError, match="all 30 images of the set are excluded"):
+        Plan([10, 20], 4, seed=0, excluded=range(30))
     with pytest.raises(UserError, match="fewer than a batch"):
         Plan([3, 4], 8, seed=0)
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.sources.archive import ArchiveSource, members
+from ingest.sources.archive import ArchiveSource, kind, members
 from seer_pipe.errors import UserError
 from tests.ingest.helpers import files, rejected, seer_ingest, stored
 from tests.ingest.web import jpeg
@@ -170,11 +170,58 @@ def test_what_is_unsafe_or_damaged_is_rejected_and_the_rest_goes_on(tmp_path: Pa
     assert not list(tmp_path.rglob("*escape*"))
 
 
+@pytest.mark.parametrize("name", ["c.tar", "c.tar.gz"])
+def test_what_was_appended_behind_the_end_of_a_tar_is_read(tmp_path: Path, name: str) -> None:
+    """As by ``cat a.tar b.tar``; each part may have padding of its own, and may be a gzip member of its own."""
+    parts = [
+        write_tar(tmp_path / f"{n}.tar", [(f"{n}{i}.jpg", tarfile.REGTYPE, bytes([i]) * 700) for i in range(2)])
+        for n in "abc"
+    ]
+    data = [part.read_bytes() for part in parts]
+    data[1] += bytes(100_352)
+    (tmp_path / name).write_bytes(b"".join(map(gzip.compress, data) if name.endswith("gz") else data))
+    found = list(members(str(tmp_path / name)))
+    assert [member.name for member in found] == ["a0.jpg", "a1.jpg", "b0.jpg", "b1.jpg", "c0.jpg", "c1.jpg"]
+    reader = kind(name).reader(kind(name).open(str(tmp_path / name)))
+    assert [reader.read(member.place, 3) for member in found] == [b"\0\0\0", b"\1\1\1"] * 3
+    reader.close()
+    (tmp_path / name).write_bytes(b"".join([data[0], b"no tar at all" * 99]))
+    if name == "c.tar":
+        assert [member.name for member in members(str(tmp_path / name))] == ["a0.jpg", "a1.jpg", "…"]
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.zip"])
+def test_what_macos_puts_beside_files_is_passed_over(tmp_path: Path, name: str) -> None:
+    names = ["x.jpg", "__MACOSX/._x.jpg", "d/._y.jpg", "d/y.jpg"]
+    if name == "a.tar":
+        write_tar(tmp_path / name, [(n, tarfile.REGTYPE, b"data") for n in names])
+    else:
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for n in names:
+                archive.writestr(n, b"data")
+    assert [member.name for member in members(str(tmp_path / name))] == ["x.jpg", "d/y.jpg"]
+
+
+def test_an_archive_whose_own_name_is_no_text(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("1.jpg", tarfile.REGTYPE, jpeg(1))])
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.tar")
+    path.rename(odd)
+    for verb in ("archive", "webdataset"):
+        run = seer_ingest(verb, odd, "--out", tmp_path / verb)
+        assert run.returncode == 0, run.stderr
+        (row,) = stored(tmp_path / verb)
+        assert row["source"] == {"archive": "caf\\xe9.tar/1.jpg", "webdataset": "caf\\xe9.tar/1"}[verb]
+    run = seer_ingest("index", odd, "--out", tmp_path / "index")
+    assert (run.returncode, "rename it" in run.stderr) == (2, True)
+
+
 def test_another_list_of_archives_is_another_run(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", [("1.jpg", tarfile.REGTYPE, jpeg(1))])
     before = ArchiveSource(str(path), 1).identity
     assert ArchiveSource(os.path.relpath(path), 1).identity == before
     write_tar(path, [("1.jpg", tarfile.REGTYPE, jpeg(1) + bytes(20_000))])
+    assert ArchiveSource(str(path), 1).identity != before
+    os.utime(path, ns=(0, 0))  # another content may have the same size
     assert ArchiveSource(str(path), 1).identity != before
     with pytest.raises(UserError, match="no such file"):
         ArchiveSource(str(tmp_path / "*.zip"), 1)

@@ -98,6 +98,10 @@ def test_what_cannot_be_indexed_is_said(tmp_path: Path, existing: Path) -> None:
     assert "short_side and repair need encoding" in said(existing, "--short-side", 64)
     assert seer_ingest("index", existing).returncode == 0
     assert "min_side (32, now 8)" in said(existing, "--min-side", 8)
+    data = bytearray((existing / "00000.tar").read_bytes())
+    data[600] ^= 1
+    (existing / "00000.tar").write_bytes(data)  # of the same size as before
+    assert "was begun with another" in said(existing)
 
 
 @pytest.mark.slow

@@ -73,6 +73,28 @@ def test_samples_with_their_columns(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("verb", ["webdataset", "index"])
+def test_every_image_of_a_sample_is_an_input(tmp_path: Path, verb: str) -> None:
+    """Names that agree before their first dot make one sample, whose images are all taken, under keys of their own."""
+    write_tar(
+        tmp_path / "a.tar",
+        ("img_2.5.jpg", jpeg(1)), ("img_2.7.jpg", jpeg(2)), ("img_2.json", about(url="http://x")),
+        ("s.left.jpg", jpeg(3)), ("s.right.jpg", jpeg(4)),
+        ("d.jpg", jpeg(5)), ("d.jpg", jpeg(6)), ("d.jpg", b"<html>"),
+        ("e.jpg", jpeg(7)), ("._e.jpg", b"of macOS"), ("d.jpg", jpeg(8)),
+    )  # fmt: skip
+    run = seer_ingest(verb, tmp_path / "a.tar", "--out", tmp_path / "out", "--keep-columns", "url", "--json")
+    assert run.returncode == 0, run.stderr
+    assert [json.loads(run.stdout)[name] for name in ("inputs", "stored")] == [9, 8]
+    table = ShardSet.open(tmp_path / "out").sidecar(0).to_pylist()
+    keys = ["img_2", "img_2.7", "s", "s.right", "d", "d~2", "e", "d~4"]
+    assert [row["source"] for row in table] == [f"a.tar/{key}" for key in keys]
+    assert [row["url"] for row in table] == ["http://x"] * 2 + [None] * 6
+    assert rejected(tmp_path / "out") == {"a.tar/d~3": "not_an_image"}
+    verified = seer_ingest("verify", tmp_path / "out", "--images")
+    assert verified.returncode == 0, verified.stdout
+
+
 def test_a_set_of_ours_made_anew_keeps_sources_and_bytes(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(10):
