@@ -57,4 +57,8 @@ def show(result: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(result))
         return
     for name, value in result.items():
+        if isinstance(value, dict):
+            value = (
+                ", ".join(f"{number} {what.replace('_', ' ')}" for what, number in value.items() if number) or "none"
+            )
         print(f"{name.replace('_', ' ')}: {f'{value:.4f}' if isinstance(value, float) else value}")

@@ -133,9 +133,10 @@ def transfer(
     if result is None or as_json:
         return _tell(result, as_json)
     width = max(map(len, result["sets"]))
-    print(f"{'':{width}}  {'knn':>7}  {'linear':>7}  {'images':>7}")
+    print(f"{'':{width}}  {'knn':>7}  {'linear':>7}  {'images':>7}  {'left out':>8}")
     for name, row in result["sets"].items():
-        print(f"{name:{width}}  {row['knn']:7.4f}  {row['linear']:7.4f}  {row['images']:7}")
+        left_out = sum(row["left_out"].values())
+        print(f"{name:{width}}  {row['knn']:7.4f}  {row['linear']:7.4f}  {row['images']:7}  {left_out:8}")
 
 
 @evaluate.command()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,13 +23,21 @@ from seer_pipe.train.parallel import World, join
 TEST_SHARE = 0.2  # of each class, where no images to test on are given
 
 
+class Part(NamedTuple):
+    """Images as a classifier sees them, on the device."""
+
+    features: Tensor  # [n, width] of those that can be decoded
+    labels: Tensor  # [n]
+    left_out: Counter[str]  # what is not among them, by reason
+
+
 @dataclass(frozen=True)
 class Bench:
     subject: Subject
     world: World
 
-    def features(self, labelled: Labelled) -> tuple[Tensor, Tensor] | None:
-        """Features [n, width] of the images that can be decoded, and their labels [n], on the device.
+    def features(self, labelled: Labelled) -> Part | None:
+        """The features and labels of images.
 
         Each rank extracts a share; the first one has all, and the others None.
         """
@@ -41,7 +51,8 @@ class Bench:
         if not found.samples:
             raise UserError(f"{labelled.pictures.where}: none of its images can be used")
         labels = torch.from_numpy(labelled.label_of[found.samples])
-        return found.matrix.to(self.world.device), labels.to(self.world.device)
+        left_out = labelled.left_out + Counter(unreadable=len(labelled) - len(found.samples))
+        return Part(found.matrix.to(self.world.device), labels.to(self.world.device), left_out)
 
 
 @contextmanager
@@ -62,7 +73,7 @@ def train_and_test(learnt: Labelled, labels: str | None, test: str | None, seed:
     if test is not None:
         return learnt, open_labelled(test, labels, learnt.classes)
     left = stratified(torch.from_numpy(learnt.labels), TEST_SHARE, seed, keep_one=True).numpy()
-    return learnt.take(~left), learnt.take(left)
+    return learnt.take(~left), replace(learnt.take(left), left_out=Counter())  # which is counted with the other part
 
 
 def check_classes(learnt: Labelled, labels: Iterable[int]) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from seer_pipe.data.order import Ints, Plan
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.features import Images, extract
+from seer_pipe.evaluate.labels import left_out
 from seer_pipe.evaluate.pictures import SUFFIXES, FilePictures, ShardPictures
 from seer_pipe.evaluate.subject import Subject, load_subject
 from seer_pipe.shards import ShardSet, to_parquet
@@ -79,7 +80,8 @@ def embed(
         if not world.is_first:
             return None
         rows = pq.read_metadata(out).num_rows
-        about = {"images": rows, "left_out": len(work.usable) - rows, "width": subject.trunk.width}
+        left = Counter(excluded=len(shards) - len(work.usable), unreadable=len(work.usable) - rows)
+        about = {"images": rows, "left_out": left_out(left), "width": subject.trunk.width}
         return {"embeddings": str(out), **about, "prototypes": work.prototypes}
 
 

@@ -10,6 +10,7 @@ the end BatchNorm gets its statistics from whole training images: after few step
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from seer_pipe.data.views import Augment, Crops, CropSpec, draw
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.bench import check_classes, on_bench, train_and_test
 from seer_pipe.evaluate.features import Images
-from seer_pipe.evaluate.labels import Labelled, open_labelled
+from seer_pipe.evaluate.labels import Labelled, left_out, open_labelled
 from seer_pipe.evaluate.results import keep
 from seer_pipe.evaluate.subject import spread
 from seer_pipe.export import recalibrate_batch_norm
@@ -74,7 +75,7 @@ def evaluate_finetune(
     part, tested = train_and_test(learnt, labels, test, recipe.seed)
     check_classes(part, part.labels.tolist())
     with on_bench(path, learnt.pictures, untrained) as bench:
-        network, steps, loss = finetune(bench.subject.trunk, part, recipe, bench.world, say)
+        network, steps, loss, unreadable = finetune(bench.subject.trunk, part, recipe, bench.world, say)
         right, images = _right(network, tested, recipe.size, bench.world)
         if not bench.world.is_first:
             return None
@@ -87,7 +88,8 @@ def evaluate_finetune(
             "batch": min(recipe.batch, len(part)),
             "lr": recipe.lr,
             "images": images,
-            "trained_on": len(part),
+            "trained_on": len(part) - unreadable,
+            "left_out": left_out(part.left_out, tested.left_out, Counter(unreadable=unreadable + len(tested) - images)),
             "classes": len(part.classes),
             "data": data,
             "test": test or f"a part of {data}",
@@ -98,8 +100,11 @@ def evaluate_finetune(
 
 def finetune(
     trunk: Trunk, learnt: Labelled, recipe: Recipe, world: World, say: Callable[[str], None]
-) -> tuple[nn.Module, int, float]:
-    """Train ``trunk``, in place, and a classifier on it; the network of both, its steps, the last pass's mean loss."""
+) -> tuple[nn.Module, int, float, int]:
+    """Train ``trunk``, in place, and a classifier on it.
+
+    The network of both, its steps, the last pass's mean loss, and how many images were met that cannot be used.
+    """
     network = nn.Sequential(trunk, _classifier(trunk.width, len(learnt.classes), recipe.seed)).to(world.device).train()
     batch = min(recipe.batch, len(learnt))
     if batch % world.size or batch // world.size < 2:
@@ -131,7 +136,8 @@ def finetune(
                 say(f"pass {int((step + 1) / a_pass)} of {recipe.passes:g}: loss {_last(losses, step + 1, a_pass):.4f}")
     with closing(Images(learnt.pictures, recipe.size, device=str(world.device))) as whole:
         recalibrate_batch_norm(network, (pixels for _, pixels in whole.batches(spread(learnt.numbers))))
-    return network, steps, float(np.mean(world.gather(_last(losses, steps, a_pass))))
+    unreadable = set(itertools.chain.from_iterable(world.gather(sorted(images.left_out))))
+    return network, steps, float(np.mean(world.gather(_last(losses, steps, a_pass)))), len(unreadable)
 
 
 def _classifier(width: int, classes: int, seed: int) -> nn.Module:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seer_pipe.evaluate.bench import on_bench
-from seer_pipe.evaluate.labels import open_labelled
+from seer_pipe.evaluate.labels import left_out, open_labelled
 from seer_pipe.evaluate.results import keep
 
 
@@ -71,7 +71,13 @@ def evaluate_knn(
         wanted = known if asked is None else bench.features(asked)
         if known is None or wanted is None:
             return None
-        accuracy = knn_accuracy(*wanted, *known, k=k, temperature=temperature, leave_one_out=asked is None)
+        parts = [known] if asked is None else [known, wanted]
+        accuracy = knn_accuracy(
+            wanted.features, wanted.labels, known.features, known.labels,
+            k=k, temperature=temperature, leave_one_out=asked is None,
+        )  # fmt: skip
         about = {"data": data, "queries": queries or data, "k": k, "temperature": temperature}
-        result = {"accuracy": accuracy, "images": len(wanted[0]), "classes": len(bank.classes), **about}
+        left = left_out(*(part.left_out for part in parts))
+        images = len(wanted.labels)
+        result = {"accuracy": accuracy, "images": images, "left_out": left, "classes": len(bank.classes), **about}
         return keep(path, "knn", result, bench.subject, untrained)

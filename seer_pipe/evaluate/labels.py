@@ -3,13 +3,16 @@
 a shard set             labels: a column of its sidecars, a CSV file, or ``folder`` (an image's folder)
 a folder class/image    the folder is the class
 a CSV file              columns file and label; files relative to the CSV file
+
+What is left out is counted: images without a label, rows without an image, rows that say the same again, images that
+the set excludes.
 """
 
 from __future__ import annotations
 
-import csv
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,10 +23,18 @@ import pyarrow as pa
 from seer_pipe.data.order import Ints
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.pictures import SUFFIXES, FilePictures, Pictures, ShardPictures
+from seer_pipe.evaluate.table import read_pairs
 from seer_pipe.shards import MANIFEST, ShardSet
 from seer_pipe.store import open_store
 
 FOLDER = "folder"
+#: Why something is left out, in the order in which results have it.
+LEFT_OUT = ("without_label", "rows_without_image", "repeated_rows", "excluded", "unreadable")
+
+
+def left_out(*counts: Counter[str]) -> dict[str, int]:
+    """Their sum as a result has it: a number for every reason, 0 among them."""
+    return {reason: sum(count[reason] for count in counts) for reason in LEFT_OUT}
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,7 @@ class Labelled:
     numbers: Ints
     label_of: Ints  # [len(pictures)], a place in classes, or -1
     classes: list[str]
+    left_out: Counter[str] = field(default_factory=Counter)  # how many of what stands beside them, by reason
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -54,7 +66,7 @@ def open_labelled(data: str, labels: str | None = None, classes: list[str] | Non
     ``classes``: those of the images that are learnt from, where these are to be classified. Then a class that is not
     among them is a UserError; so is a set without labels, and one of fewer than two classes.
     """
-    pictures, named = _read(data, labels, is_test=classes is not None)
+    pictures, named, left = _read(data, labels, is_test=classes is not None)
     found = sorted(set(named) - {""})
     if classes is None and len(found) < 2:
         raise UserError(
@@ -68,73 +80,64 @@ def open_labelled(data: str, labels: str | None = None, classes: list[str] | Non
     order = found if classes is None else classes
     place = {name: number for number, name in enumerate(order)}
     label_of = np.array([place.get(name, -1) for name in named], np.int64)
-    numbers = np.flatnonzero(label_of >= 0)
-    if isinstance(pictures, ShardPictures):
-        numbers = np.intersect1d(numbers, pictures.usable)
-    return Labelled(pictures, numbers, label_of, order)
+    usable = pictures.usable if isinstance(pictures, ShardPictures) else np.arange(len(pictures))
+    numbers = np.intersect1d(np.flatnonzero(label_of >= 0), usable)
+    left["excluded"] = len(pictures) - len(usable)
+    left["without_label"] += len(usable) - len(numbers)
+    return Labelled(pictures, numbers, label_of, order, left)
 
 
-def _read(data: str, labels: str | None, is_test: bool) -> tuple[Pictures, list[str]]:
-    """The images, and the class of each, empty where it has none."""
+def _read(data: str, labels: str | None, is_test: bool) -> tuple[Pictures, list[str], Counter[str]]:
+    """The images, the class of each, empty where it has none, and what else there is, by reason."""
     if data.endswith(".csv"):
         return _csv_of_files(Path(data))
     if "://" in data or open_store(data).size(MANIFEST) is not None:
         shards = ShardSet.open(data)
         if labels is None:
             raise UserError(f"{data}: labels missing: give --labels a column of its sidecars, a CSV file, or 'folder'")
-        return ShardPictures(shards), _labels_of(shards, labels)
+        return ShardPictures(shards), *_labels_of(shards, labels)
     if labels not in (None, FOLDER) and not is_test:  # a test in a folder may go with a shard set that is learnt from
         raise UserError(f"{data}: no shard set; the labels of a folder are its folders' names, so leave --labels out")
     return _class_folders(Path(data))
 
 
-def _labels_of(shards: ShardSet, labels: str) -> list[str]:
+def _labels_of(shards: ShardSet, labels: str) -> tuple[list[str], Counter[str]]:
     if labels == FOLDER:
-        return [PurePosixPath(source).parent.name for source in _column(shards, "source")]
+        return [PurePosixPath(source).parent.name for source in _column(shards, "source")], Counter()
     columns = shards.sidecar(0).column_names if shards.paths else []
     if labels in columns:
-        return _column(shards, labels)
+        return _column(shards, labels), Counter()
     if not labels.endswith(".csv"):
         raise UserError(f"{labels!r}: no column of {shards.store.url} (it has {', '.join(columns)}), and no CSV file")
-    rows = _csv_rows(Path(labels), ["source", "label"], ["key", "label"])
-    named = {row[0]: row[1] for row in rows[1]}
-    return [named.get(value, "") for value in _column(shards, rows[0][0])]
+    (column, _), named, repeated = read_pairs(Path(labels), ("source", "label"), ("key", "label"))
+    values = _column(shards, column)
+    absent = named.keys() - set(values)
+    if len(absent) == len(named):
+        raise UserError(f"{labels}: no {column} of it is one of {shards.store.url}: {next(iter(named))!r}, …")
+    left = Counter(rows_without_image=len(absent), repeated_rows=repeated)
+    return [named.get(value, "") for value in values], left
 
 
 def _column(shards: ShardSet, name: str) -> list[str]:
     values: Iterable[pa.ChunkedArray] = (shards.sidecar(i, [name])[name] for i in range(len(shards.paths)))
-    return ["" if value is None else str(value) for column in values for value in column.to_pylist()]
+    # a number that is none is no label: it is what tables have where nothing was written
+    return ["" if value is None or value != value else str(value) for column in values for value in column.to_pylist()]
 
 
-def _class_folders(folder: Path) -> tuple[Pictures, list[str]]:
+def _class_folders(folder: Path) -> tuple[Pictures, list[str], Counter[str]]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such shard set, folder or CSV file")
-    found = sorted(file for file in folder.glob("*/**/*") if file.suffix.lower() in SUFFIXES)
-    if not found:
+    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    named = [file.relative_to(folder).parts[0] if file.parent != folder else "" for file in found]
+    if not any(named):
         raise UserError(f"{folder}: neither a shard set nor a folder of class/image")
-    return FilePictures(found, str(folder)), [file.relative_to(folder).parts[0] for file in found]
+    return FilePictures(found, str(folder)), named, Counter()
 
 
-def _csv_of_files(file: Path) -> tuple[Pictures, list[str]]:
-    _, rows = _csv_rows(file, ["file", "label"])
-    files = [file.parent / name for name, _ in rows]
-    absent = next((path for path in files if not path.is_file()), None)
-    if absent:
-        raise UserError(f"{file}: {absent}: no such file")
-    return FilePictures(files, str(file)), [label for _, label in rows]
-
-
-def _csv_rows(file: Path, *headers: list[str]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """The first of ``headers`` whose columns the file has, and these columns' rows."""
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            rows = list(csv.DictReader(lines, strict=True))
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from None
-    except (csv.Error, UnicodeDecodeError):
-        rows = []
-    for header in headers:
-        if rows and set(header) <= rows[0].keys():
-            return header, [tuple(row[name] or "" for name in header) for row in rows]
-    wanted = " or ".join(",".join(header) for header in headers)
-    raise UserError(f"{file}: not a CSV file with the columns {wanted}")
+def _csv_of_files(file: Path) -> tuple[Pictures, list[str], Counter[str]]:
+    _, named, repeated = read_pairs(file, ("file", "label"))
+    there = {name: label for name, label in named.items() if (file.parent / name).is_file()}
+    if not there:
+        raise UserError(f"{file}: {file.parent / next(iter(named))}: no such file, and none of the others")
+    left = Counter(rows_without_image=len(named) - len(there), repeated_rows=repeated)
+    return FilePictures([file.parent / name for name in there], str(file)), list(there.values()), left

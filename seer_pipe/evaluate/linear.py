@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from seer_pipe.errors import UserError
-from seer_pipe.evaluate.bench import Bench, check_classes, on_bench, train_and_test
+from seer_pipe.evaluate.bench import Bench, Part, check_classes, on_bench, train_and_test
 from seer_pipe.evaluate.heads import fit, stratified
-from seer_pipe.evaluate.labels import Labelled, open_labelled
+from seer_pipe.evaluate.labels import Labelled, left_out, open_labelled
 from seer_pipe.evaluate.results import keep
 
 
@@ -28,7 +26,7 @@ def evaluate_linear(
         parts = features_of_parts(bench, learnt, labels, test, seed)
         if parts is None:
             return None
-        (x, y), (test_x, test_y) = parts
+        (x, y, left), (test_x, test_y, test_left) = parts
         best = fit(x, y, len(learnt.classes), seed=seed)
         result = {
             "accuracy": best.accuracy(test_x, test_y),
@@ -37,6 +35,7 @@ def evaluate_linear(
             "weight_decay": best.setting.weight_decay,
             "images": len(test_x),
             "trained_on": len(x),
+            "left_out": left_out(left, test_left),
             "classes": len(learnt.classes),
             "data": data,
             "test": test or f"a part of {data}",
@@ -64,7 +63,7 @@ def evaluate_lowshot(
         parts = features_of_parts(bench, learnt, labels, test, seed)
         if parts is None:
             return None
-        (x, y), (test_x, test_y) = parts
+        (x, y, left), (test_x, test_y, test_left) = parts
         found: dict[str, Any] = {}
         for share in shares:
             accuracies, images = [], 0
@@ -76,12 +75,14 @@ def evaluate_lowshot(
             found[name] = statistics.mean(accuracies)
             found[name.replace("accuracy", "std")] = statistics.pstdev(accuracies)
             found[name.replace("accuracy", "trained_on")] = images
-        about = {"images": len(test_x), "classes": len(learnt.classes), "draws": draws}
+        about = {
+            "images": len(test_x),
+            "left_out": left_out(left, test_left),
+            "classes": len(learnt.classes),
+            "draws": draws,
+        }
         result = {**found, **about, "data": data, "test": test or f"a part of {data}", "seed": seed}
         return keep(path, "lowshot", result, bench.subject, untrained)
-
-
-Part = tuple[Tensor, Tensor]
 
 
 def features_of_parts(
@@ -92,5 +93,5 @@ def features_of_parts(
     parts = bench.features(learnt), bench.features(tested)
     if parts[0] is None or parts[1] is None:
         return None
-    check_classes(learnt, parts[0][1].tolist())
+    check_classes(learnt, parts[0].labels.tolist())
     return parts[0], parts[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from seer_pipe.data.views import Crops, centre
 from seer_pipe.evaluate.bench import on_bench
 from seer_pipe.evaluate.features import Images, extract
 from seer_pipe.evaluate.knn import neighbours
+from seer_pipe.evaluate.labels import left_out
 from seer_pipe.evaluate.pictures import ShardPictures
 from seer_pipe.evaluate.results import keep
 from seer_pipe.shards import ShardSet
@@ -39,7 +41,8 @@ def evaluate_retrieval(path: Path, data: str, *, untrained: bool) -> dict[str, A
         finally:
             images.close()
         accuracy = retrieval_accuracy(first.matrix, second.matrix)
-        result = {"accuracy": accuracy, "images": len(first.samples), "data": data}
+        left = Counter(excluded=len(pictures) - len(numbers), unreadable=len(numbers) - len(first.samples))
+        result = {"accuracy": accuracy, "images": len(first.samples), "left_out": left_out(left), "data": data}
         return keep(path, "retrieval", result, bench.subject, untrained)
 
 

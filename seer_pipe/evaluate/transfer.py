@@ -9,7 +9,7 @@ from seer_pipe.errors import UserError
 from seer_pipe.evaluate.bench import on_bench
 from seer_pipe.evaluate.heads import fit
 from seer_pipe.evaluate.knn import knn_accuracy
-from seer_pipe.evaluate.labels import open_labelled
+from seer_pipe.evaluate.labels import left_out, open_labelled
 from seer_pipe.evaluate.linear import features_of_parts
 from seer_pipe.evaluate.results import keep
 from seer_pipe.section import Section, read_file, validate
@@ -46,12 +46,13 @@ def evaluate_transfer(path: Path, file: Path, *, seed: int, untrained: bool) -> 
             parts = features_of_parts(bench, learnt, entry.labels, entry.test, seed)
             if parts is None:
                 continue
-            (x, y), (test_x, test_y) = parts
+            (x, y, left), (test_x, test_y, test_left) = parts
             rows[entry.name] = {
                 "knn": knn_accuracy(test_x, test_y, x, y),
                 "linear": fit(x, y, len(learnt.classes), seed=seed).accuracy(test_x, test_y),
                 "images": len(test_x),
                 "trained_on": len(x),
+                "left_out": left_out(left, test_left),
                 "classes": len(learnt.classes),
             }
         if not bench.world.is_first:

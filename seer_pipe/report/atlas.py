@@ -8,7 +8,6 @@ OUT/keys/12.csv    the keys of prototype 12, for seer-ingest exclude (up to KEYS
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
 import shutil
@@ -26,6 +25,7 @@ from PIL import Image
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.embed import embed, features_of_files
+from seer_pipe.evaluate.table import read_pairs
 from seer_pipe.report.clusters import ANSWERS, Clusters, Floats, clusters, count, open_embeddings
 from seer_pipe.report.page import environment, style
 from seer_pipe.report.pictures import thumbnail, thumbnails
@@ -89,11 +89,7 @@ def _script() -> Any:
 def _labels(file: Path | None) -> dict[str, str] | None:
     if file is None:
         return None
-    try:
-        with file.open(newline="") as lines:
-            return {row["source"]: row["label"] for row in csv.DictReader(lines)}
-    except (OSError, KeyError, csv.Error, UnicodeDecodeError):
-        raise UserError(f"{file}: not a CSV file with the columns source,label") from None
+    return read_pairs(file, ("source", "label"))[1]
 
 
 def _about(found: Clusters, show: int, with_keys: bool, asked: list[str]) -> dict[str, Any]:

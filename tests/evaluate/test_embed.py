@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate import embed as module
 from seer_pipe.evaluate.embed import assign, assign_files, embed
+from seer_pipe.evaluate.labels import left_out
 from seer_pipe.evaluate.release import export_run
 from seer_pipe.evaluate.subject import load_run, load_subject
 from seer_pipe.shards import ShardSet
@@ -36,8 +38,8 @@ def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_image_has_its_row(run: Path, pictures: Path, tmp_path: Path) -> None:
     result = embed(run, str(pictures), tmp_path / "e.parquet", part=16)
-    assert result == {"embeddings": str(tmp_path / "e.parquet"), "images": 40, "left_out": 0, "width": 368,
-                      "prototypes": 12}  # fmt: skip
+    assert result == {"embeddings": str(tmp_path / "e.parquet"), "images": 40, "left_out": left_out(Counter()),
+                      "width": 368, "prototypes": 12}  # fmt: skip
     assert [file.name for file in tmp_path.iterdir()] == ["e.parquet"]
     table = pq.read_table(tmp_path / "e.parquet")
     assert table.column_names == ["key", "shard", "index", "prototype", "confidence", "feature"]
