@@ -276,22 +276,24 @@ class Derived:
     crops_per_image: int
 
 
-def derive(config: Config, images_in_set: int, world: int = 1) -> Derived:
-    """The one place where settings become numbers."""
+def derive(config: Config, images_in_set: int, world: int = 1, finished: tuple[int, int] = (0, 0)) -> Derived:
+    """The one place where settings become numbers. ``finished``: steps and images, for the batch may have changed."""
     batch, objective = config.train.batch, config.objective
     per_pass = images_in_set // batch
     if config.train.images is not None:
-        steps = config.train.images // batch
+        wanted = config.train.images
     else:
-        steps = round((config.train.passes or 1) * per_pass)
+        wanted = round((config.train.passes or 1) * per_pass) * batch
+    left = max(0, wanted - finished[1]) // batch
+    steps, images = finished[0] + left, finished[1] + left * batch
     if steps < 1:
         raise UserError(f"train: less than one batch of {batch} in all; give more images or passes")
     return Derived(
         images_in_set=images_in_set,
         steps=steps,
         steps_per_pass=per_pass,
-        passes=steps / per_pass if per_pass else 0.0,
-        images=steps * batch,
+        passes=images / (per_pass * batch) if per_pass else 0.0,
+        images=images,
         images_per_rank=batch // world,
         peak_lr=config.optimizer.lr * batch / 256,
         warmup_steps=math.ceil(config.optimizer.warmup_images / batch),
@@ -307,7 +309,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     tree = read_file(path)
     if not isinstance(tree, dict):
         raise UserError(f"{path}: not a config: expected sections, found {type(tree).__name__}")
-    tree.pop("derived", None)  # a run's own config.yaml holds these beside the settings
+    if tree.pop("derived", None) is not None:  # a run's own config.yaml, with its record
+        for name in ("init", "changes"):
+            tree.pop(name, None)
     for change in overrides:
         override(tree, change)
     return parse(tree, str(path))
@@ -317,31 +321,34 @@ def parse(tree: Mapping[str, Any], where: str) -> Config:
     return validate(Config, tree, where)
 
 
-def save(config: Config, derived: Derived, path: Path) -> str:
+@dataclass(frozen=True)
+class Record:
+    """What RUN/config.yaml holds beside settings and derived values.
+
+    init       of a run that began from given weights: their name, SHA-256, licence and method, as far as known
+    changes    made on purpose, oldest first: step and images then, and {key: [old, new]} of the settings
+    """
+
+    init: Mapping[str, str | None] | None = None
+    changes: Sequence[Mapping[str, Any]] = ()
+
+
+def read_record(path: Path) -> Record:
+    """That of a config.yaml which ``save`` wrote."""
+    tree = yaml.safe_load(path.read_text())
+    return Record(tree.get("init"), tree.get("changes", ()))
+
+
+def save(config: Config, derived: Derived, path: Path, record: Record = Record()) -> str:
     """The resolved config with every derived value, as YAML."""
-    text: str = yaml.safe_dump(
-        config.model_dump(mode="json") | {"derived": asdict(derived)}, sort_keys=False, default_flow_style=None
-    )
+    tree = config.model_dump(mode="json") | {"derived": asdict(derived)}
+    if record.init is not None:
+        tree["init"] = dict(record.init)
+    if record.changes:
+        tree["changes"] = [dict(change) for change in record.changes]
+    text: str = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None)
     FolderStore(path.parent).put(path.name, text.encode())  # a kill leaves the one or the other, and never a part
     return text
-
-
-#: Settings that a resumed run may change: they touch neither the data nor the arithmetic.
-FREE = ("name", "data.path", "data.sources", "data.threads", "data.ahead", "data.memory_gb", "data.cache",
-        "data.cache.path", "data.cache.gb", "data.max_bad_fraction", "train.device", "train.threads",
-        "train.parallel", "train.shard_within", "train.compile", "train.log_every", "train.log_to",
-        "train.checkpoint_every", "train.keep", "train.keep_every_images", "train.checkpoints", "train.stop_before",
-        "health", "probe")  # fmt: skip
-
-
-def differences(old: Config, new: Config) -> list[str]:
-    """The keys, with both values, that a resume may not change."""
-    before, after = dict(flat(old.model_dump(mode="json"))), dict(flat(new.model_dump(mode="json")))
-    return [
-        f"{key} ({before.get(key)} in the run, {after.get(key)} now)"
-        for key in sorted(before.keys() | after.keys())
-        if key not in FREE and key.split(".")[0] not in FREE and before.get(key) != after.get(key)
-    ]
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,6 +14,7 @@ from seer_pipe.config import Config
 from seer_pipe.evaluate.probe import KnnProbe
 from seer_pipe.evaluate.subject import load_run
 from seer_pipe.export import export_backbone, load_weights
+from seer_pipe.export.origin import origin
 from seer_pipe.models import build_trunk
 from seer_pipe.train.events import Tell
 from seer_pipe.train.loop import Hooks, Say, train
@@ -22,17 +25,18 @@ REHEARSED = 2_000_000_000
 
 def start(
     config: Config, run: Path, say: Say = print, *, tell: Tell | None = None, fresh: bool = False,
-    init_from: Path | None = None,
+    init_from: Path | None = None, on_purpose: Collection[str] = (),
 ) -> bool:  # fmt: skip
     """As `seer_pipe.train.loop.train`, for the command line and for jobs; ``init_from``: weights of the trunk."""
     size = max(crop.size for crop in config.views.crops)
     hooks = Hooks(
         initialise=(lambda trunk: load_weights(trunk, init_from)) if init_from else None,
+        init=asdict(origin(init_from)) if init_from else None,
         rehearse=_rehearse_export,
         probe=KnnProbe(config.probe, size, config.data.threads) if config.probe else None,
         tell=tell,
     )
-    return train(config, run, say, hooks=hooks, fresh=fresh)
+    return train(config, run, say, hooks=hooks, fresh=fresh, on_purpose=on_purpose)
 
 
 def _rehearse_export(run: Path) -> None:

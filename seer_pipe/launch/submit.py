@@ -27,6 +27,7 @@ from seer_pipe.launch import keeper, record
 from seer_pipe.launch.cluster import Cluster, minutes
 from seer_pipe.launch.job import Job
 from seer_pipe.launch.record import Record
+from seer_pipe.train.folder import agree
 
 GRACE = 120.0  # seconds that a cancelled run has for its checkpoint
 
@@ -80,9 +81,7 @@ def check(config: Config, run: Path, cluster: Cluster) -> None:
         launched = record.read(run)
         assert launched is not None
         raise UserError(f"{run}: goes on already as job {launched.job}; seer-pipe cancel stops it")
-    if (run / "config.yaml").exists() and (changed := settings.differences(settings.load(run / "config.yaml"), config)):
-        raise UserError(f"{run}: the run was begun with other settings: {'; '.join(changed)}; "
-                        "use them, or choose another folder")  # fmt: skip
+    agree(config, run)
     for nodes in range(cluster.fewest, cluster.nodes + 1):
         if config.train.batch % (nodes * cluster.tasks):
             raise UserError(f"train.batch {config.train.batch}: does not divide over {nodes} nodes of {cluster.tasks} "

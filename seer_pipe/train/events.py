@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-Event = Literal["start", "resume", "checkpoint", "skip", "rollback", "stop", "error", "done", "warning"]
+Event = Literal["start", "resume", "change", "checkpoint", "skip", "rollback", "stop", "error", "done", "warning"]
 Tell = Callable[[Mapping[str, Any]], None]
 
 
@@ -22,20 +22,18 @@ class Events:
 
     def __init__(self, run: Path, tell: Tell | None = None) -> None:
         self._path, self._tell = run / "events.jsonl", tell
-        if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
-            self._append("\n")  # a kill cut the last line short; the next must not be glued to it
+        torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
+        self._before = "\n" if torn else ""  # a kill cut the last line short; the next must not be glued to it
 
     def write(self, event: Event, step: int, **details: Any) -> None:
         """``step``: finished steps when it happened; ``details``: JSON values."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         row = {"time": now, "event": event, "step": step, **details}
-        self._append(json.dumps(row) + "\n")
+        with self._path.open("a") as file:
+            file.write(self._before + json.dumps(row) + "\n")
+        self._before = ""
         if self._tell is not None:
             self._tell(row)
-
-    def _append(self, text: str) -> None:
-        with self._path.open("a") as file:
-            file.write(text)
 
 
 def read_events(run: Path) -> list[dict[str, Any]]:

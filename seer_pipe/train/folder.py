@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from seer_pipe import changes
 from seer_pipe import config as settings
-from seer_pipe.config import Config, Derived
+from seer_pipe.changes import Difference, differences
+from seer_pipe.config import Config, Derived, Record
 from seer_pipe.errors import UserError
-from seer_pipe.store import open_store
-from seer_pipe.train.checkpoint import Checkpoints
+from seer_pipe.store import Store, open_store
+from seer_pipe.train.checkpoint import Checkpoints, store_of
 from seer_pipe.train.parallel import World
+from seer_pipe.train.storage import DamagedError
 
 
 @contextmanager
@@ -52,15 +57,71 @@ def set_aside(config: Config, run: Path, world: World, say: Callable[[str], None
     world.barrier()
 
 
-def lay_out(config: Config, derived: Derived, run: Path, world: World, say: Callable[[str], None]) -> None:
-    """Keep the resolved config; a run that is there already must not be contradicted."""
-    if world.is_first:
-        path = run / "config.yaml"
-        if path.exists():
-            changed = settings.differences(settings.load(path), config)
-            if changed:
-                raise UserError(f"{run}: the run was begun with other settings: {'; '.join(changed)}; "
-                                "use them, choose another folder, or give --fresh")  # fmt: skip
-        text = settings.save(config, derived, path)
-        say(f"{config.name}: {path}\n  " + text[text.index("derived:") :].replace("\n", "\n  ").rstrip())
-    world.barrier()
+@dataclass(frozen=True)
+class Agreement:
+    """What a start means for the run that is in its folder."""
+
+    record: Record
+    changed: Sequence[Difference] = ()  # on purpose, after steps that are finished
+    corrected: Sequence[str] = ()  # where no step is finished: the run starts over with these
+
+    def change(self, step: int, images: int) -> dict[str, Any]:
+        """What is changed on purpose, after so many finished steps and images, for config.yaml and events.jsonl."""
+        return {"step": step, "images": images, "settings": {each.key: [each.old, each.new] for each in self.changed}}
+
+    def recorded(self, step: int, images: int) -> Record:
+        more = [self.change(step, images)] if self.changed else []
+        return replace(self.record, changes=[*self.record.changes, *more])
+
+
+def agree(
+    config: Config, run: Path, identity: Mapping[str, str] | None = None, init: Mapping[str, str | None] | None = None,
+    on_purpose: Collection[str] = (),
+) -> Agreement:  # fmt: skip
+    """Compare a start with what is in the run's folder, and write nothing. UserError where it contradicts the run.
+
+    identity     of its data and crops, as checkpoints keep it, where it is known
+    init         the weights that it is given
+    on_purpose   the settings that may differ; all may as long as no step is committed
+    """
+    path, store = run / "config.yaml", store_of(run, config)
+    steps = Checkpoints(store).steps()
+    if not path.exists():
+        return Agreement(Record(init))
+    before, record = settings.load(path), settings.read_record(path)
+    found = differences(before, config)
+    elsewhere = store_of(run, before)
+    if not steps and elsewhere.url != store.url and Checkpoints(elsewhere).steps():
+        raise UserError(f"{run}: its checkpoints are in {elsewhere.url}, and {store.url} has none: move them there, or "
+                        "leave train.checkpoints as it was")  # fmt: skip
+    begun_from = (record.init or {}).get("name") or "no given weights"
+    other = init is not None and init["sha256"] != (record.init or {}).get("sha256")
+    if steps and steps[-1] > 0:
+        if init is not None and other:
+            raise UserError(f"{run}: was begun from {begun_from}, and not from this {init['name']} (SHA-256 "
+                            f"{init['sha256']}): leave --init-from out, or use another folder or --fresh")  # fmt: skip
+        changes.check(run, found, on_purpose)
+        return Agreement(record, found)
+    corrected = list(map(str, found))
+    if init is not None and other:
+        corrected.append(f"--init-from ({begun_from} in the run, {init['name']} now)")
+    if steps and not corrected and identity:
+        corrected += _other_data(store, identity)
+    if record.init is not None and init is None and (corrected or not steps):
+        raise UserError(f"{run}: was begun from {begun_from}, and no step is finished: give --init-from again, or "
+                        "--fresh")  # fmt: skip
+    return Agreement(Record(init or record.init), corrected=corrected)
+
+
+def _other_data(store: Store, identity: Mapping[str, str]) -> list[str]:
+    """How the first checkpoint differs in these; one that is damaged is passed over elsewhere."""
+    with suppress(DamagedError):
+        state = Checkpoints(store).open(0).state
+        return [f"other {name}" for name, value in identity.items() if state.get(name) != value]
+    return []
+
+
+def lay_out(config: Config, derived: Derived, run: Path, record: Record, say: Callable[[str], None]) -> None:
+    """Keep the resolved config, once nothing contradicts it."""
+    text = settings.save(config, derived, run / "config.yaml", record)
+    say(f"{config.name}: {run / 'config.yaml'}\n  " + text[text.index("derived:") :].replace("\n", "\n  ").rstrip())

@@ -9,7 +9,7 @@ everything else (which images come next, their crops, the learning rate) follows
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ import torch
 from torch.optim import Optimizer
 
 from seer_pipe import config as settings
-from seer_pipe.config import Config, Derived
+from seer_pipe.changes import next_pass
+from seer_pipe.config import Config, Record
 from seer_pipe.data.loader import Batch, Loader
 from seer_pipe.data.order import slots_of
 from seer_pipe.data.sources import Order, Shards, open_cache, open_data
@@ -31,14 +32,14 @@ from seer_pipe.train import build
 from seer_pipe.train.boards import check_boards
 from seer_pipe.train.checkpoint import store_of
 from seer_pipe.train.events import Event, Events, Tell
-from seer_pipe.train.folder import lay_out, only_start, set_aside
+from seer_pipe.train.folder import Agreement, agree, lay_out, only_start, set_aside
 from seer_pipe.train.health import Collapse, Guard, Policy, Watchdog
 from seer_pipe.train.heartbeat import Heartbeat, State
 from seer_pipe.train.parallel import World, assign, join
 from seer_pipe.train.restore import Keeper, zero_state
 from seer_pipe.train.signals import StoppedError, StopRequest, Wait
 from seer_pipe.train.step import TrainStep
-from seer_pipe.train.telemetry import Metrics, Quarantine, finite
+from seer_pipe.train.telemetry import Clock, Metrics, Quarantine, finite
 
 Say = Callable[[str], None]
 
@@ -48,6 +49,7 @@ class Hooks:
     """What rooms above this one put into a run. Each is called on every rank, unless it says otherwise.
 
     initialise    fills a trunk on the CPU with its first weights
+    init          where these are from: name, sha256, licence, method
     rehearse      given the run's folder, on the first rank, when its first checkpoint is there
     probe         the kNN accuracy of the network, which it puts into evaluation mode and back
     tell          given every event as it is written, and every logged step as one, on the first rank; without it a
@@ -55,15 +57,20 @@ class Hooks:
     """
 
     initialise: Callable[[Trunk], Any] | None = None
+    init: Mapping[str, str | None] | None = None
     rehearse: Callable[[Path], None] | None = None
     probe: Callable[[Network], float] | None = None
     tell: Tell | None = None
 
 
-def train(config: Config, run: Path, say: Say = print, *, hooks: Hooks | None = None, fresh: bool = False) -> bool:
-    """Train, or go on with, the run in folder ``run``; whether it came to its end (False: it was asked to stop).
+def train(
+    config: Config, run: Path, say: Say = print, *, hooks: Hooks | None = None, fresh: bool = False,
+    on_purpose: Collection[str] = (),
+) -> bool:  # fmt: skip
+    """Train, or resume, the run in folder ``run``; whether it came to its end (False: it was asked to stop).
 
-    ``fresh``: begin anew; what the folder held is kept in a folder inside it.
+    ``fresh``: begin again; what the folder held is kept in a folder inside it. ``on_purpose``: settings that may differ
+    from those of the run's finished steps. A start that is refused leaves the folder as it was.
     """
     hooks = hooks or Hooks()
     with (
@@ -74,25 +81,29 @@ def train(config: Config, run: Path, say: Say = print, *, hooks: Hooks | None = 
     ):
         say_once: Say = say if world.is_first else lambda _: None
         shards, plan = open_data(config.data, config.train.batch, config.seed)
-        derived = settings.derive(config, plan.total, world.size)
-        build.check_world(derived, config.train, world)
+        build.check_world(settings.derive(config, plan.total, world.size), config.train, world)
         check_boards(config.train.log_to)
         build.set_threads(config.train, world)
-        if fresh:
-            set_aside(config, run, world, say_once)
-        lay_out(config, derived, run, world, say_once)
+        identity = {"shards": shards.fingerprint, "plan": plan.fingerprint, "views": str(VIEWS_VERSION)}
+        agreement = Agreement(Record(hooks.init)) if fresh else world.first(
+            lambda: agree(config, run, identity, hooks.init, on_purpose)
+        )  # fmt: skip
         note = Events(run, hooks.tell).write if world.is_first else _no_event
-        if stop.warning is not None:
-            note("warning", 0, reason=stop.warning)
-            say_once(f"warning: {stop.warning}")
         trainer = None
         try:
-            trainer = Trainer(config, derived, shards, plan, run, world, say_once, note, hooks, watchdog)
+            trainer = Trainer(
+                config, shards, plan, identity, run, world, say_once, note, hooks, watchdog, agreement, fresh=fresh
+            )  # fmt: skip
+            trainer.begin()
+            if stop.warning is not None:
+                note("warning", trainer.step, reason=stop.warning)
+                say_once(f"warning: {stop.warning}")
             return trainer.run(stop)
         except Exception as error:
-            if trainer is not None:
-                trainer.beat("failed")
-            note("error", trainer.step if trainer else 0, reason=f"{type(error).__name__}: {error}")
+            if (trainer is not None and trainer.begun) or not isinstance(error, UserError):
+                if trainer is not None:
+                    trainer.beat("failed")
+                note("error", trainer.step if trainer else 0, reason=f"{type(error).__name__}: {error}")
             raise
         finally:
             if trainer is not None:
@@ -103,30 +114,16 @@ def _no_event(event: Event, step: int, **details: Any) -> None:
     """What the other ranks do with an event."""
 
 
-@dataclass
-class _Clock:
-    """Time and images since the last logged step."""
-
-    began: float
-    waited: float = 0.0
-    images: int = 0
-
-    def rates(self) -> dict[str, float]:
-        passed = time.perf_counter() - self.began
-        rates = {"images_per_s": self.images / passed, "data_wait": self.waited / passed}
-        self.began, self.waited, self.images = time.perf_counter(), 0.0, 0
-        return rates
-
-
 class Trainer:
     """The parts of one process of a run, and its steps."""
 
     def __init__(
-        self, config: Config, derived: Derived, shards: Shards, plan: Order, run: Path, world: World, say: Say,
-        note: Callable[..., None], hooks: Hooks, watchdog: Watchdog,
+        self, config: Config, shards: Shards, plan: Order, identity: Mapping[str, str], run: Path, world: World,
+        say: Say, note: Callable[..., None], hooks: Hooks, watchdog: Watchdog, agreement: Agreement, *, fresh: bool,
     ) -> None:  # fmt: skip
-        self.config, self.derived, self.world, self.say, self.note = config, derived, world, say, note
-        self.path, self.hooks, self.watchdog = run, hooks, watchdog
+        """Build and restore, and write nothing: what contradicts the run is refused here."""
+        self.config, self.plan, self.world, self.say, self.note = config, plan, world, say, note
+        self.path, self.hooks, self.watchdog, self.agreement, self.fresh = run, hooks, watchdog, agreement, fresh
         spread = build.spread_network(config, world)
         self.network, self.objective = spread.network, spread.objective
         parameters = sum(parameter.numel() for parameter in self.network.parameters())
@@ -134,18 +131,22 @@ class Trainer:
         self.optimizer: Optimizer = build.build_optimizer(config.optimizer, self.network)
         zero_state(self.optimizer)
         self.guard = Guard(self.network, self.optimizer, world.device)
-        self.train_step = TrainStep(config, derived, spread.forward, self.objective, self.optimizer, world, self.guard)
+        self.derived = settings.derive(config, plan.total, world.size)
+        self.train_step = TrainStep(
+            config, self.derived, spread.forward, self.objective, self.optimizer, world, self.guard
+        )
         self.keeper = Keeper(
             store_of(run, config), self.network, self.optimizer, self.objective, config.train,
-            {"shards": shards.fingerprint, "plan": plan.fingerprint, "views": str(VIEWS_VERSION)}, world, say, note,
+            identity, world, say, note,
         )  # fmt: skip
-        self.policy, self.collapse = Policy(config.health), Collapse(derived.ln_prototypes)
-        self.step = 0  # finished steps
+        self.policy, self.collapse = Policy(config.health), Collapse(self.derived.ln_prototypes)
+        self.step = self.images = 0  # finished steps, and images that they saw
         self.offset = 0  # batches of the data that rollbacks left out: step s takes batch s + offset
         self._judged = 0  # the last step whose verdict is known
         self._overdue = False  # a checkpoint, for steps were being skipped when it was due
         self._knn: float | None = None  # of the last step, where it was probed
-        self._restore_or_begin()
+        self._replaced: list[Any] = []  # by this rank, not yet gathered
+        self.found = self._restore_or_initialise()
         self.loader = Loader(
             shards, plan, slots_of(world.rank, world.size, config.train.batch),
             build.build_crops(config.views), seed=config.seed, device=world.device.type,
@@ -153,34 +154,81 @@ class Trainer:
             memory=int(config.data.memory_gb * 1e9), cache=open_cache(config.data),
             layout=build.layout(config.train), dtype=build.precision(config.train, world) or torch.float32,
         )  # fmt: skip
-        self.metrics = Metrics(run, self.step, config) if world.is_first else None
-        self.quarantine = Quarantine(run, self.step + self.offset) if world.is_first else None
-        self.heartbeat = (
-            Heartbeat(run, self.step, derived.steps, config.train.batch, world.size) if world.is_first else None
-        )
-        self._replaced: list[Any] = []  # by this rank, not yet gathered
+        self.begun = False  # whether the run's folder was written to
+        self.metrics: Metrics | None = None
+        self.quarantine: Quarantine | None = None
+        self.heartbeat: Heartbeat | None = None
 
-    def _restore_or_begin(self) -> None:
+    def _restore_or_initialise(self) -> dict[str, Any] | None:
+        """The state of the newest checkpoint, which the run has then; None where it begins."""
         self.watchdog.beat()
-        found = self.keeper.restore()
+        found = None if self.fresh or self.agreement.corrected else self.keeper.restore()
         if found is not None:
-            self.step = self._judged = found["step"]
-            self.offset = found.get("offset", 0)
+            self._take(found)
             self.policy.skipped = found.get("skipped", 0)
             self.train_step.rate_factor = found.get("rate_factor", 1.0)
             if found.get("scaler"):
                 self.train_step.scaler.load_state_dict(found["scaler"])
+        elif self.hooks.initialise is not None:
+            trunk = build_trunk(self.config.model.name, stem=self.config.model.stem)
+            self.hooks.initialise(trunk)
+            for name, tensor in self.network.trunk.state_dict().items():
+                assign(tensor, trunk.state_dict()[name])
+        return found
+
+    def _take(self, found: Mapping[str, Any]) -> None:
+        """The place of a checkpoint that was loaded, which may have been saved under another batch."""
+        self.step = self._judged = found["step"]
+        self.images = found["images"]
+        position = self.step + found.get("offset", 0)
+        then, now = found["config"]["train"]["batch"], self.config.train.batch
+        if then != now:
+            position = next_pass(position, then, now, self.plan.total)
+        self.offset = position - self.step
+        self.derived = settings.derive(self.config, self.plan.total, self.world.size, (self.step, self.images))
+        self.train_step.derived = self.derived
+
+    def begin(self) -> None:
+        """Lay out the run's folder, or take up what is in it."""
+        self.begun = True
+        if self.fresh:
+            set_aside(self.config, self.path, self.world, self.say)
+        if self.world.is_first:
+            record = self.agreement.recorded(self.step, self.images)
+            lay_out(self.config, self.derived, self.path, record, self.say)
+        self.keeper.clean(over=bool(self.agreement.corrected))
+        self.world.barrier()
+        if self.agreement.corrected:
+            self.say(f"no step was finished, so the run starts over with {'; '.join(self.agreement.corrected)}")
+        if self.found is not None:
             self.say(f"resumed: {self.step} of {self.derived.steps} steps are finished")
             self.note("resume", self.step, steps=self.derived.steps, world=self.world.size)
         else:
-            self.note("start", 0, steps=self.derived.steps, world=self.world.size)
-            if self.hooks.initialise is not None:
-                trunk = build_trunk(self.config.model.name, stem=self.config.model.stem)
-                self.hooks.initialise(trunk)
-                for name, tensor in self.network.trunk.state_dict().items():
-                    assign(tensor, trunk.state_dict()[name])
+            init = self.agreement.record.init
+            more = {} if init is None else {"init": dict(init)}
+            self.note("start", 0, steps=self.derived.steps, world=self.world.size, **more)
+        if self.agreement.changed:
+            self._report_changes()
         if self.step == 0:
             self._rehearse()
+        if self.world.is_first:
+            self.metrics = Metrics(self.path, self.step, self.config)
+            self.quarantine = Quarantine(self.path, self.step + self.offset)
+            self.heartbeat = Heartbeat(
+                self.path, self.step, self.derived.steps, self.config.train.batch, self.world.size
+            )
+
+    def _report_changes(self) -> None:
+        assert self.found is not None
+        before = settings.parse(self.found["config"], str(self.path))
+        derived = settings.derive(before, self.plan.total, self.world.size, (self.step, self.images))
+        rates = [
+            build.rate_at(config.optimizer, of, self.images)
+            for config, of in ((before, derived), (self.config, self.derived))
+        ]
+        self.note("change", rates=rates, **self.agreement.change(self.step, self.images))
+        self.say(f"changed on purpose after step {self.step}: {'; '.join(map(str, self.agreement.changed))}; "
+                 f"learning rate {rates[0]:.4g} before, {rates[1]:.4g} now")  # fmt: skip
 
     def _rehearse(self) -> None:
         self.watchdog.beat()
@@ -192,7 +240,7 @@ class Trainer:
         self.world.barrier()
 
     def run(self, stop: StopRequest) -> bool:
-        clock = _Clock(time.perf_counter())
+        clock = Clock(time.perf_counter())
         self.network.train()
         asked = self.world.any(stop.reason is not None)  # while it began
         while True:
@@ -216,7 +264,7 @@ class Trainer:
                     self.say(f"done: {self.derived.steps} steps, {self.derived.images} images")
                     return True
 
-    def _go_on(self, stop: StopRequest, clock: _Clock) -> Literal["done", "stopped", "rollback"]:
+    def _go_on(self, stop: StopRequest, clock: Clock) -> Literal["done", "stopped", "rollback"]:
         """Step after step, until something else is to be done."""
         first, last = self.step + self.offset, self.derived.steps + self.offset
         waiting = Wait(stop, alone=self.world.size == 1)
@@ -261,12 +309,12 @@ class Trainer:
 
     def _roll_back(self) -> None:
         """To the last healthy checkpoint, and on from there with the data after what made the run ill."""
-        bad = self._judged
+        bad, position = self._judged, self._judged + self.offset
         self.keeper.finish()
         found = self.keeper.restore(healthy=True)
         assert found is not None  # there is one since the run began
-        self.step = self._judged = found["step"]
-        self.offset += bad - self.step
+        self._take(found)
+        self.offset = position - self.step
         self.policy.skipped, self.policy.rollbacks = 0, self.policy.rollbacks + 1
         self.train_step.rate_factor *= self.config.health.rollback_lr
         self.guard.forget()
@@ -279,7 +327,7 @@ class Trainer:
         if self.heartbeat is not None:
             self.heartbeat.beat(state, self.step, loss)
 
-    def _timed(self, batches: Iterator[Batch], clock: _Clock) -> Iterator[Batch]:
+    def _timed(self, batches: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
         while True:
             began = time.perf_counter()
             batch = next(batches, None)
@@ -288,12 +336,13 @@ class Trainer:
                 return
             yield batch
 
-    def _step(self, batch: Batch, clock: _Clock) -> None:
+    def _step(self, batch: Batch, clock: Clock) -> None:
         finished = self.step + 1
-        probing = self.hooks.probe is not None and self._is_probed(finished)
+        probing = self.hooks.probe is not None and self._is_probed()
         log = probing or finished % self.config.train.log_every == 0 or finished in (1, self.derived.steps)
-        told = self.train_step(batch.crops, self.step * self.config.train.batch, log)
+        told = self.train_step(batch.crops, self.images, log)
         self.step = finished
+        self.images += self.config.train.batch
         clock.images += self.config.train.batch
         self._replaced += batch.replaced
         self._knn = self._probe() if probing else None
@@ -305,7 +354,7 @@ class Trainer:
 
     def _log(self, values: dict[str, float]) -> None:
         self._collect_replaced()
-        values["images"] = self.step * self.config.train.batch
+        values["images"] = self.images
         self.beat("running", values.get("loss"))
         if self.metrics is not None:
             self.metrics.write(self.step, values)
@@ -329,19 +378,15 @@ class Trainer:
         verdict = None
         if self.quarantine is not None and gathered:
             self.quarantine.add(gathered)
-            bad, limit = len(self.quarantine), self.config.data.max_bad_fraction
-            if bad > limit * max(self.step * self.config.train.batch, 1000):  # a few at the start are no rate yet
-                verdict = (f"{bad} images had to be replaced by step {self.step}, more than data.max_bad_fraction "
-                           f"{limit}; most from {self.quarantine.worst_shards()}; see quarantine.parquet")  # fmt: skip
-                self.quarantine.write()
+            verdict = self.quarantine.too_many(self.config.data.max_bad_fraction, self.images)
         verdict = self.world.gather(verdict)[0]
         if verdict:
             raise UserError(verdict)
 
-    def _is_probed(self, step: int) -> bool:
-        """Whether ``step`` is the first to reach a multiple of the probe's interval."""
+    def _is_probed(self) -> bool:
+        """Whether the step that begins is the first to reach a multiple of the probe's interval."""
         batch, probe = self.config.train.batch, self.config.probe
-        return probe is not None and step * batch // probe.every_images > (step - 1) * batch // probe.every_images
+        return probe is not None and (self.images + batch) // probe.every_images > self.images // probe.every_images
 
     def _probe(self) -> float:
         assert self.hooks.probe is not None
@@ -355,7 +400,7 @@ class Trainer:
         """What a checkpoint says beside its tensors."""
         return {
             "step": self.step,
-            "images": self.step * self.config.train.batch,
+            "images": self.images,
             "offset": self.offset,
             "skipped": self.policy.skipped,
             "rate_factor": self.train_step.rate_factor,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,7 @@ from seer_pipe.train.syncbn import bn_safe_checkpoint_context
 
 #: A rank that waits longer than this for another ends the run instead of hanging.
 PATIENCE = timedelta(minutes=5)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,20 @@ class World:
         items: list[Any] = [None] * self.size
         dist.all_gather_object(items, item)
         return items
+
+    def first(self, action: Callable[[], T]) -> T:
+        """What ``action`` returns or raises on the first rank, on every rank."""
+        result: T | None = None
+        problem: Exception | None = None
+        if self.is_first:
+            try:
+                result = action()
+            except Exception as error:
+                problem = error
+        result, problem = self.gather((result, problem))[0]
+        if problem is not None:
+            raise problem
+        return cast(T, result)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank. Travels between CPUs: the GPU is not waited for."""

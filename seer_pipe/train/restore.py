@@ -137,7 +137,12 @@ class Keeper:
         self._failed = 0  # saves in a row
         self._milestone = 0  # multiples of keep_every_images that are behind the run
         self.saved: int | None = None  # the step of the last save, or of what was restored
-        if world.is_first:
+
+    def clean(self, *, over: bool) -> None:
+        """Remove what was never committed, and where the run starts ``over`` what was."""
+        if self._world.is_first:
+            if over:
+                self._checkpoints.give_up_after(-1)
             self._checkpoints.sweep()
 
     def restore(self, healthy: bool = False) -> dict[str, Any] | None:
@@ -258,6 +263,8 @@ class Keeper:
             raise problem
         assert found is not None
         for name, now in self._identity.items():
+            if name == "plan" and found.state["config"]["train"]["batch"] != self._train.batch:
+                continue  # changed on purpose: another batch has another order
             kept = found.state.get(name, "0")  # of views: what was saved before they had a version
             if kept != now:
                 what = "version of the views" if name == "views" else name

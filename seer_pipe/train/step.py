@@ -35,7 +35,7 @@ class TrainStep:
         world: World,
         guard: Guard,
     ) -> None:
-        self._config, self._derived = config, derived
+        self._config, self.derived = config, derived
         self._forward, self._objective, self._optimizer = forward, objective, optimizer
         self._guard = guard
         self.rate_factor = 1.0  # lowered by a rollback
@@ -50,7 +50,7 @@ class TrainStep:
 
         Returns what is to be told of the step: the learning rate, and with ``log`` the objective's metrics.
         """
-        rate = build.rate_at(self._config.optimizer, self._derived, images) * self.rate_factor
+        rate = build.rate_at(self._config.optimizer, self.derived, images) * self.rate_factor
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._guard.keep()

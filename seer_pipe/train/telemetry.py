@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,6 +32,21 @@ QUARANTINE_SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
+
+
+@dataclass
+class Clock:
+    """Time and images since the last logged step."""
+
+    began: float
+    waited: float = 0.0
+    images: int = 0
+
+    def rates(self) -> dict[str, float]:
+        passed = time.perf_counter() - self.began
+        rates = {"images_per_s": self.images / passed, "data_wait": self.waited / passed}
+        self.began, self.waited, self.images = time.perf_counter(), 0.0, 0
+        return rates
 
 
 class Metrics:
@@ -103,6 +120,14 @@ class Quarantine:
 
     def add(self, replaced: Iterable[Replaced]) -> None:
         self._rows.extend(replaced)
+
+    def too_many(self, limit: float, images: int) -> str | None:
+        """What is wrong where more than ``limit`` of the ``images`` so far were replaced; then they are written."""
+        if len(self) <= limit * max(images, 1000):  # a few at the start are no rate yet
+            return None
+        self.write()
+        return (f"{len(self)} of {images} images had to be replaced, more than data.max_bad_fraction {limit}; "
+                f"most from {self.worst_shards()}; see quarantine.parquet")  # fmt: skip
 
     def worst_shards(self) -> str:
         counts: dict[str, int] = {}

@@ -13,6 +13,7 @@ from seer_pipe.launch.after import decide, tell
 from seer_pipe.launch.cluster import Cluster, load, minutes
 from seer_pipe.launch.record import Outcome, Record
 from seer_pipe.launch.status import find_runs, status
+from seer_pipe.store import FolderStore
 from tests.train.helpers import small
 
 START = "7.0"
@@ -115,6 +116,7 @@ def test_what_cannot_run_is_refused_before_it_is_submitted(tmp_path: Path) -> No
         submit.place(Cluster(nodes=2, cluster="local"))
     run.mkdir()
     settings.save(config, settings.derive(config, 34), run / "config.yaml")
+    FolderStore(run).put("checkpoints/step-00000001/COMMITTED.json", b"{}")  # before a step all may be corrected
     with pytest.raises(UserError, match=r"begun with other settings: optimizer\.lr"):
         submit.check(small(tmp_path, optimizer={"lr": 2.0}), run, Cluster())
 

@@ -1,0 +1,82 @@
+"""Which settings of a run may change once steps are finished: freely, on purpose, or not at all, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from seer_pipe.config import Config, flat
+from seer_pipe.errors import UserError
+
+#: May change at any resume: they touch neither the data nor the arithmetic.
+FREE = ("name", "data.path", "data.sources", "data.threads", "data.ahead", "data.memory_gb", "data.cache",
+        "data.max_bad_fraction", "train.device", "train.threads", "train.parallel", "train.shard_within",
+        "train.compile", "train.log_every", "train.log_to", "train.checkpoint_every", "train.keep",
+        "train.keep_every_images", "train.checkpoints", "train.stop_before", "health", "probe")  # fmt: skip
+#: May not change within a run. What is neither here nor free is changed on purpose.
+FIXED = {
+    "seed": "the order of the images and all crops follow from it",
+    "data": "the order of the images follows from it",
+    "views": "the objective and its queue are made for these crops",
+    "model": "the checkpoints hold the weights of this network",
+    "objective": "the checkpoints hold the head, prototypes and queue of this objective",
+    "optimizer.name": "the checkpoints hold the state of this optimiser",
+    "optimizer.exclude": "the checkpoints hold the state of these parameter groups",
+}
+LENGTH = ("train.images", "train.passes")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting with its value in the run and the one asked for now."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} ({self.old} in the run, {self.new} now)"
+
+    @property
+    def fixed(self) -> str | None:
+        """Why it may not change, if so."""
+        return next((why for key, why in FIXED.items() if _within(self.key, key)), None)
+
+
+def differences(old: Config, new: Config) -> list[Difference]:
+    """The settings that differ and are not free. Under a constant schedule the length of a run is free: what was
+    computed does not depend on it."""
+    before, after = dict(flat(old.model_dump(mode="json"))), dict(flat(new.model_dump(mode="json")))
+    constant = old.optimizer.schedule == new.optimizer.schedule == "constant"
+    free = FREE + (LENGTH if constant else ())
+    return [
+        Difference(key, before.get(key), after.get(key))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not any(_within(key, name) for name in free)
+    ]
+
+
+def check(run: object, found: Collection[Difference], on_purpose: Collection[str] = ()) -> None:
+    """UserError where a run with finished steps is contradicted; ``on_purpose``: keys that ``--change`` names."""
+    if refused := [difference for difference in found if difference.fixed]:
+        listed = "; ".join(f"{difference}: {difference.fixed}" for difference in refused)
+        raise UserError(f"{run}: cannot change within a run: {listed}; use another folder, or --fresh")
+    if asked := [difference for difference in found if difference.key not in on_purpose]:
+        how = " ".join(f"--change {difference.key}={difference.new}" for difference in asked)
+        raise UserError(f"{run}: the run was begun with other settings: {'; '.join(map(str, asked))}; use them, "
+                        f"another folder or --fresh, or train on with {how}".replace("=None", "=null"))  # fmt: skip
+
+
+def next_pass(position: int, then: int, now: int, images_in_set: int) -> int:
+    """Where the data continue when the batch changes from ``then`` to ``now`` images: at the start of a pass.
+
+    ``position`` counts batches, before and after. Another batch has another order, so the pass under way cannot be
+    finished. The crops follow from the number of the pass, so none that was begun is begun again.
+    """
+    passes = (-(-position // (images_in_set // batch)) for batch in (then, now))
+    return max(passes) * (images_in_set // now)
+
+
+def _within(key: str, name: str) -> bool:
+    return key == name or key.startswith(f"{name}.")
