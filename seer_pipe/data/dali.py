@@ -12,7 +12,7 @@ region of all crops is nearly the image. Not DALI's CPU kernels past the decoder
 YIQ, where torchvision's turns in HSV.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 import nvidia.dali.experimental.dynamic as ndd
 import torch
-import torch.nn.functional as F
 from nvidia.dali.types import DALIImageType, DALIInterpType
-from PIL import Image
 
-from seer_pipe.data.pixels import finish_many, finish_one
+from seer_pipe.data import pixels_cpu
+from seer_pipe.data.pixels import finish_many, pack
 from seer_pipe.data.views import Crops, CropSpec
 
 MAX_PIXELS = 2**30 // 12  # Pillow's own bound against decompression bombs: 256 MiB of RGB
@@ -119,19 +118,31 @@ class Augmenter:
 
     def _make(self, images: Any, crops: Sequence[Crops], out: Sequence[torch.Tensor]) -> None:
         if self._stream is None:
-            pictures = [image.torch().permute(2, 0, 1)[None] for image in images.tensors]
-            shares = [range(len(pictures))[first :: self._threads] for first in range(self._threads)]
-            list(self._pool.map(lambda share: _crops_on_cpu(pictures, crops, out, share), shares))
-        else:
-            for crop, x in zip(crops, out, strict=True):
-                cut = _cut_on_gpu(images, crop, x.shape[-1]).permute(0, 3, 1, 2)
-                planes = x if x.dtype == torch.float32 else torch.empty_like(x, dtype=torch.float32)
-                planes.copy_(cut)
-                finish_many(planes, crop)
-                if planes is not x:
-                    x.copy_(planes)
-                x.record_stream(torch.cuda.default_stream(self._device))  # where it will be used
-            self._stream.synchronize()
+            self._make_on_cpu([image.torch() for image in images.tensors], crops, out)
+            return
+        for crop, x in zip(crops, out, strict=True):
+            cut = _cut_on_gpu(images, crop, x.shape[-1]).permute(0, 3, 1, 2)
+            planes = x if x.dtype == torch.float32 else torch.empty_like(x, dtype=torch.float32)
+            planes.copy_(cut)
+            finish_many(planes, crop)
+            if planes is not x:
+                x.copy_(planes)
+            x.record_stream(torch.cuda.default_stream(self._device))  # where it will be used
+        self._stream.synchronize()
+
+    def _make_on_cpu(
+        self, pictures: Sequence[torch.Tensor], crops: Sequence[Crops], out: Sequence[torch.Tensor]
+    ) -> None:
+        """Each thread calls the kernel once, and takes image after image until none is left."""
+        height, width = np.array([picture.shape[:2] for picture in pictures]).T
+        table = pack(crops, height, width, np.array([picture.data_ptr() for picture in pictures], np.uint64))
+        arguments = (
+            table, np.array([x.data_ptr() for x in out]), np.array(self._sizes), np.zeros(1, np.int64),
+            self._layout == torch.channels_last, pixels_cpu.KINDS[self._dtype],
+        )  # fmt: skip
+        make = pixels_cpu.kernel()
+        for done in [self._pool.submit(make, *arguments) for _ in range(self._threads)]:
+            done.result()
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
@@ -148,30 +159,6 @@ def _decode(jpegs: Sequence[bytes | np.ndarray], crops: Sequence[Crops], device:
         if height < bottom or width < right:
             raise ValueError(f"{width}x{height} pixels, fewer than recorded: a crop reaches {right}x{bottom}")
     return ndd.decoders.image(encoded, device=device, output_type=DALIImageType.RGB, adjust_orientation=False)
-
-
-def _crops_on_cpu(
-    pictures: Sequence[torch.Tensor], crops: Sequence[Crops], out: Sequence[torch.Tensor], rows: Iterable[int]
-) -> None:
-    """All crops of some of the images, one at a time, while they are in the cache."""
-    for row in rows:
-        for crop, x in zip(crops, out, strict=True):
-            cut = _cut_on_cpu(pictures[row], crop.box[row], x.shape[-1])
-            planes = (cut.flip(3) if crop.flip[row] else cut).to(torch.float32, memory_format=torch.contiguous_format)
-            finish_one(planes.numpy(), crop, row)
-            x[row : row + 1].copy_(planes)
-
-
-def _cut_on_cpu(picture: torch.Tensor, box: np.ndarray, size: int) -> torch.Tensor:
-    """One crop of one image, uint8 [1, 3, size, size]. Pillow, four times slower, cuts between pixels as well."""
-    top, left, height, width = box.tolist()
-    if box.dtype.kind == "i":
-        region = picture[:, :, top : top + height, left : left + width]
-        return F.interpolate(region, (size, size), mode="bilinear", antialias=True)
-    image = Image.fromarray(picture[0].permute(1, 2, 0).numpy())
-    corners = left, top, min(left + width, image.width), min(top + height, image.height)
-    cut = image.resize((size, size), Image.Resampling.BILINEAR, corners)
-    return torch.from_numpy(np.array(cut)).permute(2, 0, 1)[None]
 
 
 def _cut_on_gpu(images: Any, crop: Crops, size: int) -> torch.Tensor:

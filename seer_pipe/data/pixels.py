@@ -177,21 +177,6 @@ def normalise(x: Any) -> None:
         x[:, channel] *= 1 / std
 
 
-def finish_one(x: Any, crop: Crops, row: int) -> None:
-    """Everything `crop` says of image `row`, on its resized crop `x`: numpy [1, 3, size, size]."""
-    factors = crop.factors[row].tolist()
-    for step in crop.order[row].tolist():
-        if factors[step] != UNCHANGED[step]:
-            ADJUST[step](np, x, factors[step])
-    if crop.grey[row]:
-        to_grey(np, x)
-    if crop.sigma[row] > 0:
-        blur(np, x, blur_weights(float(crop.sigma[row])))
-    if crop.solarise[row]:
-        solarise(np, x)
-    normalise(x)
-
-
 def finish_many(x: torch.Tensor, crop: Crops) -> None:
     """The same for all n images at once, torch [n, 3, size, size]: each step takes those which get it, no others."""
 
