@@ -41,8 +41,8 @@ SIGNATURES: list[tuple[str, bytes]] = [
     ("PostScript", rb"%!PS"),
     ("WMF", rb"\xd7\xcd\xc6\x9a"),
     (
-        "SVG",  # as its root element, not somewhere in a page
-        rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<\?xml.*?\?>\s*|<!--.*?-->\s*|<!doctype\s+svg[^>[]*(?:\[.*?\]\s*)?>\s*)*<svg[\s>]",
+        "SVG",  # as its root element, not somewhere in a page (and never tried again in another way: *+)
+        rb"(?i)(?:\xef\xbb\xbf)?(?:\s|<\?xml.*?\?>|<!--.*?-->|<!doctype\s+svg[^>[]*(?:\[.*?\]\s*)?>)*+<svg[\s>]",
     ),
 ]
 STARTS = [(name, re.compile(pattern, re.DOTALL)) for name, pattern in SIGNATURES]

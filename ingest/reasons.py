@@ -42,6 +42,7 @@ class Reason(StrEnum):
     # the list
     BAD_ROW = "bad_row", "a row of the list that cannot be read as one"
     NO_URL = "no_url", "a row of the list without a URL"
+    PASSED_OVER = "passed_over", "records of a web archive that are no images; one row a file, with their number"
     # the download
     BAD_URL = "bad_url", "not a well-formed http or https URL"
     BLOCKED_ADDRESS = "blocked_address", "the host is, or resolves to, an address that is not global"

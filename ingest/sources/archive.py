@@ -176,7 +176,7 @@ class ZipReader:
 class Kind(NamedTuple):
     open: Callable[[str], BinaryIO]
     members: Callable[[BinaryIO], Iterator[Member]]
-    reader: Callable[[BinaryIO], Reader]
+    reader: Callable[[BinaryIO], Reader[int]]
 
 
 def open_inflated(file: str) -> BinaryIO:

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import islice
 from types import TracebackType
-from typing import BinaryIO, Literal, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
-from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
 from ingest.budget import Lease
 from ingest.files import expand, labels, listing, open_file
 from ingest.formats import sniff
-from ingest.reasons import Reason
-from ingest.sources import FILE, PROBLEM, Plain, Row, UnfetchedError, arc, demand_no_problem, listed
+from ingest.reasons import Reason, said
+from ingest.sources import FILE, PROBLEM, Plain, Row, UnfetchedError, demand_no_problem, listed
+from ingest.sources.inflate import Address, inflated
+from ingest.sources.payload import STREAMS, decoded, response
 from ingest.sources.readers import DAMAGE, Readers
+from ingest.sources.records import Record, next_record
 
 SUFFIXES = (".warc", ".warc.gz", ".warc.zst", ".arc", ".arc.gz")
 BATCH = 10_000  # rows of a table
-PIECE = 1 << 20  # bytes of one read
-HEAD = 64  # bytes looked at where a response does not say what it is
+LONGEST_HEAD = 64 << 10  # bytes of an HTTP head
+START = 8 << 10  # bytes looked at of a record; longer heads are read further
+HEAD = 512  # bytes of a body by which it is judged
+KINDS = ("response", "resource", "conversion", "revisit")  # of records that may be images
+VAGUE = ("", "application/octet-stream", "binary/octet-stream", "unk")  # types that say nothing
 KEPT_FIELDS = (pa.field("date", pa.string()),)
 SCHEMA = pa.schema(
     [
         ("source", pa.string()),
         ("size", pa.int64()),
         ("place", pa.int64()),
+        ("skip", pa.int64()),
         *listed(KEPT_FIELDS),
         *PROBLEM,
         FILE,
@@ -36,27 +42,24 @@ SCHEMA = pa.schema(
 )
 
 
-IMAGES = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.revisit
-VAGUE = ("", "application/octet-stream", "binary/octet-stream", "unk")  # types that say nothing
-
-
 class Capture(NamedTuple):
     """One image of a WARC file, or what is wrong with it."""
 
     url: str
     size: int = 0  # bytes of the record, before any decoding
-    place: int = 0  # of the record
+    place: int = 0  # of the record: see Address
+    skip: int = 0
     date: str | None = None  # ISO 8601
     problem: Reason | None = None
     detail: str | None = None
 
 
 class WarcSource(Plain):
-    """The images of the file, pattern or folder ``where``: responses with status 200 (and resources) that are, or may
-    be, images. ``source`` is their URL, and the sidecar keeps their ``date``.
+    """The images of the file, pattern or folder ``where``: responses with status 200, resources and conversions that
+    say so or begin as one. ``source`` is their URL, and the sidecar keeps their ``date``.
 
     A revisit holds no image, and is rejected. The rest of a file that breaks off or cannot be read is one rejected
-    input.
+    input; so are, with their number, all records of a file that are no images.
     """
 
     kept: Sequence[pa.Field] = KEPT_FIELDS
@@ -76,7 +79,8 @@ class WarcSource(Plain):
     async def fetch(self, row: Row, lease: Lease) -> bytes:
         demand_no_problem(row)
         await lease.hold(min(row["size"], self._max_bytes))
-        return await self._readers.read(row["file"], row["place"], self._max_bytes)
+        place = Place(Address(row["place"], row["skip"]), row["source"])
+        return await self._readers.read(row["file"], place, self._max_bytes)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -85,89 +89,81 @@ class WarcSource(Plain):
 
 
 def captures(file: str, label: str) -> Iterator[Capture]:
-    """The images in a file, in order, up to where it is damaged."""
+    """The images in a file, in order, up to where it is damaged; then what was passed over."""
+    passed: Counter[str] = Counter()
     try:
         with open_file(file) as data:
-            for place, size, record in arc.records(data, 0, arc.LONGEST_HEADER) if is_arc(file) else records(data):
-                if not is_image(record):
-                    continue
-                about, revisit = record.headers.get, record.record_type == WarcRecordType.revisit
-                yield Capture(
-                    text(about("WARC-Target-URI")),
-                    size,
-                    place,
-                    record.record_date.isoformat() if record.record_date else None,
-                    Reason.REVISIT if revisit else None,
-                    text(about("WARC-Refers-To-Target-URI")) if revisit else None,
-                )
+            stream = inflated(data)
+            while (record := next_record(stream)) is not None:
+                start = b""
+                if record.kind in KINDS:
+                    start = stream.read(min(record.length, START))
+                    if response(start) is None:  # a long head, or none
+                        start += stream.read(min(record.length - len(start), LONGEST_HEAD))
+                    if (other := no_image(record, start)) is None:
+                        revisit = record.kind == "revisit"
+                        yield Capture(
+                            record.url,
+                            record.length,
+                            *record.address,
+                            record.date,
+                            Reason.REVISIT if revisit else None,
+                            f"of {record.says.get('warc-refers-to-target-uri', 'a record')}" if revisit else None,
+                        )
+                    else:
+                        passed[other] += 1
+                stream.skip(record.length - len(start))
     except DAMAGE as error:
-        yield Capture(f"{label}/…", problem=Reason.UNREADABLE, detail=f"damaged from here on: {text(str(error))}")
+        yield Capture(f"{label}/…", problem=Reason.UNREADABLE, detail=f"damaged from here on: {said(error)}")
+    if passed:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in passed.most_common(5))
+        yield Capture(label, problem=Reason.PASSED_OVER, detail=f"{passed.total()} records: {kinds}")
 
 
-def is_arc(file: str) -> bool:
-    return file.lower().endswith((".arc", ".arc.gz"))
+def no_image(record: Record, start: bytes) -> str | None:
+    """What a record that begins with ``start`` is, if no image; None where it says that it is one, or begins so."""
+    http, told = response(start), record.says.get("content-type", "")
+    if record.kind in ("response", "revisit") and http is not None:
+        if record.kind == "response" and http.status != 200:
+            return f"status {http.status}"
+        told = http.head.get("content-type", "")
+    told = told.partition(";")[0].strip().lower()
+    identified = record.says.get("warc-identified-payload-type", "").lower()
+    if told.startswith("image/") or identified.startswith("image/"):
+        return None
+    head, body = (http.head, start[http.body :]) if http is not None else ({}, start)
+    hidden = any(name in head.get("content-encoding", "") for name in STREAMS)  # such a start cannot be looked at
+    if record.kind != "revisit" and (sniff(decoded(body, {}, HEAD)) or (hidden and told in VAGUE)):
+        return None
+    return told or "of no type"
 
 
-def records(data: BinaryIO) -> Iterator[tuple[int, int, WarcRecord]]:
-    """Place, size and content of each record that may be an image."""
-    last = 0
-    for record in ArchiveIterator(data, IMAGES):
-        last = record.stream_pos
-        yield last, int(record.headers.get("Content-Length") or 0), record
-    # a file that breaks off inside a record just seems to end
-    data.seek(last)
-    for record in ArchiveIterator(data, parse_http=False):
-        length, reader = record.content_length, record.reader
-        if sum(map(len, iter(partial(reader.read, PIECE), b""))) < length:
-            raise EOFError("its last record is not complete")
+class Place(NamedTuple):
+    """Where a record is, and whose it is."""
 
-
-def text(value: str | None) -> str:
-    return (value or "").strip("<>").encode("utf-8", "backslashreplace").decode()
-
-
-def is_image(record: WarcRecord) -> bool:
-    """Whether a record is an image by what it says, or, where it says nothing of use, by its first bytes."""
-    http = record.http_headers
-    if record.record_type == WarcRecordType.resource:
-        kind = (record.headers.get("Content-Type") or "").partition(";")[0]
-    elif http is None or http.status_code != 200:
-        return False
-    else:
-        kind = record.http_content_type or ""
-    if kind.strip().lower() in VAGUE and record.record_type != WarcRecordType.revisit:
-        encoded = http is not None and ("Transfer-Encoding" in http or "Content-Encoding" in http)
-        return encoded or sniff(record.reader.read(HEAD)) is not None
-    return kind.lower().startswith("image/")
+    address: Address
+    url: str
 
 
 class WarcReader:
     def __init__(self, file: str) -> None:
-        self._data, self._is_arc = open_file(file), is_arc(file)
+        self._data = open_file(file)
+        self._stream = inflated(self._data)
 
-    def read(self, place: int, size: int) -> bytes:
-        """The payload at ``place``, freed of transfer and content encodings.
-
-        Many archives hold the decoded body beneath headers that still tell of an encoding.
-        """
-        try:
-            return self._read(place, size, "all")
-        except OSError:
-            return self._read(place, size, "none")
-
-    def _read(self, place: int, size: int, decode: Literal["all", "none"]) -> bytes:
-        if self._is_arc:
-            *_, record = next(arc.records(self._data, place, size + arc.LONGEST_HEADER, decode))
-        else:
-            self._data.seek(place)
-            record = next(ArchiveIterator(self._data, auto_decode=decode))
-        parts, left = [], size + 1
-        while left and (part := record.reader.read(min(left, PIECE))):
-            parts.append(part)
-            left -= len(part)
-        if not left:
+    def read(self, place: Place, size: int) -> bytes:
+        """The payload of the record at ``place``. ValueError where another one is there."""
+        self._stream.go(place.address)
+        record = next_record(self._stream)
+        if record is None or record.url != place.url:
+            raise ValueError(f"another record is at this place now: {record.url if record else 'none'}")
+        content = self._stream.read(min(record.length, LONGEST_HEAD + size + 1))
+        if len(content) < min(record.length, LONGEST_HEAD + size + 1):
+            raise EOFError("the record is not complete")
+        http = response(content) if record.kind == "response" else None
+        body = decoded(content[http.body :], http.head, size) if http is not None else content
+        if len(body) > size:
             raise UnfetchedError(Reason.TOO_LARGE, f"more than {size} bytes")
-        return b"".join(parts)
+        return body
 
     def close(self) -> None:
         self._data.close()

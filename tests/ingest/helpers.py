@@ -60,7 +60,7 @@ def stored(root: Path) -> list[dict[str, Any]]:
     return [row for path in sorted(root.glob("0*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
-def rejected(root: Path) -> dict[str, str]:
-    """Reason by source."""
+def rejected(root: Path, column: str = "reason") -> dict[str, str]:
+    """Reason, or detail, by source."""
     rows = [row for path in sorted(root.glob("rejected/*")) for row in pq.read_table(path).to_pylist()]
-    return {row["source"]: row["reason"] for row in rows}
+    return {row["source"]: row[column] for row in rows}

@@ -16,7 +16,6 @@ from PIL import Image
 
 from ingest.formats import breaks_off, open_image, sniff
 from ingest.image import UPRIGHT, BadImage, process
-from ingest.jpeg import NotAJpeg, parse_jpeg
 from ingest.png import SIGNATURE, parse_png
 from ingest.reasons import Reason
 from tests.ingest.jpegs import sampled
@@ -171,6 +170,7 @@ def test_without_the_package_the_reason_says_which(monkeypatch: pytest.MonkeyPat
         (b"<!doctype html><body><svg width=1></svg>", None),
         (b"  <?xml version='1.0'?>\n<!-- drawn -->\n<!DOCTYPE svg [<!ENTITY a 'b'>]>\n<svg>", "SVG"),
         (b"\xef\xbb\xbf<SVG xmlns='x'>", "SVG"),
+        (b"<!---->" * 600, None),  # no way to read it but one
         (b"BMW is a car maker. " * 9, None),
         (b"P3 is a parking lot", None),
         (b"P6\n# a comment\n3 2\n255\n", "PPM"),
@@ -251,35 +251,3 @@ def test_what_both_decoders_show_whole_and_alike_is_refused_for_damage_alone(rea
                         listed.append(f"{path.name}/{member.name}: {error.reason}: {error.detail}")
     assert inputs > 10_000
     assert listed == []
-
-
-@pytest.mark.slow
-@settings(max_examples=30_000, deadline=None)
-@given(st.data())
-def test_no_damage_to_an_image_brings_anything_but_an_image_or_a_reason(data: st.DataObject) -> None:
-    """Sound files with bytes changed, inserted and cut out: what a decoder then raises is a reason in every case."""
-    kind, seed = data.draw(st.sampled_from(sorted(SEEDS.items())))
-    damaged = bytearray(seed)
-    for _ in range(data.draw(st.integers(1, 6))):
-        at = data.draw(st.integers(0, len(damaged)) | st.integers(0, min(200, len(damaged))))
-        damaged[at : at + data.draw(st.sampled_from([0, 1, 2, 40]))] = data.draw(st.binary(max_size=8))
-    with suppress(NotAJpeg):
-        parse_jpeg(bytes(damaged))
-    parse_png(bytes(damaged))
-    with suppress(BadImage):
-        assert process(bytes(damaged), replace(ANY, max_pixels=1_000_000)).jpeg, kind
-
-
-def seeds() -> dict[str, bytes]:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    small = photo(48, 40)
-    found = {format: write(small, format) for format in ("GIF", "BMP", "PPM", "JPEG2000", "ICO", "DDS", "QOI")}
-    for format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF", "JXL"):
-        found[format] = write(small, format, exif=exif.tobytes(), icc_profile=SWAPPED)
-    found["progressive"] = jpeg(small, progressive=True, exif=exif)
-    found["sampled"] = sampled(small, ((4, 2), (1, 1), (1, 1)))
-    return found
-
-
-SEEDS = seeds()
