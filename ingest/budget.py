@@ -27,7 +27,7 @@ class Budget:
 
     async def admit(self) -> Lease:
         """Wait until there is room for one more input."""
-        size = max(self.LEAST, int(self._mean))
+        size = min(max(self.LEAST, int(self._mean)), self.limit // 2)  # what is parked never takes the other half
         while self.held and self.held + size > self.limit:
             self._freed.clear()
             await self._freed.wait()
@@ -63,9 +63,13 @@ class Lease:
         budget.change(taken - self._taken)
         self._taken = taken
 
-    def release(self) -> None:
+    def park(self, size: int) -> None:
+        """Say that of the input only ``size`` bytes are left, which wait for their place in the shard."""
         if self._lane:
             self._budget.lanes.release()
             self._lane = False
-        self._budget.change(-self._taken)
-        self._taken = self._admitted = 0
+        self._budget.change(size - self._taken)
+        self._taken = self._admitted = size
+
+    def release(self) -> None:
+        self.park(0)

@@ -9,29 +9,36 @@ import resource
 import socket
 import ssl
 import zlib
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Self
-from weakref import WeakValueDictionary
+from typing import Annotated, Any, Self, TypeVar
 
 import aiohttp
 from yarl import URL
 
+from ingest.blocklist import Blocklist
 from ingest.budget import Lease
-from ingest.etiquette import AGENT, OPT_OUTS, Blocklist, directives
+from ingest.etiquette import AGENT, OPT_OUTS, directives
 from ingest.guard import AddressGuard, BlockedAddressError, GuardedResolver
+from ingest.hosts import AttemptError, Host, Hosts
+from ingest.lenient import LONGEST_HEAD, LenientConnector, decoder
 from ingest.reasons import Reason
-from ingest.sources import UnfetchedError
+from ingest.robots import LONGEST, Rules
+from ingest.sources import LaterError, UnfetchedError
+from ingest.url import parse
 from seer_pipe.errors import UserError
 
 # asyncio keeps a buffer of this size for every TLS connection, 256 KiB if it is left to it; a TLS record has 16
 asyncio.sslproto.SSLProtocol.max_size = 32 << 10
 REDIRECTS = (301, 302, 303, 307, 308)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,59 +52,39 @@ class DownloadSettings:
     read_timeout: Annotated[float, "seconds without a byte"] = 20.0
     total_timeout: Annotated[float, "seconds for a whole answer"] = 60.0
     tries: Annotated[int, "tries, where another one may help"] = 3
+    patience: Annotated[float, "seconds that a host which is away is waited for"] = 60.0
     max_redirects: Annotated[int, "redirects followed"] = 5
     contact: Annotated[str, "a URL or mail address under which sites can reach you; sent in the user agent"] = ""
     opt_out: Annotated[tuple[str, ...], "directives of X-Robots-Tag that keep an image out"] = OPT_OUTS
     allow_network: Annotated[tuple[str, ...], "address range (CIDR) to allow though not global"] = ()
+    robots: Annotated[bool, "ask each site for its robots.txt first, and keep to it"] = False
     blocklist: Annotated[Path | None, "file with hosts and URL patterns that are not asked, one a line"] = None
 
     def __post_init__(self) -> None:
         for name in ("connections", "per_host", "connect_timeout", "read_timeout", "total_timeout", "tries"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} = {getattr(self, name)}: more than 0")
-        if self.max_redirects < 0 or self.host_rate < 0:
-            raise UserError("max_redirects and host_rate: at least 0")
+        if self.max_redirects < 0 or self.host_rate < 0 or self.patience < 0:
+            raise UserError("max_redirects, host_rate and patience: at least 0")
 
     @property
     def user_agent(self) -> str:
         return f"{AGENT}/{version('seer-pipe')}" + (f" (+{self.contact})" if self.contact else "")
 
 
-class AttemptError(Exception):
-    """One try that failed; whether another one is worth it, and how long the server asked to wait."""
+@dataclass
+class Tried:
+    """What became of the tries for a URL that is to be tried again."""
 
-    def __init__(self, reason: Reason, detail: str = "", *, again: bool = False, after: float = 0.0) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail, self.again, self.after = reason, detail, again, after
-
-
-class Host:
-    """What is known of one host while anything is asked of it."""
-
-    def __init__(self, connections: int, rate: float) -> None:
-        self.slots = asyncio.Semaphore(connections)
-        self.users = 0
-        self.failures = 0  # in a row, without any answer
-        self._interval = 1 / rate if rate else 0.0
-        self._next = 0.0
-
-    async def turn(self) -> None:
-        """Wait as long as the host's rate, or its own wish, demands."""
-        now = asyncio.get_running_loop().time()
-        start = max(now, self._next)
-        self._next = start + self._interval
-        if start > now:
-            await asyncio.sleep(start - now)
-
-    def rest(self, seconds: float) -> None:
-        self._next = max(self._next, asyncio.get_running_loop().time() + seconds)
+    first: float  # when the first one failed
+    failed: int = 0  # tries
+    counted: int = 0  # of these, not those of a host that answered nobody
 
 
 class Downloader:
     """Use as ``async with``. ``getaddrinfo`` is the system's, but for tests."""
 
-    LONGEST_WAIT = 30.0  # seconds; a server that asks for more is not asked again
-    GIVE_UP = 16  # tries in a row without any answer, after which the waiting URLs of a host are not tried
+    BACK_OFF = (0.5, 30.0)  # seconds after the first failed try, and at most
     CHUNK = 64 << 10
     BUFFER = 16 << 10  # bytes of a connection that are read ahead
 
@@ -110,15 +97,17 @@ class Downloader:
         self.settings, self._max_bytes = settings, max_bytes
         self._guard = AddressGuard(settings.allow_network)
         self._blocklist = Blocklist.read(settings.blocklist) if settings.blocklist else Blocklist()
+        self._tried: dict[str, Tried] = {}
         self._getaddrinfo = getaddrinfo
 
     async def __aenter__(self) -> Self:
         settings = self.settings
         raise_file_limit(settings.connections + 256)
         self._slots = asyncio.Semaphore(settings.connections)
-        self._hosts: WeakValueDictionary[str, Host] = WeakValueDictionary()
+        self._hosts = Hosts(settings.per_host, settings.host_rate)
+        self._robots: OrderedDict[URL, asyncio.Task[Rules]] = OrderedDict()
         self._resolver = GuardedResolver(self._guard, self._getaddrinfo)
-        connector = aiohttp.TCPConnector(
+        connector = LenientConnector(
             resolver=self._resolver,
             socket_factory=self._guard.open_socket,
             ttl_dns_cache=300,
@@ -135,6 +124,9 @@ class Downloader:
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=self.BUFFER,
+            max_line_size=LONGEST_HEAD,
+            max_field_size=LONGEST_HEAD,
+            max_headers=LONGEST_HEAD // 16,
             auto_decompress=False,  # decompressed here, within bounds
         )
         return self
@@ -146,55 +138,123 @@ class Downloader:
         await self._resolver.close()
 
     async def fetch(self, url: str, lease: Lease) -> bytes:
-        """The body of ``url``; UnfetchedError with the reason of the last try."""
-        tries = self.settings.tries
-        for attempt in range(1, tries + 1):
-            try:
-                return await self._follow(url, lease)
-            except AttemptError as failure:
-                if not failure.again or attempt == tries or failure.after > self.LONGEST_WAIT:
-                    raise UnfetchedError(failure.reason, failure.detail) from None
-                await asyncio.sleep(failure.after + random.uniform(0.1, 0.5) * 2**attempt)
-        raise AssertionError("at least one try")
+        """The body of ``url``; LaterError where another try is worth it, UnfetchedError with the reason of the last."""
+        try:
+            body = await self._follow(url, lease)
+        except AttemptError as failure:
+            raise self._judged(url, failure) from None
+        self._tried.pop(url, None)
+        return body
+
+    def _judged(self, url: str, failure: AttemptError) -> LaterError | UnfetchedError:
+        """Whether to come back to a URL.
+
+        A host that answers nobody costs none of a URL's tries, but no URL waits for it longer than ``patience``; what
+        was not asked at all waits as long as the host is waited for.
+        """
+        settings, now = self.settings, asyncio.get_running_loop().time()
+        tried = self._tried.pop(url, None) or Tried(now)
+        if not failure.again or failure.after > settings.patience:
+            return UnfetchedError(failure.reason, failure.detail)
+        if failure.asked:
+            tried.failed += 1
+            tried.counted += not failure.of_host or settings.tries == 1
+            if tried.counted >= settings.tries or now - tried.first >= settings.patience:
+                return UnfetchedError(failure.reason, failure.detail)
+        if tried.failed:
+            self._tried[url] = tried
+        first, most = self.BACK_OFF
+        back_off = min(most, first * 2 ** max(0, tried.failed - 1))
+        return LaterError(failure.after + random.uniform(0.5, 1) * back_off)
 
     async def _follow(self, text: str, lease: Lease) -> bytes:
         url = parse(text)
         for _ in range(self.settings.max_redirects + 1):
-            answer = await self._ask(url, lease)
+            if self._blocklist.blocks(url):
+                raise AttemptError(Reason.BLOCKED_HOST, url.host or "")
+            if self.settings.robots and not (await self._rules(url)).allows(url.raw_path_qs):
+                raise AttemptError(Reason.ROBOTS, f"{url.origin()}/robots.txt")
+            answer = await self._ask(url, lambda response: self._read(response, lease))
             if isinstance(answer, bytes):
                 return answer
             url = parse(answer, base=url)
         raise AttemptError(Reason.TOO_MANY_REDIRECTS, f"more than {self.settings.max_redirects}")
 
-    async def _ask(self, url: URL, lease: Lease) -> bytes | str:
-        """One request: the body, or where it redirects to."""
-        if self._blocklist.blocks(str(url)):
-            raise AttemptError(Reason.BLOCKED_HOST, url.host or "")
-        name = f"{url.host}:{url.port}"
-        host = self._hosts.get(name)
-        if host is None:
-            host = self._hosts[name] = Host(self.settings.per_host, self.settings.host_rate)
+    async def _ask(self, url: URL, read: Callable[[aiohttp.ClientResponse], Awaitable[T]]) -> T:
+        """One request, and what ``read`` makes of the answer."""
+        host = self._hosts.get(f"{url.host}:{url.port}")
         host.users += 1
         try:
+            host.demand_open(self.settings.patience, enter=False)  # so as not to wait for a slot in vain
             async with host.slots:
                 await host.turn()
-                if host.failures >= self.GIVE_UP:
-                    raise AttemptError(Reason.CONNECT, f"{host.failures} tries in a row failed at {url.host}")
-                async with self._slots, self._session.get(url, allow_redirects=False) as response:
-                    host.failures = 0
-                    try:
-                        return await self._read(response, lease)
-                    except AttemptError as failure:
-                        host.rest(min(failure.after, self.LONGEST_WAIT))
-                        raise
-                    finally:
-                        if host.users == 1:  # nobody waits for this connection
-                            response.close()
-        except (aiohttp.ClientError, OSError, ValueError, zlib.error) as error:
-            host.failures += isinstance(error, aiohttp.ClientConnectionError | TimeoutError)
-            raise explain(error) from None
+                host.demand_open(self.settings.patience, enter=True)
+                try:
+                    async with self._slots, self._session.get(url, allow_redirects=False) as response:
+                        try:
+                            found = await read(response)
+                        finally:
+                            if host.users == 1:  # nobody waits for this connection
+                                response.close()
+                except AttemptError as failure:
+                    raise self._noted(host, failure) from None
+                except (aiohttp.ClientError, OSError, ValueError, zlib.error) as error:
+                    raise self._noted(host, explain(error)) from None
+                self._hosts.answered(host)
+                return found
         finally:
             host.users -= 1
+
+    def _noted(self, host: Host, failure: AttemptError) -> AttemptError:
+        """A failure that the host is told of. The first one after an answer is the URL's own."""
+        if not failure.of_host:
+            self._hosts.answered(host)
+            return failure
+        failure.of_host = host.failures > 0
+        self._hosts.failed(host, failure)
+        if host.is_given_up(self.settings.patience):
+            failure.again = False
+        return failure
+
+    async def _rules(self, url: URL) -> Rules:
+        """The robots.txt of a site, asked for once."""
+        site = url.origin()
+        task = self._robots.get(site)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = self._robots[site] = asyncio.create_task(self._read_rules(site))
+            if len(self._robots) > Hosts.MOST:
+                self._robots.popitem(last=False)
+        try:
+            return await asyncio.shield(task)
+        except AttemptError as failure:  # another one each time: an exception keeps the stacks that it was raised in
+            raise copy(failure) from None
+
+    async def _read_rules(self, site: URL) -> Rules:
+        """RFC 9309, section 2.3.1: without a robots.txt all is allowed, where it cannot be had nothing is."""
+
+        async def read(response: aiohttp.ClientResponse) -> bytes | str:
+            status, headers = response.status, response.headers
+            if status in REDIRECTS and "Location" in headers:
+                return headers["Location"]
+            if status == 200:
+                decode, parts = decoder(headers.get("Content-Encoding", "")), bytearray()
+                async for chunk in response.content.iter_chunked(self.CHUNK):
+                    parts += decode(chunk, LONGEST)
+                    if len(parts) >= LONGEST:
+                        break
+                return bytes(parts[:LONGEST])
+            failure = refusal(status, headers.get("Retry-After", ""))
+            if failure.again:
+                raise failure
+            return b"" if status < 500 else b"User-agent: *\nDisallow: /"
+
+        url = site.with_path("/robots.txt")
+        for _ in range(self.settings.max_redirects + 1):
+            answer = await self._ask(url, read)
+            if isinstance(answer, bytes):
+                return Rules(answer.decode("utf-8", "replace"), AGENT)
+            url = parse(answer, base=url)
+        return Rules("", AGENT)
 
     async def _read(self, response: aiohttp.ClientResponse, lease: Lease) -> bytes | str:
         status, headers = response.status, response.headers
@@ -222,24 +282,6 @@ class Downloader:
         return b"".join(parts)
 
 
-def parse(text: str, base: URL | None = None) -> URL:
-    """A URL that may be asked for, without its fragment; AttemptError where it may not."""
-    try:
-        url = URL(text.strip())
-        if base is not None:
-            url = base.join(url)
-        host, _ = url.host, url.port
-    except ValueError as error:
-        raise AttemptError(Reason.BAD_URL, str(error)) from None
-    if url.scheme not in ("http", "https"):
-        raise AttemptError(Reason.BAD_URL, f"scheme {url.scheme[:20] or 'missing'}; http and https are fetched")
-    if not host:
-        raise AttemptError(Reason.BAD_URL, "no host")
-    if url.user is not None or url.password is not None:
-        raise AttemptError(Reason.BAD_URL, "holds a user name or password")
-    return url.with_fragment(None)
-
-
 def refusal(status: int, retry_after: str) -> AttemptError:
     """What a status other than 200 means."""
     detail = f"status {status}"
@@ -248,25 +290,26 @@ def refusal(status: int, retry_after: str) -> AttemptError:
     if status in (404, 410):
         return AttemptError(Reason.HTTP_404_410, detail)
     if status == 429:
-        return AttemptError(Reason.HTTP_429, detail, again=True, after=seconds(retry_after))
+        return AttemptError(Reason.HTTP_429, detail, of_host=True, after=seconds(retry_after))
     if 400 <= status < 500:
         return AttemptError(Reason.HTTP_4XX, detail, again=status in (408, 425))
     if 500 <= status < 600:
-        return AttemptError(Reason.HTTP_5XX, detail, again=status not in (501, 505), after=seconds(retry_after))
+        away, again = status in (502, 503, 504), status not in (501, 505)
+        return AttemptError(Reason.HTTP_5XX, detail, again=again, of_host=away, after=seconds(retry_after))
     return AttemptError(Reason.HTTP_OTHER, detail)
 
 
 def seconds(retry_after: str) -> float:
     """``Retry-After`` as seconds from now: it is a number or a date; 0 where it is neither."""
     try:
-        return max(0.0, float(retry_after))
+        return max(0.0, float(retry_after)) if retry_after.strip().isascii() else 0.0
     except ValueError:
         pass
     try:
         date = parsedate_to_datetime(retry_after)
-    except ValueError:
+        return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError, IndexError, TypeError):  # what a date may hold that is none
         return 0.0
-    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
 def explain(error: Exception) -> AttemptError:
@@ -276,27 +319,16 @@ def explain(error: Exception) -> AttemptError:
     if isinstance(cause, BlockedAddressError):
         return AttemptError(Reason.BLOCKED_ADDRESS, detail)
     if isinstance(error, TimeoutError):
-        return AttemptError(Reason.TIMEOUT, detail, again=True)
+        return AttemptError(Reason.TIMEOUT, detail, of_host=True)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return AttemptError(Reason.DNS, detail, again=getattr(cause, "errno", None) == socket.EAI_AGAIN)
+        return AttemptError(Reason.DNS, detail, of_host=getattr(cause, "errno", None) == socket.EAI_AGAIN)
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError) or isinstance(cause, ssl.SSLError):
-        return AttemptError(Reason.TLS, detail)
+        return AttemptError(Reason.TLS, detail, of_host=isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError))
     if isinstance(error, zlib.error | aiohttp.ClientResponseError):
         return AttemptError(Reason.BAD_RESPONSE, detail)
     if isinstance(error, OSError | aiohttp.ClientConnectionError | aiohttp.ClientPayloadError):
-        return AttemptError(Reason.CONNECT, detail, again=not isinstance(cause, ConnectionRefusedError))
+        return AttemptError(Reason.CONNECT, detail, of_host=True)
     return AttemptError(Reason.BAD_URL, detail)
-
-
-def decoder(encoding: str) -> Callable[[bytes, int], bytes]:
-    """Undoes a content encoding piece by piece: ``decode(chunk, most)`` gives at most some more than ``most`` bytes."""
-    encoding = encoding.strip().lower()
-    if encoding in ("", "identity"):
-        return lambda chunk, most: chunk
-    if encoding in ("gzip", "x-gzip", "deflate"):
-        unzip = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by the header
-        return lambda chunk, most: unzip.decompress(chunk, most)
-    raise AttemptError(Reason.BAD_RESPONSE, f"content encoding {encoding[:20]} was not asked for")
 
 
 def raise_file_limit(needed: int) -> None:

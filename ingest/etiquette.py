@@ -1,14 +1,8 @@
-"""What a site's owner, or the person who downloads, has asked to be left alone."""
+"""What a site's owner says with an image about its use."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
-from fnmatch import translate
-from pathlib import Path
-from urllib.parse import urlsplit
-
-from seer_pipe.errors import UserError
 
 #: ``X-Robots-Tag`` directives that keep an image out, and the header of TDMRep (``tdm-reservation: 1``).
 OPT_OUTS = ("noai", "noimageai", "noindex", "noimageindex", "tdm-reservation")
@@ -30,31 +24,3 @@ def directives(headers: Iterable[str]) -> Iterator[str]:
                 agent, name = name, rest.partition(":")[0].strip()
             if agent in ("*", AGENT):
                 yield from ("noindex", "nofollow") if name == "none" else (name,)
-
-
-class Blocklist:
-    """Hosts and URL patterns that are not to be asked.
-
-    A line is a host, which stands for its subdomains as well, or a pattern with ``*`` over the whole URL
-    (``https://example.org/private/*``). Empty lines and lines that begin with ``#`` say nothing.
-    """
-
-    def __init__(self, lines: Iterable[str] = ()) -> None:
-        entries = [line.strip() for line in lines]
-        entries = [entry for entry in entries if entry and not entry.startswith("#")]
-        self._hosts = {e.lower().strip(".") for e in entries if "*" not in e and "/" not in e}
-        patterns = [translate(e) for e in entries if "*" in e or "/" in e]
-        self._pattern = re.compile("|".join(patterns)) if patterns else None
-
-    @classmethod
-    def read(cls, path: Path) -> Blocklist:
-        try:
-            return cls(path.read_text(encoding="utf-8").splitlines())
-        except (OSError, UnicodeError) as error:
-            raise UserError(f"{path}: blocklist not readable: {error}") from None
-
-    def blocks(self, url: str) -> bool:
-        labels = (urlsplit(url).hostname or "").strip(".").split(".")
-        if any(".".join(labels[start:]) in self._hosts for start in range(len(labels))):
-            return True
-        return self._pattern is not None and self._pattern.match(url) is not None

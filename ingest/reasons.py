@@ -39,6 +39,7 @@ class Reason(StrEnum):
     UNSAFE_MEMBER = "unsafe_member", "an archive member that is no plain file (link, device, sparse file)"
     DUPLICATE_URL = "duplicate_url", "the same URL stands earlier in the list"
     REVISIT = "revisit", "a WARC record that only points to an earlier one"
+    INTERNAL = "internal", "an error of this program; its traceback stands in ROOT/errors"
     # the list
     BAD_ROW = "bad_row", "a row of the list that cannot be read as one"
     NO_URL = "no_url", "a row of the list without a URL"
@@ -47,6 +48,7 @@ class Reason(StrEnum):
     BAD_URL = "bad_url", "not a well-formed http or https URL"
     BLOCKED_ADDRESS = "blocked_address", "the host is, or resolves to, an address that is not global"
     BLOCKED_HOST = "blocked_host", "the host or the URL is on the blocklist"
+    ROBOTS = "robots", "the site's robots.txt keeps crawlers from this URL"
     OPT_OUT = "opt_out", "the site asks not to be used so (X-Robots-Tag)"
     DNS = "dns", "the host's name does not resolve"
     CONNECT = "connect", "no connection could be made, or it was broken off"

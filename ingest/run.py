@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import heapq
 import os
 import re
 import shutil
 import signal
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +24,14 @@ from ingest.image import BadImage, Stored
 from ingest.plan import DUPLICATE, INPUTS, TEMPORARY, Plan
 from ingest.progress import Meter
 from ingest.reasons import Reason
-from ingest.sources import Row, Source, UnfetchedError
+from ingest.sources import LaterError, Row, Source, UnfetchedError
 from ingest.unit import MakeSink, Outcome, Rejection, ShardSink, Unit
 from seer_pipe.errors import UserError
 from seer_pipe.shards import MANIFEST, write_manifest
 from seer_pipe.store import Store
 
-OPEN_UNITS = 4  # one takes in inputs while the others wait for their slowest
+OPEN_UNITS = 8  # one takes in inputs while the others wait for their slowest
+LOOK = 0.25  # seconds between two looks at the inputs that were put back
 #: Names of unfinished tars, of files not renamed yet, and of the folder in which a plan is made.
 LEFTOVER = re.compile(rf"{re.escape(TEMPORARY)}([0-9a-f]{{32}}\.tar|\d+-.+|plan-\w+)")
 Process = Callable[[bytes], Awaitable[Stored]]
@@ -53,15 +56,21 @@ class Run:
         self._room = asyncio.Semaphore(OPEN_UNITS)
         self._units: set[Unit] = set()
         self._commits: set[asyncio.Future[None]] = set()
+        self._later: list[tuple[float, int, int, Unit]] = []  # inputs put back, a heap: when due, unit, place
+        self._traces: dict[int, list[str]] = {}  # of unforeseen errors, by unit
 
     async def work(self, todo: Sequence[int]) -> None:
         try:
             async with self._source, asyncio.TaskGroup() as group:
+                returning = group.create_task(self._feed_again(group))
                 for number in todo:
                     await self._room.acquire()
                     unit = await asyncio.to_thread(Unit, self._plan, self._source, number, self._make_sink)
                     self._units.add(unit)
                     await self._feed(unit, group)
+                for _ in range(OPEN_UNITS):  # until all are committed
+                    await self._room.acquire()
+                returning.cancel()
         except BaseExceptionGroup as several:
             raise several.exceptions[0] from None
         finally:
@@ -77,24 +86,57 @@ class Run:
                 lease = await self._budget.admit()
                 group.create_task(self._one(unit, place, row, lease))
 
+    async def _feed_again(self, group: asyncio.TaskGroup) -> None:
+        """Begin once more with the inputs that were put back, each when it is due."""
+        loop = asyncio.get_running_loop()
+        while True:
+            while self._later and self._later[0][0] <= loop.time():
+                *_, place, unit = heapq.heappop(self._later)
+                lease = await self._budget.admit()
+                group.create_task(self._one(unit, place, unit.rows[place], lease))
+            await asyncio.sleep(LOOK)
+
     async def _one(self, unit: Unit, place: int, row: Row, lease: Lease) -> None:
         outcome: Outcome
         try:
             data = await self._source.fetch(row, lease)
             self._budget.learn(len(data))
             outcome = await self._process(data)
+        except LaterError as error:
+            lease.release()
+            due = asyncio.get_running_loop().time() + error.seconds
+            heapq.heappush(self._later, (due, unit.number, place, unit))
+            return
         except (UnfetchedError, BadImage) as error:
             outcome = Rejection(error.reason, error.detail)
+        except (UserError, OSError):  # of the run, not of the input: no space, no workers, a store that is away
+            raise
+        except Exception as error:
+            outcome = self._unforeseen(unit, row, error)
         await self._settle(unit, place, outcome, lease)
 
+    def _unforeseen(self, unit: Unit, row: Row, error: Exception) -> Rejection:
+        """An error that no one thought of costs the one input, and leaves its traceback."""
+        shown, what = self._source.shown(row), f"{type(error).__name__}: {error}"
+        trace = "".join(traceback.format_exception(error))
+        self._traces.setdefault(unit.number, []).append(f"{shown}\n{trace}\n")
+        print(f"internal error at {shown}: {what}; goes on", file=sys.stderr, flush=True)
+        return Rejection(Reason.INTERNAL, what)
+
+    def _commit(self, unit: Unit) -> None:
+        if traces := self._traces.pop(unit.number, None):
+            text = "".join(traces).encode("utf-8", "backslashreplace")
+            self._plan.store.put(f"errors/{unit.number:05d}.txt", text)
+        unit.commit()
+
     async def _settle(self, unit: Unit, place: int, outcome: Outcome, lease: Lease | None = None) -> None:
-        for written in unit.put(place, outcome, lease, room=self._budget.limit // OPEN_UNITS):
+        for written in unit.put(place, outcome, lease, room=self._budget.limit // 2 // OPEN_UNITS):
             if isinstance(written, Stored):
                 self._meter.add_stored(len(written.jpeg))
             else:
                 self._meter.add_rejected(written.reason)
         if unit.complete:
-            commit = asyncio.ensure_future(asyncio.to_thread(unit.commit))
+            commit = asyncio.ensure_future(asyncio.to_thread(self._commit, unit))
             self._commits.add(commit)  # waited for, even when the run is stopped meanwhile
             await asyncio.shield(commit)
             self._commits.discard(commit)

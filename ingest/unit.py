@@ -104,6 +104,8 @@ class Unit:
             if self._parked + len(outcome.jpeg) > room:
                 spooled = self._spill(outcome.jpeg)
                 outcome = replace(outcome, jpeg=b"")
+            elif lease is not None:
+                lease.park(len(outcome.jpeg))
             self._parked += len(outcome.jpeg)
         if lease is not None and (spooled is not None or isinstance(outcome, Rejection)):
             lease.release()

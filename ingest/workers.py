@@ -143,7 +143,7 @@ class _Worker:
             ready = False
         if not ready:
             self.stop(grace=5)
-            raise RuntimeError(f"a decoding worker did not start ({self._ending()})")
+            raise ChildProcessError(f"a decoding worker did not start ({self._ending()})")
 
     @property
     def dead(self) -> bool:

@@ -56,6 +56,14 @@ class UnfetchedError(Exception):
         self.reason, self.detail = reason, detail
 
 
+class LaterError(Exception):
+    """An input that cannot be had now, and is to be asked for again in ``seconds``, after others."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
 class Source(Protocol):
     """A list of inputs.
 
@@ -82,7 +90,8 @@ class Source(Protocol):
         ...
 
     async def fetch(self, row: Row, lease: Lease) -> bytes:
-        """The bytes of one input; UnfetchedError where they cannot be had. ``lease`` is told before they are."""
+        """The bytes of one input; UnfetchedError where they cannot be had, LaterError where they may be had later.
+        ``lease`` is told before they are."""
         ...
 
     async def __aenter__(self) -> Self: ...

@@ -66,3 +66,23 @@ def test_admission_follows_the_mean_size() -> None:
     first, later = asyncio.run(run())
     assert first == Budget.FIRST
     assert abs(later - LIMIT // 8) < LIMIT // 100
+
+
+def test_what_is_parked_leaves_room_for_what_it_waits_for() -> None:
+    """However many images wait for an earlier input that was put back, it is admitted."""
+
+    async def run() -> None:
+        budget = Budget(1 << 20)
+        parked = 0
+        while parked + 1000 <= budget.limit // 2:
+            lease = await asyncio.wait_for(budget.admit(), 10)
+            await lease.hold(1000)
+            lease.park(1000)
+            parked += 1000
+        assert budget.held == parked
+        for _ in range(99):
+            budget.learn(1 << 30)  # inputs far larger than all there is
+        (await asyncio.wait_for(budget.admit(), 10)).release()
+        assert budget.held == parked
+
+    asyncio.run(run())

@@ -1,20 +1,25 @@
 """The downloader against a loopback server that does what servers do."""
 
 import asyncio
+import gzip
 import resource
 import socket
+import threading
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from ingest.budget import Budget
 from ingest.download import Downloader, DownloadSettings, seconds
+from ingest.hosts import Host
 from ingest.reasons import Reason
-from ingest.sources import UnfetchedError
+from ingest.sources import LaterError, UnfetchedError
 from seer_pipe.errors import UserError
-from tests.ingest.web import LOOPBACK, Web, jpeg
+from tests.ingest.web import LOOPBACK, Web, bomb, jpeg
 
 MAX_BYTES = 1 << 20
 
@@ -26,13 +31,16 @@ def fetch(
     settings = {"allow_network": LOOPBACK, "tries": 1, "total_timeout": 2.0} | settings
 
     async def one(downloader: Downloader, budget: Budget, url: str) -> bytes | Reason:
-        lease = await budget.admit()
-        try:
-            return await downloader.fetch(url, lease)
-        except UnfetchedError as error:
-            return error.reason
-        finally:
-            lease.release()
+        while True:
+            lease = await budget.admit()
+            try:
+                return await downloader.fetch(url, lease)
+            except LaterError as error:
+                await asyncio.sleep(error.seconds)
+            except UnfetchedError as error:
+                return error.reason
+            finally:
+                lease.release()
 
     async def run() -> list[bytes | Reason]:
         budget = Budget(64 << 20)
@@ -89,6 +97,7 @@ def test_it_says_who_it_is(server: Web) -> None:
     ],
 )
 def test_every_failure_has_its_reason(server: Web, path: str, reason: Reason) -> None:
+    bomb()  # made before anything waits for it
     assert fetch(server.url(path)) == [reason]
 
 
@@ -109,6 +118,12 @@ NASTY = [
     "http://",
     "http:///a.jpg",
     "http://user:secret@127.0.0.1/a.jpg",
+    "http://[]@/a.jpg",
+    "http://[]/",
+    "http://@/",
+    "http://:80/",
+    "http://\ud800/",
+    "http://a/\ud800",
     "http://[::1",
     "http://127.0.0.1:99999/",
     "http://exa mple.org/",
@@ -178,13 +193,13 @@ def test_a_name_that_moves_to_a_private_address_is_refused(server: Web) -> None:
 def test_only_what_may_help_is_tried_again(server: Web) -> None:
     assert fetch(server.url("/flaky/1"), tries=2) == [jpeg(0)]
     assert server.asked["/flaky/1"] == 2
-    server.asked["/status/404"] = server.asked["/status/503"] = 0
-    assert fetch(server.url("/status/404"), server.url("/status/503"), tries=2) == [
+    server.asked["/status/404"] = server.asked["/status/500"] = 0
+    assert fetch(server.url("/status/404"), server.url("/status/500"), tries=2) == [
         Reason.HTTP_404_410,
         Reason.HTTP_5XX,
     ]
     assert server.asked["/status/404"] == 1
-    assert server.asked["/status/503"] == 2
+    assert server.asked["/status/500"] == 2
 
 
 def test_a_server_that_wants_long_to_pass_is_not_asked_again(server: Web) -> None:
@@ -200,7 +215,9 @@ def test_no_more_connections_to_a_host_than_allowed(server: Web) -> None:
     assert server.busiest[f"{host}:{server.port}"] <= 3
 
 
-def test_a_host_without_any_answer_is_given_up() -> None:
+def test_a_host_without_any_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked now and then for as long as one is patient, and all its URLs are given up after that."""
+    monkeypatch.setattr(Host, "PAUSE", (0.05, 0.2))
     accepted = 0
 
     def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -208,19 +225,39 @@ def test_a_host_without_any_answer_is_given_up() -> None:
         accepted += 1
         writer.close()
 
-    async def run() -> list[Reason]:
-        async with await asyncio.start_server(hang_up, "127.0.8.8", 0) as listening:
-            url = f"http://127.0.8.8:{listening.sockets[0].getsockname()[1]}/"
-            settings = DownloadSettings(allow_network=LOOPBACK, tries=1, per_host=1)
-            async with Downloader(settings, MAX_BYTES) as downloader:
-                lease = await Budget(1 << 20).admit()
-                found = await asyncio.gather(
-                    *(downloader.fetch(f"{url}{number}", lease) for number in range(60)), return_exceptions=True
-                )
-        return [error.reason for error in found if isinstance(error, UnfetchedError)]
+    async def serve() -> tuple[asyncio.Server, str]:
+        listening = await asyncio.start_server(hang_up, "127.0.8.8", 0)
+        return listening, f"http://127.0.8.8:{listening.sockets[0].getsockname()[1]}/"
 
-    assert asyncio.run(run()) == [Reason.CONNECT] * 60
-    assert accepted <= 2 * Downloader.GIVE_UP  # the client itself asks again once when hung up on
+    with running(serve) as url:
+        found = fetch(*(f"{url}{number}" for number in range(60)), tries=3, per_host=1, patience=1.5)
+    assert found == [Reason.CONNECT] * 60
+    assert Host.OPENS <= accepted <= 2 * 30  # the client itself asks again once when hung up on
+
+
+@pytest.mark.parametrize("tries", [1, 3])
+def test_a_url_that_fails_alone_uses_up_its_tries(server: Web, tries: int) -> None:
+    """The host answers others, so the failure is the URL's own, and nothing waits for it."""
+    server.asked["/broken"] = 0
+    urls = [server.url("/broken"), *(server.url(f"/slowly/{number}") for number in range(40))]
+    found = fetch(*urls, tries=tries, patience=2.0)
+    assert found == [Reason.CONNECT, *(jpeg(number) for number in range(40))]
+    assert server.asked["/broken"] >= tries
+
+
+@contextmanager
+def running(serve: Callable[[], Awaitable[tuple[asyncio.Server, str]]]) -> Iterator[str]:
+    """What ``serve`` starts, in a loop and thread of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    listening, url = asyncio.run_coroutine_threadsafe(serve(), loop).result()
+    try:
+        yield url
+    finally:
+        loop.call_soon_threadsafe(listening.close)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
 
 
 def test_opt_outs_and_blocklist_are_settings(server: Web, tmp_path: Any) -> None:
@@ -245,6 +282,113 @@ def test_retry_after_is_a_number_or_a_date() -> None:
     date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 100))
     assert 90 < seconds(date) <= 100
     assert seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+
+
+@pytest.mark.parametrize("zone", ["+99999999999999", "-9999999999999999999999", "+2400"])
+def test_a_date_that_no_calendar_has_says_nothing(zone: str) -> None:
+    assert seconds(f"Wed, 21 Oct 2015 07:28:00 {zone}") == 0
+
+
+def raw(answers: dict[str, bytes]) -> Callable[[], Awaitable[tuple[asyncio.Server, str]]]:
+    """A server that sends these bytes for these paths, and 403 for all others."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        path = request.split(b" ")[1].decode("latin-1")
+        writer.write(answers.get(path, b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"))
+        await writer.drain()
+        writer.close()
+
+    async def serve() -> tuple[asyncio.Server, str]:
+        listening = await asyncio.start_server(answer, "127.0.8.9", 0, limit=1 << 20)
+        return listening, f"http://127.0.8.9:{listening.sockets[0].getsockname()[1]}"
+
+    return serve
+
+
+def answer(body: bytes, *fields: str, status: str = "HTTP/1.1 200 OK", length: bool = True) -> bytes:
+    fields = (f"Content-Length: {len(body)}", *fields) if length else fields
+    return "\r\n".join([status, *fields, "", ""]).encode("latin-1") + body
+
+
+QUOTED = {
+    "/w_100%2Ch_100/a.jpg": "/w_100%2Ch_100/a.jpg",
+    "/fetch/https%3A%2F%2Fbucket.example%2Fp.jpg": "/fetch/https%3A%2F%2Fbucket.example%2Fp.jpg",
+    "/a%28b%29%27.jpg": "/a%28b%29%27.jpg",
+    "/x.jpg?Signature=ab%2Fcd%2Bef%3D&b=c+d": "/x.jpg?Signature=ab%2Fcd%2Bef%3D&b=c+d",
+    "/y.jpg?u=http%3A%2F%2Fh%2Fp.jpg": "/y.jpg?u=http%3A%2F%2Fh%2Fp.jpg",
+    "/é x/日.jpg?q=é": "/%C3%A9%20x/%E6%97%A5.jpg?q=%C3%A9",
+    "/100%.jpg": "/100%.jpg",
+    "/a|b[1]~;,=.jpg": "/a|b[1]~;,=.jpg",
+    "/a/./b/../c//d.jpg": "/a/c//d.jpg",
+    "?only=query": "/?only=query",
+}
+
+
+def test_a_url_is_asked_for_as_it_stands() -> None:
+    answers = {path: answer(path.encode() * 20) for path in QUOTED.values()}
+    with running(raw(answers)) as site:
+        assert fetch(*(site + path for path in QUOTED)) == [path.encode() * 20 for path in QUOTED.values()]
+        moved = {"/moved": answer(b"", "Location: fetch/..;/%2C é.jpg", status="HTTP/1.1 302 Found")}
+    with running(raw(moved | {"/fetch/..;/%2C%20%E9.jpg": answer(jpeg(1))})) as site:
+        assert fetch(site + "/moved") == [jpeg(1)]
+
+
+def deflated(data: bytes, bits: int) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, bits)
+    return packer.compress(data) + packer.flush()
+
+
+def chunked(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n0\r\n\r\n" % (len(data), data)
+
+
+J = jpeg(5)
+LENIENT = {
+    "a long field": answer(J, "Content-Security-Policy: " + "https://cdn.example " * 5000),
+    "many fields": answer(J, *(f"X-{number}: y" for number in range(1000))),
+    "aws-chunked": answer(J, "Content-Encoding: aws-chunked"),
+    "none": answer(J, "Content-Encoding: none"),
+    "utf-8": answer(J, "Content-Encoding: UTF-8"),
+    "said to be gzip": answer(J, "Content-Encoding: gzip"),
+    "said to be br": answer(J, "Content-Encoding: br"),
+    "zlib": answer(deflated(J, 15), "Content-Encoding: deflate"),
+    "raw deflate": answer(deflated(J, -15), "Content-Encoding: deflate"),
+    "gzip called deflate": answer(gzip.compress(J), "Content-Encoding: deflate"),
+    "twice": answer(gzip.compress(deflated(J, 15)), "Content-Encoding: deflate, gzip"),
+    "length twice": answer(J, f"content-length: {len(J)}"),
+    "length twice in one": answer(J, f"Content-Length: {len(J)}, {len(J)}", length=False),
+    "length and chunks": answer(chunked(J), f"Content-Length: {len(J)}", "Transfer-Encoding: chunked", length=False),
+    "space before a colon": answer(J, "X-Foo : bar"),
+    "a line without a colon": answer(J, "nonsense"),
+    "a folded line": answer(J, "X-Foo: bar\r\n baz"),
+    "early hints": b"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n" + answer(J),
+    "until the end": answer(J, length=False),
+    "line feeds alone": answer(b"").replace(b"\r", b"").replace(b": 0", b": %d" % len(J)) + J,
+}
+
+
+def test_answers_are_read_as_browsers_read_them() -> None:
+    answers = {f"/{number}": data for number, data in enumerate(LENIENT.values())}
+    with running(raw(answers)) as site:
+        found = fetch(*(site + path for path in answers))
+    assert [name for name, body in zip(LENIENT, found, strict=True) if body != J] == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        answer(J, f"Content-Length: {len(J) - 1}"),
+        answer(deflated(J, 15)[:-20] + b"xxxxx", "Content-Encoding: gzip"),
+        answer(b"\x1f\x8b" + b"x" * 50, "Content-Encoding: gzip"),
+        b"SSH-2.0-OpenSSH_9.2\r\n" * 10,
+        b"HTTP/1.1 abc\r\n\r\n",
+    ],
+)
+def test_answers_that_contradict_themselves_are_refused(data: bytes) -> None:
+    with running(raw({"/": data})) as site:
+        (found,) = fetch(site)
+    assert found in (Reason.BAD_RESPONSE, Reason.CONNECT) or (isinstance(found, bytes) and found != J)
 
 
 def test_settings_that_make_no_sense() -> None:

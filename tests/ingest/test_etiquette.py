@@ -1,11 +1,8 @@
-"""X-Robots-Tag, token by token, and blocklists."""
-
-from pathlib import Path
+"""X-Robots-Tag, token by token."""
 
 import pytest
 
-from ingest.etiquette import OPT_OUTS, Blocklist, directives
-from seer_pipe.errors import UserError
+from ingest.etiquette import OPT_OUTS, directives
 
 
 @pytest.mark.parametrize(
@@ -30,19 +27,3 @@ from seer_pipe.errors import UserError
 )
 def test_directives(headers: list[str], expected: set[str]) -> None:
     assert set(directives(headers)) & set(OPT_OUTS) == expected
-
-
-def test_blocklist_by_host_and_pattern() -> None:
-    blocklist = Blocklist(["# ours", "", "Example.org", "https://site.test/private/*", "*tracker*"])
-    assert blocklist.blocks("http://example.org/a.jpg")
-    assert blocklist.blocks("https://img.EXAMPLE.org:8080/a.jpg")
-    assert blocklist.blocks("https://site.test/private/a.jpg")
-    assert blocklist.blocks("http://x.test/tracker.gif")
-    assert not blocklist.blocks("http://notexample.org/a.jpg")
-    assert not blocklist.blocks("https://site.test/public/a.jpg")
-    assert not Blocklist().blocks("http://example.org/")
-
-
-def test_a_missing_blocklist_is_a_user_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="blocklist"):
-        Blocklist.read(tmp_path / "none.txt")

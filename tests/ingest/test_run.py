@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from ingest.budget import Lease
 from ingest.image import ImageSettings
 from ingest.plan import prepare
 from ingest.reasons import Reason
@@ -316,3 +317,29 @@ def test_the_command_accounts_for_every_member_of_a_real_archive(tmp_path: Path,
             with Image.open(io.BytesIO(shards.read(shard, row))) as image:
                 image.load()
                 assert (image.format, image.size) == ("JPEG", (row["width"], row["height"]))
+
+
+class Faulty(FolderSource):
+    """A source with an error that nobody thought of."""
+
+    async def fetch(self, row: Row, lease: Lease) -> bytes:
+        if row["source"] == "0003.jpg":
+            raise KeyError("nobody thought of this")
+        return await super().fetch(row, lease)
+
+
+def test_an_unforeseen_error_costs_its_input_and_leaves_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = Faulty(fill(tmp_path / "in", 10), 1 << 20), tmp_path / "out"
+    plan, _ = prepare(source, open_store(out), {}, 4)
+    with ImagePool(ImageSettings(), 1) as pool:
+        ingest(source, plan, pending(plan), pool.process, memory=1 << 20, as_json=True)
+    summary = finish(plan)
+    assert (summary.stored, summary.rejected) == (9, {"internal": 1})
+    assert rejected(out) == {"0003.jpg": "internal"}
+    trace = (out / "errors" / "00000.txt").read_text()
+    assert trace.startswith("0003.jpg\nTraceback")
+    assert "KeyError: 'nobody thought of this'" in trace
+    assert "internal error at 0003.jpg: KeyError" in capsys.readouterr().err
+    assert [path.name for path in (out / "errors").iterdir()] == ["00000.txt"]

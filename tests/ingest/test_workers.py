@@ -191,7 +191,7 @@ def test_a_pool_that_cannot_start_says_so_instead_of_blaming_images(hostile: Cal
         pool = ImagePool(SETTINGS, workers=1, processor=function)  # type: ignore[arg-type]
     finally:
         del os.unimportable  # type: ignore[attr-defined]
-    with pool, pytest.raises(RuntimeError, match="did not start"):
+    with pool, pytest.raises(ChildProcessError, match="did not start"):
         pool.submit(png(0)).result()
 
 

@@ -25,8 +25,8 @@ def jpeg(number: int, side: int = 64) -> bytes:
 
 @cache
 def bomb() -> bytes:
-    """128 MiB of zeros in 128 kB."""
-    return gzip.compress(bytes(128 << 20))
+    """128 MiB of zeros in some 600 kB."""
+    return gzip.compress(bytes(128 << 20), 1)
 
 
 class Web:
@@ -116,7 +116,7 @@ class Web:
             case "packed":
                 return web.Response(body=gzip.compress(jpeg(2)), headers={"Content-Encoding": "gzip"})
             case "unknown":
-                return web.Response(body=b"x", headers={"Content-Encoding": "br"})
+                return web.Response(body=b"x" * 20, headers={"Content-Encoding": "br"})
             case "bomb":
                 return web.Response(body=bomb(), headers={"Content-Encoding": "gzip"})
             case "claims":  # 10 GB, it says
