@@ -1,6 +1,6 @@
 """The stream beside its peers, on the same images, on the same machine, in one run.
 
-    python benchmarks/stream.py [read] [billion] [ranks] [s3] [shuffle] [lock] [--peers PYTHON] [--json FILE]
+    python benchmarks/stream.py [read] [billion] [ranks] [s3] [shuffle] [mixing] [lock] [--peers PYTHON] [--json FILE]
 
 read     samples a second and core, from the page cache: this project's stream; webdataset with shuffle(1000); MosaicML
          streaming and LitData in their own formats, where the interpreter PYTHON has them; and reading the files from
@@ -14,6 +14,10 @@ ranks    512 ranks: a plan of 10 million positions, all of them, and one of a bi
 s3       megabytes a second from rclone on loopback: the stream, and boto3 downloading the same shards as plainly and
          concurrently as it can. By the clock.
 shuffle  from how many shards a batch comes.
+mixing   a sorted set of ten classes: the correlation of the counts of classes of consecutive batches, the largest of
+         any two up to 40 steps apart, and the variance of ten steps in a row as a multiple of a shuffle's; and how
+         often a batch's images meet images of their own place modulo 128, as a multiple of chance. By this order, by
+         some windows, and by the order's first version, which had lanes and no tracks.
 lock     milliseconds of a step of small tensor operations, a stand-in for a trainer that needs Python's lock all the
          time: alone, and beside a thread that reads. The median, by the clock.
 """
@@ -30,18 +34,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 
-SHARDS, IN_SHARD, BYTES, BATCH, CHUNK, PASSES = 24, 1000, 36_000, 64, 128, 3
+SHARDS, IN_SHARD, BYTES, BATCH, PASSES = 24, 1000, 36_000, 64, 3
 ACCESS = {"AWS_ACCESS_KEY_ID": "benchmark-key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 def main() -> None:
-    parts = {"read": read, "billion": billion, "ranks": ranks, "s3": s3, "shuffle": shuffle, "lock": lock}
+    parts = {
+        "read": read,
+        "billion": billion,
+        "ranks": ranks,
+        "s3": s3,
+        "shuffle": shuffle,
+        "mixing": mixing,
+        "lock": lock,
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="part", help="all, where none is named")
     parser.add_argument("--peers", help="a Python that has mosaicml-streaming and litdata")
@@ -143,7 +156,7 @@ def stream_all(root: str | Path, passes: int = 1) -> Callable[..., int]:
     from seer_pipe.shards import ShardSet
 
     shards = ShardSet.open(root)
-    plan = Plan(shards.counts, BATCH, seed=0, chunk=CHUNK)
+    plan = Plan(shards.counts, BATCH, seed=0)
 
     def run(pace: float = np.inf, stop: threading.Event | None = None) -> int:
         stream = Stream(shards, plan, np.arange(BATCH), threads=1)
@@ -342,6 +355,60 @@ def shuffle(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "webdataset, shuffle(1000), 16 workers": distinct(interleave(laid, 16, batch, random, buffered)),
         "MosaicML py1e, block 2^18, 8 nodes": distinct(interleave(laid, 8, batch, random, py1e)),
     }
+
+
+MIXED = [(9469, 64), (9469, 256), (50_000, 500), (1_024_000, 256), (1_280_000, 256), (1 << 20, 1024)]
+
+
+def mixing(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    from seer_pipe.data.order import WINDOW, Plan
+
+    results: dict[str, Any] = {}
+    for total, batch in MIXED:
+        orders: dict[str, Callable[[int], np.ndarray]] = {"first version": partial(first_version, total, batch)}
+        for window in (1, 4, 8, 16, WINDOW):
+            plan = Plan([total], batch, seed=1, window=window)
+            orders[f"window {window}, chunk {plan.chunk}"] = partial(samples_at, plan)
+        for name, order in orders.items():
+            results[f"{total:,} / {batch}, {name}"] = " ".join(f"{value:6.3f}" for value in mixed(order, total, batch))
+    return results
+
+
+def samples_at(plan: Any, step: int) -> np.ndarray:
+    samples: np.ndarray = plan.locate(step, np.arange(plan.batch)).sample
+    return samples
+
+
+def first_version(total: int, batch: int, step: int) -> np.ndarray:
+    """The samples of a step: a lane an image, each read from front to end, chunk after chunk."""
+    from seer_pipe.data.order import permute
+    from seer_pipe.data.random import derive_key
+
+    chunk = min(128, max(1, total // (8 * batch)))
+    pass_, turn = divmod(step, total // batch)
+    place, inside = np.divmod(np.arange(batch) * total // batch + turn, chunk)
+    whole = total // chunk  # what is left over stays at the end
+    shuffled = permute(np.minimum(place, whole - 1), whole, derive_key(1, 0, pass_))
+    return np.where(place < whole, shuffled, place) * chunk + inside
+
+
+def mixed(order: Callable[[int], np.ndarray], total: int, batch: int, steps: int = 500) -> tuple[float, ...]:
+    """Correlation of consecutive batches, the largest of 40, variance of ten steps, how often equal places meet."""
+    per_pass = total // batch
+    passes = max(1, steps // per_pass)
+    found = np.empty((passes, min(per_pass, steps), 10))
+    alike = 0.0
+    for number in range(passes):
+        for turn in range(found.shape[1]):
+            samples = order(number * per_pass + turn)
+            found[number, turn] = np.bincount(samples * 10 // total, minlength=10) - batch / 10
+            residues = np.bincount(samples % 128, minlength=128)
+            alike += float((residues * (residues - 1)).sum()) / (batch * (batch - 1))
+    variance = (found**2).mean()
+    lags = [float((found[:, lag:] * found[:, :-lag]).mean() / variance) for lag in range(1, min(41, per_pass))]
+    tens = found[:, : found.shape[1] // 10 * 10].reshape(passes, -1, 10, 10).sum(2)
+    shuffled = 10 * batch * 0.09 * (1 - 10 * batch / total)
+    return lags[0], max(lags), float((tens**2).mean() / shuffled), alike * 128 / (passes * found.shape[1])
 
 
 def lock(folder: Path, args: argparse.Namespace) -> dict[str, Any]:

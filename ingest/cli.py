@@ -62,6 +62,7 @@ class RunOptions(JobOptions):
 
     out: Annotated[str, "where the shard set goes: a folder or s3://bucket/prefix"]
     unit: Annotated[int, "inputs that make one shard; fewer once they have 1 GiB"] = 10_000
+    shuffle: Annotated[bool, "deal the inputs to the shards at random, the same way each time"] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -216,7 +217,10 @@ def execute(
 ) -> None:
     """Do what is left to do, write the manifest, print the summary. Without ``unit`` tars are used in place."""
     with sole(store):
-        plan, resumed = prepare(source, store, {"unit": unit, **dataclasses.asdict(image)}, unit)
+        settings = {"unit": unit, **dataclasses.asdict(image)}
+        if isinstance(job, RunOptions) and job.shuffle:
+            settings["shuffle"] = True  # not written where it is off, so that older runs can be resumed
+        plan, resumed = prepare(source, store, settings, unit)
         if resumed and (note := source.note(plan.inputs)):
             print(f"note: {note}", file=sys.stderr)
         if todo := pending(plan):

@@ -1,6 +1,6 @@
 """The work, laid down before it begins: which inputs there are, and which of them make which shard.
 
-    ROOT/inputs.parquet   all inputs in order; a row group is a unit of work and makes one shard
+    ROOT/inputs.parquet   all inputs, in order or shuffled; a row group is a unit of work and makes one shard
     ROOT/ingest.json      what the run is: its input, its settings, and the number of units
 
 Both are written once, ``ingest.json`` last. A later command with another input or other settings is refused.
@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingest.files import open_in
+from ingest.shuffle import shuffled
 from ingest.sources import KEPT, Source
 from seer_pipe.errors import UserError
 from seer_pipe.shards import MANIFEST, rejected_path, sidecar_path
@@ -120,7 +121,7 @@ def prepare(source: Source, store: Store, settings: Mapping[str, Any], unit: int
         return plan, True
     if store.size(MANIFEST) is not None:
         raise UserError(f"{store.url}: holds a shard set that was made in another way; use another --out")
-    counts = write_inputs(source, store, unit)
+    counts = write_inputs(source, store, unit, bool(settings.get("shuffle")))
     if not counts:
         raise UserError("the input is empty: there is nothing to ingest")
     about = {"version": VERSION, **wanted, "inputs": sum(counts), "units": len(counts)}
@@ -139,27 +140,45 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(found)
 
 
-def write_inputs(source: Source, store: Store, unit: int | None) -> list[int]:
+def write_inputs(source: Source, store: Store, unit: int | None, shuffle: bool = False) -> list[int]:
     """Write ``inputs.parquet``; the number of rows of each unit."""
     counts: list[int] = []
     with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY}plan-", dir=beside(store)) as folder:
-        first, second = Path(folder, "first"), Path(folder, INPUTS)
+        first, second, third = Path(folder, "first"), Path(folder, INPUTS), Path(folder, "shuffled")
         hashes, sound = array("Q"), bytearray()
-        writer = None
-        for table in source.tables() if unit is None else cut(source.tables(), unit):
-            writer = writer or pq.ParquetWriter(first, table.schema, compression="zstd")
-            writer.write_table(table, row_group_size=table.num_rows)
-            counts.append(table.num_rows)
-            if source.unique:
-                hashes.extend(hash64(text) for text in table["source"].to_pylist())
-                sound.extend(pc.is_null(table["problem"]).to_numpy().tobytes())
-        if writer is None:
+
+        def listed() -> Iterator[pa.Table]:
+            for table in source.tables() if unit is None else cut(source.tables(), unit):
+                if source.unique:
+                    hashes.extend(hash64(text) for text in table["source"].to_pylist())
+                    sound.extend(pc.is_null(table["problem"]).to_numpy().tobytes())
+                yield table
+
+        counts = write_groups(listed(), first)
+        if not counts:
             return counts
-        writer.close()
         # what has a reason of its own is not left out as a duplicate
         again = repeated(hashes) & np.frombuffer(sound, bool) if source.unique else np.zeros(sum(counts), bool)
         mark(first, second, again)
+        if shuffle:
+            assert unit is not None
+            first.unlink()
+            counts = write_groups(cut(shuffled(second, Path(folder)), unit), third)
+            third.replace(second)
         store.put_file(INPUTS, second)
+    return counts
+
+
+def write_groups(tables: Iterator[pa.Table], path: Path) -> list[int]:
+    """Write each table as a row group of the file ``path``, if there is any; the number of rows of each."""
+    counts: list[int] = []
+    writer = None
+    for table in tables:
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table, row_group_size=max(1, table.num_rows))
+        counts.append(table.num_rows)
+    if writer is not None:
+        writer.close()
     return counts
 
 

@@ -79,7 +79,8 @@ class Run:
                 unit.discard()
 
     async def _feed(self, unit: Unit, group: asyncio.TaskGroup) -> None:
-        for place, row in enumerate(unit.rows):
+        for place in self._source.fetch_order(unit.rows):
+            row = unit.rows[place]
             if row[DUPLICATE]:
                 await self._settle(unit, place, Rejection(Reason.DUPLICATE_URL))
             else:

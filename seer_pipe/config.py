@@ -52,7 +52,8 @@ class Cache(Section):
 class Data(Section):
     path: str | None = Field(None, description="shard set: a folder or s3://bucket/prefix; or give sources")
     sources: Annotated[list[Source], Field(min_length=1)] | None = Field(None, description="shard sets to be mixed")
-    lanes: Positive | None = Field(None, description="sequential readers a batch; divides it; default: the batch")
+    lanes: Positive | None = Field(None, description="parts of the set that a batch comes from; default: the batch")
+    window: Positive = Field(32, description="chunks that a lane draws from in turn; more: batches look less alike")
     chunk: Positive | None = Field(None, description="samples read at once; default: up to 128")
     threads: Positive = Field(2, description="decoding threads a rank")
     ahead: Positive = Field(2, description="batches made in advance")

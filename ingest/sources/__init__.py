@@ -89,6 +89,10 @@ class Source(Protocol):
         """What a person should know of a list of ``inputs`` rows that an earlier run fixed; mostly nothing."""
         ...
 
+    def fetch_order(self, rows: Sequence[Row]) -> Sequence[int]:
+        """The numbers of ``rows`` in the order in which they are best fetched."""
+        ...
+
     async def fetch(self, row: Row, lease: Lease) -> bytes:
         """The bytes of one input; UnfetchedError where they cannot be had, LaterError where they may be had later.
         ``lease`` is told before they are."""
@@ -113,6 +117,9 @@ class Plain:
     def note(self, inputs: int) -> str:
         return ""
 
+    def fetch_order(self, rows: Sequence[Row]) -> Sequence[int]:
+        return range(len(rows))
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -120,6 +127,13 @@ class Plain:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         return None
+
+
+class InFiles(Plain):
+    """Images in files that hold many: by ``file`` and ``place`` of each row, they are read from front to back."""
+
+    def fetch_order(self, rows: Sequence[Row]) -> Sequence[int]:
+        return sorted(range(len(rows)), key=lambda number: (rows[number]["file"], rows[number]["place"]))
 
 
 def demand_no_problem(row: Row) -> None:

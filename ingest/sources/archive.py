@@ -18,7 +18,7 @@ import pyarrow as pa
 from ingest.budget import Lease
 from ingest.files import expand, is_apple_double, labels, listing, open_file
 from ingest.reasons import Reason, said
-from ingest.sources import FILE, PROBLEM, Plain, Row, UnfetchedError, demand_no_problem
+from ingest.sources import FILE, PROBLEM, InFiles, Row, UnfetchedError, demand_no_problem
 from ingest.sources.readers import DAMAGE, Reader, Readers
 from seer_pipe.shards import BLOCK
 
@@ -47,7 +47,7 @@ class Member(NamedTuple):
 SCHEMA = pa.schema([("source", pa.string()), ("size", pa.int64()), ("place", pa.int64()), *PROBLEM, FILE])
 
 
-class ArchiveSource(Plain):
+class ArchiveSource(InFiles):
     """Every member that is no folder, of the archive, pattern or folder of archives ``where``, in order; but for what
     macOS puts beside files (``._name``).
 

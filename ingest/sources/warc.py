@@ -15,7 +15,7 @@ from ingest.budget import Lease
 from ingest.files import expand, labels, listing, open_file
 from ingest.formats import sniff
 from ingest.reasons import Reason, said
-from ingest.sources import FILE, PROBLEM, Plain, Row, UnfetchedError, demand_no_problem, listed
+from ingest.sources import FILE, PROBLEM, InFiles, Row, UnfetchedError, demand_no_problem, listed
 from ingest.sources.inflate import Address, inflated
 from ingest.sources.payload import STREAMS, decoded, response
 from ingest.sources.readers import DAMAGE, Readers
@@ -54,7 +54,7 @@ class Capture(NamedTuple):
     detail: str | None = None
 
 
-class WarcSource(Plain):
+class WarcSource(InFiles):
     """The images of the file, pattern or folder ``where``: responses with status 200, resources and conversions that
     say so or begin as one. ``source`` is their URL, and the sidecar keeps their ``date``.
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from ingest.budget import Lease
 from ingest.files import REMOTE, expand, labels, listing, open_file
 from ingest.reasons import Reason
-from ingest.sources import FILE, PROBLEM, Plain, Row, UnfetchedError, demand_no_problem, kept_fields, listed
+from ingest.sources import FILE, PROBLEM, InFiles, Row, UnfetchedError, demand_no_problem, kept_fields, listed
 from ingest.sources.archive import Member, TarReader, members
 from ingest.sources.lists import find, plain
 from ingest.sources.readers import DAMAGE, Readers
@@ -36,7 +36,7 @@ FIELDS = [
 ]
 
 
-class WebDatasetSource(Plain):
+class WebDatasetSource(InFiles):
     """The samples of the tar, pattern or folder of tars ``where``, or of a shard set of ours, in order; of the
     latter without those that its list excludes.
 

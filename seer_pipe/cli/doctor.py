@@ -24,14 +24,16 @@ def doctor(
     """Say what a run derives and needs, and what looks wrong. Exit code 1 where something does."""
     from seer_pipe.errors import UserError
     from seer_pipe.recipes import load_recipe
-    from seer_pipe.train.doctor import examine, images_of
+    from seer_pipe.train.doctor import examine, size_of
 
     recipe = load_recipe(config, overrides or [])
-    try:
-        images = images or images_of(recipe)
-    except UserError as error:
-        raise UserError(f"{error}; or say how many images there will be: --images N") from None
-    result = examine(recipe, images, gpus, gpu_memory)
+    known = {}
+    if images is None:
+        try:
+            images, known["image_bytes"] = size_of(recipe)
+        except UserError as error:
+            raise UserError(f"{error}; or say how many images there will be: --images N") from None
+    result = examine(recipe, images, gpus, gpu_memory, **known)
     print(json.dumps(result) if as_json else "\n".join(_lines(recipe.name, gpus, result)))
     raise typer.Exit(1 if result["problems"] else 0)
 
@@ -44,4 +46,6 @@ def _lines(name: str, gpus: int, result: dict[str, Any]) -> list[str]:
     problems = [f"  {problem}" for problem in result["problems"]] or ["  nothing"]
     return [f"{name} on {gpus} GPUs", "derived", *rows(result["derived"]), "memory a GPU, estimated",
             *rows(result["memory"], " GB"), "sent by a GPU in a step", *(rows(result["sent"], " GB") or ["  nothing"]),
-            "the loader must give, at most", *rows(result["loader"]), "looks wrong", *problems]  # fmt: skip
+            "the loader must give, at most", *rows(result["loader"]),
+            "the order of a sorted set, and what it takes of a GPU's process", *rows(result["order"]),
+            "looks wrong", *problems]  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 
 import google_crc32c
@@ -13,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from seer_pipe.data.order import Ints, Places
+from seer_pipe.data.rows import Indexes
 from seer_pipe.data.sources import Order, Shards
-from seer_pipe.data.threads import Kept, at_once
+from seer_pipe.data.threads import Kept
 from seer_pipe.shards import ShardIndex
 
 HOLE = 1 << 18  # bytes between two samples of a chunk that are rather left out than read along
-INDEXED = 4_000_000  # samples whose index is kept: 24 bytes each
 AGAIN = 2  # times that an image which fails its checksum is had anew
 
 Encoded = npt.NDArray[np.uint8]  # an image as it stands in the store
@@ -38,10 +37,7 @@ Get = Callable[[Span, int, int], bytes]
 
 
 class Chunk:
-    """The samples of one chunk, in order, and the spans that hold them.
-
-    Lists of plain integers: one of them is taken for each image, and that is quicker from a list.
-    """
+    """The samples of one chunk, in order, and the spans that hold them."""
 
     def __init__(self, members: Places, index: Callable[[int], ShardIndex]) -> None:
         size = len(members)
@@ -53,8 +49,6 @@ class Chunk:
             shard = int(members.shard[a])
             try:
                 of = index(shard)
-            except BlockingIOError:
-                raise
             except OSError as error:
                 self.lost[shard] = str(error)
                 continue
@@ -66,53 +60,24 @@ class Chunk:
         apart = (np.diff(members.shard) != 0) | (hole < 0) | (hole > HOLE)
         #: The number of the first sample of each span, and of all samples.
         self.edges: list[int] = [0, *(np.flatnonzero(apart) + 1).tolist(), size]
-        self.offset: list[int] = offset.tolist()
-        self.end: list[int] = end.tolist()
-        self.crc: list[int] = crc.tolist()
-        self.height: list[int] = height.tolist()
-        self.width: list[int] = width.tolist()
+        self.offset, self.end, self.crc, self.height, self.width = offset, end, crc, height, width
         self.spans = [
-            Span(int(members.shard[a]), self.offset[a], self.end[b - 1] - self.offset[a])
-            for a, b in pairwise(self.edges)
+            Span(int(members.shard[a]), int(offset[a]), int(end[b - 1] - offset[a])) for a, b in pairwise(self.edges)
         ]
 
     def __len__(self) -> int:
         return len(self.offset)
-
-    @cached_property
-    def rows(self) -> list[tuple[int, int, int, int, int, int]]:
-        """Shard, offset, length, checksum, height and width of each sample."""
-        shards = np.repeat([span.shard for span in self.spans], np.diff(self.edges)).tolist()
-        length = [end - offset for offset, end in zip(self.offset, self.end, strict=True)]
-        return list(zip(shards, self.offset, length, self.crc, self.height, self.width, strict=True))
 
 
 class Chunks:
     """The chunks of a plan that were used last, at most ``most``, and the indexes of some shards."""
 
     def __init__(self, shards: Shards, plan: Order, most: int) -> None:
-        self._shards, self._plan = shards, plan
-        counts = max(1, len(shards) // max(1, len(shards.counts)))
-        self._index: Kept[int, ShardIndex] = Kept(max(16, INDEXED // counts))
+        self._plan, self._index = plan, Indexes(shards)
         self._chunks: Kept[int, Chunk] = Kept(most)
 
-    def get(self, number: int, *, wait: bool = True) -> Chunk:
-        """Chunk ``number``; a ``BlockingIOError`` rather than to ``wait`` for an index."""
-        index = self._shards.index if wait else at_once
-
-        def make(number: int) -> Chunk:
-            return Chunk(self._plan.members(number), lambda shard: self._index.get(shard, index))
-
-        while True:
-            try:
-                return self._chunks.get(number, make)
-            except BlockingIOError:  # with ``wait``, of another thread that did not want to, at the same moment
-                if not wait:
-                    raise
-
-    def missing(self, numbers: Ints) -> list[int]:
-        """Those of ``numbers`` that nobody has asked for lately."""
-        return [number for number in set(numbers.tolist()) if number not in self._chunks]
+    def get(self, number: int) -> Chunk:
+        return self._chunks.get(number, lambda number: Chunk(self._plan.members(number), self._index.get))
 
 
 @dataclass(slots=True)
@@ -136,28 +101,29 @@ def read_piece(chunk: Chunk, first: int, stop: int, get: Get, again: Get | None)
     total, at = 0, first
     while at < stop:
         number = bisect_right(chunk.edges, at)
-        span, start = chunk.spans[number - 1], chunk.offset[at]
+        span, start = chunk.spans[number - 1], int(chunk.offset[at])
         end = min(stop, chunk.edges[number])
         try:
             if span.shard in chunk.lost:
                 raise OSError(chunk.lost[span.shard])
-            body = get(span, start, chunk.end[end - 1] - start)
+            body = get(span, start, int(chunk.end[end - 1]) - start)
         except OSError as error:
             reasons |= dict.fromkeys(range(at - first, end - first), str(error))
             images += [None] * (end - at)
         else:
             total += len(body)
             view = np.frombuffer(body, np.uint8)
-            read = [view[a - start : b - start] for a, b in zip(chunk.offset[at:end], chunk.end[at:end], strict=True)]
+            edges = zip((chunk.offset[at:end] - start).tolist(), (chunk.end[at:end] - start).tolist(), strict=True)
+            read = [view[a:b] for a, b in edges]
             sums = list(map(google_crc32c.value, read))
             images += read
-            if sums != chunk.crc[at:end]:
+            if sums != chunk.crc[at:end].tolist():
                 for i in [i for i in range(at, end) if sums[i - at] != chunk.crc[i]]:
                     images[i - first] = None if again is None else _once_more(chunk, i, span, again)
                     if images[i - first] is None:
                         reasons[i - first] = f"sample at byte {chunk.offset[i]}: checksum mismatch"
         at = end
-    height, width = chunk.height[first:stop], chunk.width[first:stop]
+    height, width = chunk.height[first:stop].tolist(), chunk.width[first:stop].tolist()
     for i in reasons:
         height[i] = width[i] = 0
     return Piece(images, height, width, reasons, total)
@@ -166,7 +132,8 @@ def read_piece(chunk: Chunk, first: int, stop: int, get: Get, again: Get | None)
 def _once_more(chunk: Chunk, i: int, span: Span, get: Get) -> Encoded | None:
     for _ in range(AGAIN):
         try:
-            image = np.frombuffer(get(span, chunk.offset[i], chunk.end[i] - chunk.offset[i]), np.uint8)
+            start, end = int(chunk.offset[i]), int(chunk.end[i])
+            image = np.frombuffer(get(span, start, end - start), np.uint8)
         except OSError:
             return None
         if google_crc32c.value(image) == chunk.crc[i]:

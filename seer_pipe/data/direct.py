@@ -9,23 +9,26 @@ from itertools import accumulate
 import google_crc32c
 import numpy as np
 
-from seer_pipe.data.chunks import Chunk, Chunks, Samples
+from seer_pipe.data.chunks import Samples
 from seer_pipe.data.fetch import Folder
 from seer_pipe.data.order import Places
-from seer_pipe.data.sources import Shards
+from seer_pipe.data.rows import Rows
+from seer_pipe.data.sources import Order, Shards
 from seer_pipe.data.threads import Pool
+
+EXPECTED = 1 << 20  # bytes: one long read of a disk, and little enough for the page cache to hold of every track
 
 
 class Direct:
     """Reads a step at once, if its indexes are known and the page cache holds it; or has a thread of ``pool`` do it.
 
-    That thread asks the system for the whole of every chunk that it finds missing, so that what follows in a lane is
-    one long read of the disk.
+    Where that thread finds a sample missing, it asks the system for what follows in its chunk as well, so that the next
+    samples of its track are one long read of the disk. ``in_use``: chunks that are read from at a time.
     """
 
-    def __init__(self, shards: Shards, chunks: Chunks, pool: Pool) -> None:
-        self._chunks, self._pool, self._folder = chunks, pool, Folder(shards)
-        self._latest: dict[int, Chunk] = {}  # of the step read last: most of them serve the next one as well
+    def __init__(self, shards: Shards, plan: Order, in_use: int, pool: Pool) -> None:
+        self._rows, self._pool, self._folder = Rows(shards, in_use), pool, Folder(shards)
+        self._chunk = plan.chunk
 
     def has_room(self) -> bool:
         """Whether to read further ahead than is asked for: no, the system does."""
@@ -46,18 +49,14 @@ class Direct:
         """Let go of what was read ahead: nothing is held here."""
 
     def _submit(self, places: Places) -> Future[Samples]:
-        for number in self._chunks.missing(places.chunk):
-            self._pool.submit(self._chunks.get, number)
+        for shard in self._rows.missing(places):
+            self._pool.submit(self._rows.bring, shard)
         return self._pool.submit(self._read, places)
 
     def _read(self, places: Places, *, wait: bool = True) -> Samples:
         """The samples at ``places``; a ``BlockingIOError`` rather than to ``wait`` for the disk."""
-        numbers = places.chunk.tolist()
-        latest = self._latest
-        chunks = {n: latest.get(n) or self._chunks.get(n, wait=wait) for n in set(numbers)}
-        self._latest = chunks
-        rows = [chunks[number].rows[i] for number, i in zip(numbers, places.inside.tolist(), strict=True)]
-        shards, offsets, lengths, sums, heights, widths = zip(*rows, strict=True)
+        found, reasons = self._rows.find(places, wait=wait)
+        shards, offsets, lengths = places.shard.tolist(), found["offset"].tolist(), found["length"].tolist()
         ends = list(accumulate(lengths))
         memory = self._folder.memory(ends[-1])
         images = [memory[end - length : end] for end, length in zip(ends, lengths, strict=True)]
@@ -65,21 +64,20 @@ class Direct:
         if late and not wait:
             raise BlockingIOError
         for row in late:
-            self._folder.expect(shards[row], chunks[numbers[row]].spans)
-        reasons = {}
+            left = self._chunk - int(places.inside[row])
+            self._folder.expect(shards[row], offsets[row], min(EXPECTED, left * lengths[row]))
         for row in late:
             try:
                 self._folder.read(shards[row], offsets[row], images[row])
             except OSError as error:
-                reasons[row] = str(error)
-        found = tuple(map(google_crc32c.value, images))
-        if found != sums:
-            for row in np.flatnonzero(np.not_equal(found, sums)).tolist():
+                reasons.setdefault(row, str(error))
+        sums = list(map(google_crc32c.value, images))
+        if sums != (meant := found["crc32c"].tolist()):
+            for row in np.flatnonzero(np.not_equal(sums, meant)).tolist():
                 reasons.setdefault(row, f"sample at byte {offsets[row]}: checksum mismatch")
-        for chunk in chunks.values():
-            if chunk.lost:
-                reasons |= {row: chunk.lost[s] for row, s in enumerate(shards) if s in chunk.lost}
-        samples = Samples(places, list(images), np.array(heights), np.array(widths), reasons)
+        samples = Samples(
+            places, list(images), found["height"].astype(np.int64), found["width"].astype(np.int64), reasons
+        )
         for row in reasons:
             samples.data[row], samples.height[row], samples.width[row] = None, 0, 0
         return samples

@@ -21,6 +21,21 @@ from seer_pipe.data.sources import Shards
 from seer_pipe.data.threads import Kept, begin
 from seer_pipe.errors import UserError
 
+DESCRIPTORS = 16_384  # files that are open at a time
+
+
+def descriptors() -> int:
+    """How many files this process may have open, after asking for as many as the order's open chunks want.
+
+    A process begins with 1,024 on most systems, for the sake of programs that use ``select``, and may ask for more.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < (wanted := min(hard, DESCRIPTORS)):
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return max(128, soft)
+
 
 class Blocks:
     """Memory that is used again once nobody looks into it: new memory costs a page fault for every 4 kB of it."""
@@ -53,8 +68,7 @@ class Folder:
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
         self.memory = Blocks().take
-        most = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-        self._file = lru_cache(most)(lambda shard: _File(shards.url(shard)))
+        self._file = lru_cache(descriptors() // 2)(lambda shard: _File(shards.url(shard)))
 
     def at_once(self, shards: Sequence[int], offsets: Sequence[int], memory: Sequence[Any]) -> list[int]:
         """Fill each of ``memory`` from its shard and offset; which of them the page cache does not hold as a whole,
@@ -69,13 +83,10 @@ class Folder:
                 late.append(row)
         return late
 
-    def expect(self, shard: int, spans: Sequence[Span]) -> None:
-        """Have the system read what lies in ``shard`` of ``spans``, without waiting for it."""
+    def expect(self, shard: int, offset: int, length: int) -> None:
+        """Have the system read ``length`` bytes from ``offset`` of ``shard``, without waiting for them."""
         with suppress(OSError):  # the read will tell
-            file = self._file(shard)
-            for span in spans:
-                if span.shard == shard:
-                    os.posix_fadvise(file.number, span.start, span.length, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self._file(shard).number, offset, length, os.POSIX_FADV_WILLNEED)
 
     def read(self, shard: int, offset: int, into: Any) -> None:
         """Fill ``into``; an ``OSError`` where that cannot be."""
@@ -186,7 +197,7 @@ class ThroughCache:
 
     def __init__(self, shards: Shards, remote: Remote, cache: Cache, most: int) -> None:
         self._shards, self._remote, self._cache = shards, remote, cache
-        self._spans: Kept[Span, Cached | None] = Kept(most)
+        self._spans: Kept[Span, Cached | None] = Kept(min(most, descriptors() // 2))
 
     def get(self, span: Span, start: int, length: int) -> bytes:
         if self._cache.usable and (cached := self._spans.get(span, self._bring)) is not None:

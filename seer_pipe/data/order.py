@@ -1,18 +1,33 @@
 """Which image stands at any place of any batch, as arithmetic.
 
 The unit of reading is a *chunk*: ``chunk`` contiguous samples of one shard (what is left over at the ends of
-shards is put together to chunks of its own). In pass *e* a keyed bijection of (seed, *e*) permutes all chunks;
-laid end to end they are N positions, cut into L equal *lanes*. Step *s* takes the next B/L positions of every
-lane. So a batch of B images comes from L chunks, every lane reads chunk after chunk from front to end, and the
-state of it all is the number of finished steps.
+shards is put together to chunks of its own). The specification, for pass *e* of a set of N samples and batches of B:
+
+1. A keyed bijection of (seed, *e*) permutes all chunks; laid end to end they are a row of N positions.
+2. The row is cut into L equal *lanes*, L a divisor of B, and each lane into W equal *tracks*; W is the *window*.
+   A track is read in order, from a keyed place of it to its end, then from its start to that place.
+3. A lane's draws are counted through the pass: B/L of them a step. W draws in a row are a *round*, which takes the
+   next sample of each of the W tracks, in an order permuted by a key of (seed, *e*, lane, round). In the last round,
+   only the tracks that are longer by one take part.
+
+What follows from it:
+
+- A batch comes from B different chunks (with L = B), of L*W that are open at a time; each is read front to end.
+- Consecutive batches share no chunk but where a round ends, so that on a sorted set their counts of classes correlate
+  by about (B/L/W)², and those of any two batches by B/L/W at most (``Plan.correlation``); a shuffle's by 0.
+- The keyed start gives every image all places of a pass with the same probability, and independently of any image of
+  another chunk: so any two of them share a batch as often as in a full shuffle, whatever N, B and ``chunk`` have in
+  common, and tracks go from chunk to chunk at different steps. (Two of one chunk, read one a round, do not meet.)
+- With chunks of one sample, as in small sets, a pass is a full shuffle.
+- The state of it all is the number of finished steps.
 
 Samples that are excluded are left out of all counting: positions are those of the kept samples.
 
 Nothing here grows with the number of samples or chunks, but for the list of the excluded: all chunks but one have
-the same size, so a position is turned into a chunk by a division, and the permutation is a Feistel network that is
-evaluated where it is needed.
+the same size, so a position is turned into a chunk by a division, and the permutations are Feistel networks that are
+evaluated where they are needed.
 
-    position ──▶ place in the permuted row of chunks ──Feistel──▶ chunk ──▶ shard and sample in it
+    step, slot ──▶ lane, round, track ──▶ position in the row ──▶ chunk ──▶ shard and sample in it
 """
 
 from __future__ import annotations
@@ -31,15 +46,17 @@ from seer_pipe.data.random import derive_key, mix64, uniform
 from seer_pipe.errors import UserError
 
 #: Raised whenever the same inputs would give another order; part of the fingerprint.
-ORDER_VERSION = 1
+ORDER_VERSION = 2
 FEISTEL_ROUNDS = 6
 MAX_CHUNK = 128  # samples: one ranged read of 4 to 12 MB of web images
+WINDOW = 32  # tracks a lane: no two batches of a sorted set correlate by more than 1/32 then
+CHUNKS_A_TRACK = 4  # at least, by default: chunks are smaller in small sets, down to one sample
 
 Ints = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint64]
 
 # What a key is for, so that no two uses share one.
-_CHUNKS, _RAGGED, _WINDOW, _SUBSTITUTE = range(4)
+_CHUNKS, _RAGGED, _ROUND, _SUBSTITUTE, _START = range(5)
 
 
 def permute(x: npt.ArrayLike, size: npt.ArrayLike, key: npt.ArrayLike) -> Ints:
@@ -117,9 +134,9 @@ class Plan:
 
     ``counts``: samples of each shard, [S]. ``batch``: B, images a step over all ranks. ``seed``: of the order.
     ``excluded``: numbers of samples that are left out, rising; the order is one of the others alone.
-    ``chunk``: samples a chunk; by default at most 128, and less where the set is small, so that a batch mixes
-    as a full shuffle does. ``lanes``: L, a divisor of B; by default B. With fewer lanes than images a batch,
-    a lane permutes its samples inside a window of ``window`` chunks.
+    ``chunk``: samples a chunk; by default at most 128, and less where the set is small, so that a track has four
+    chunks at least. ``lanes``: L, a divisor of B; by default B. ``window``: W, the tracks of a lane; with L that is
+    how many chunks are open at a time, L*W.
     """
 
     def __init__(
@@ -131,7 +148,7 @@ class Plan:
         excluded: Sequence[int] | Ints = (),
         lanes: int | None = None,
         chunk: int | None = None,
-        window: int = 4,
+        window: int = WINDOW,
     ) -> None:
         everything: Ints = np.asarray(counts, np.int64)
         self._first: Ints = np.cumsum(everything) - everything  # number of each shard's first sample
@@ -152,7 +169,7 @@ class Plan:
             )
         if self.total < batch:
             raise UserError(f"{self.total} images are fewer than a batch of {batch}: lower train.batch")
-        self.chunk = chunk or min(MAX_CHUNK, max(1, self.total // (8 * self.lanes)))
+        self.chunk = chunk or min(MAX_CHUNK, max(1, self.total // (CHUNKS_A_TRACK * self.lanes * window)))
         whole, left = np.divmod(self.counts, self.chunk)
         self._kept_start: Ints = np.cumsum(self.counts) - self.counts  # kept samples before each shard
         self._whole_end: Ints = np.cumsum(whole)  # whole chunks up to each shard's end
@@ -189,25 +206,43 @@ class Plan:
         """The pass, from 0, that each of ``slots`` [n] is in at step ``step``, from 0."""
         return np.full(len(slots), step // self.steps_per_pass)
 
+    @property
+    def correlation(self) -> tuple[float, float]:
+        """What remains of the order of a sorted set: the correlation of the counts of classes of consecutive batches,
+        and the largest of any two batches of a pass; a full shuffle has 0. Of chunks that hold one class each.
+
+        Two draws of a lane come from one track with probability 1/W at most (squared for consecutive batches), and
+        from one chunk of it rather than from two with 1 - 1/chunk. What a batch takes of all chunks is then missing
+        in the others, as in any drawing without replacement.
+        """
+        share = min(1.0, self.batch / self.lanes / self.window)
+        taken = self.batch / self.chunks
+        if taken >= 1:
+            return 0.0, 0.0
+        same = np.array([share * share, share]) * (1 - 1 / self.chunk)
+        following, most = np.maximum((same - taken) / (1 - taken), 0.0).tolist()
+        return following, most
+
     def locate(self, step: int | Ints, slots: Ints) -> Places:
         """The samples at ``slots`` (0 … B-1, [n]) of step ``step`` (from 0, or one a slot, [n]): n places."""
         pass_, turn = np.divmod(np.asarray(step), self.steps_per_pass)
         share = self.batch // self.lanes
         lane, nth = np.divmod(slots, share)
         start = lane * self.total // self.lanes
-        along = turn * share + nth
-        if share > 1:
-            length = (lane + 1) * self.total // self.lanes - start
-            along = self._inside_window(pass_, lane, along, length)
-        chunk, inside = self._row(pass_, start + along)
+        length = (lane + 1) * self.total // self.lanes - start
+        chunk, inside = self._row(pass_, start + self._along(pass_, lane, turn * share + nth, length))
         return self._at(chunk, inside)
 
-    def _inside_window(self, pass_: Ints, lane: Ints, along: Ints, length: Ints) -> Ints:
-        """Permute the way along each lane inside windows of some chunks."""
-        size = self.window * self.chunk
-        number, inside = np.divmod(along, size)
-        key = derive_key(self.seed, _WINDOW, pass_, lane, number)
-        return number * size + permute(inside, np.minimum(size, length - number * size), key)
+    def _along(self, pass_: Ints, lane: Ints, draw: Ints, length: Ints) -> Ints:
+        """The place in each lane, of ``length``, that draw number ``draw`` of the pass takes; all [n]."""
+        common, longer = np.divmod(length, self.window)  # length of all tracks; how many, the first, have one more
+        round_, nth = np.divmod(draw, self.window)
+        tracks = np.where(round_ < common, self.window, longer)
+        track = permute(nth, tracks, derive_key(self.seed, _ROUND, pass_, lane, round_))
+        size = common + (track < longer)
+        first = derive_key(self.seed, _START, pass_, lane, track) % size.astype(np.uint64)
+        along: Ints = track * common + np.minimum(track, longer) + (round_ + first.astype(np.int64)) % size
+        return along
 
     def _row(self, pass_: Ints, position: Ints) -> tuple[Ints, Ints]:
         """The chunk at each position [n] of the permuted row, and the place inside it."""

@@ -20,39 +20,38 @@ from seer_pipe.data.threads import Pool
 
 REQUESTS = 32  # to an object store, at a time
 CACHE_PIECE = 1 << 19  # bytes: what comes from the cache is read in no more at once
+HELD = 0.8  # share of the memory that the pieces which the tracks are in may take
 SWEEP = 16  # steps, after which pieces are looked for that no lane is in any more
 WORTH_KEEPING = 31 << 20  # bytes; see Pieces
+
+
+def piece_size(chunk: int, tracks: int, mean: float, memory: float, *, cached: bool) -> int:
+    """Samples that are read at once by a rank of so many ``tracks``, of ``mean`` bytes each, with ``memory`` bytes.
+
+    One piece of every track is held, in four fifths of it; the rest is for those that are read ahead.
+    """
+    most = min(CACHE_PIECE, memory) if cached else memory
+    return int(np.clip(min(most, HELD * memory / tracks) / mean, 1, chunk))
 
 
 class Pieces:
     """Reads ahead, by the threads of ``pool``, while what is held is less than ``memory`` bytes.
 
-    ``lanes``: that are read. ``in_use``: chunks that are read from at a time.
+    ``tracks``: that are read, a chunk of each at a time.
     """
 
-    def __init__(
-        self,
-        shards: Shards,
-        plan: Order,
-        lanes: int,
-        in_use: int,
-        chunks: Chunks,
-        pool: Pool,
-        memory: int,
-        cache: Cache | None,
-    ) -> None:
-        self._chunks, self._pool, self._memory = chunks, pool, memory
+    def __init__(self, shards: Shards, plan: Order, tracks: int, pool: Pool, memory: int, cache: Cache | None) -> None:
+        self._pool, self._memory = pool, memory
+        self._chunks = Chunks(shards, plan, 2 * tracks + REQUESTS)
         self._remote = Remote(shards)
-        self._cached = None if cache is None else ThroughCache(shards, self._remote, cache, in_use + 4)
+        self._cached = None if cache is None else ThroughCache(shards, self._remote, cache, 2 * tracks + 4)
         self._get: Get = self._remote.get if self._cached is None else self._cached.get
-        most = memory if self._cached is None else CACHE_PIECE
         mean = max(1.0, float(shards.bytes.sum()) / max(1, len(shards)))  # bytes a sample
-        self._size = int(np.clip(min(most, memory // (2 * lanes)) / mean, 1, plan.chunk))  # samples a piece
+        self._size = piece_size(plan.chunk, tracks, mean, memory, cached=cache is not None)
         self._parts = -(-plan.chunk // self._size)  # pieces a chunk
         self._guess = int(self._size * mean)  # bytes a piece
-        share = plan.batch // plan.lanes
-        # A lane that has left a piece does not come back to it, but inside its window.
-        self._stale = 2 * plan.window * plan.chunk // share if share > 1 else 0
+        # A track takes of its piece once a round, of as many steps as it has draws for the lane.
+        self._stale = -(-2 * plan.window * plan.lanes // plan.batch)
         self._pieces: dict[int, _Held] = {}
         self._held = 0  # bytes, of those
         # glibc gives freed memory back to the system at once, and gets it anew for a good part of a read's time,

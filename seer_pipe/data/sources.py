@@ -106,6 +106,13 @@ class Mix:
     def chunks(self) -> int:
         return int(self._chunks[-1])
 
+    @property
+    def correlation(self) -> tuple[float, float]:
+        """As of a ``Plan``, by the shares that the sets have in the batch."""
+        each = np.array([plan.correlation for plan in self.plans]) * [[plan.batch / self.batch] for plan in self.plans]
+        following, most = each.sum(0).tolist()
+        return following, most
+
     @cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256("\n".join(plan.fingerprint for plan in self.plans).encode()).hexdigest()
@@ -192,7 +199,9 @@ def open_data(data: Data, batch: int, seed: int) -> tuple[Shards, Order]:
 
 def _plan(shards: ShardSet, batch: int, seed: int, data: Data, lanes: int | None) -> Plan:
     try:
-        return Plan(shards.counts, batch, seed=seed, excluded=shards.excluded, lanes=lanes, chunk=data.chunk)
+        return Plan(
+            shards.counts, batch, seed=seed, excluded=shards.excluded, lanes=lanes, chunk=data.chunk, window=data.window
+        )
     except UserError as error:
         raise UserError(f"{shards.store.url}: {error}") from None
 

@@ -17,7 +17,7 @@ from itertools import islice
 import numpy as np
 
 from seer_pipe.data.cache import Cache
-from seer_pipe.data.chunks import Chunks, Samples
+from seer_pipe.data.chunks import Samples
 from seer_pipe.data.direct import Direct
 from seer_pipe.data.order import Ints, Places
 from seer_pipe.data.pieces import REQUESTS, Pieces
@@ -32,7 +32,7 @@ class Stream:
 
     ``batches(first, last)`` yields ``Samples``, one a slot, for every step of [first, last). It reads at least
     ``ahead`` steps in advance, and from a store further while what it holds is less than ``memory`` bytes; only what
-    the steps in ``ahead`` and open windows of lanes need may go beyond. ``read(places)`` reads any samples at once.
+    the steps in ``ahead`` and one piece of every track need may go beyond. ``read(places)`` reads any samples at once.
     """
 
     def __init__(
@@ -47,17 +47,15 @@ class Stream:
         cache: Cache | None = None,
     ) -> None:
         self._plan, self._slots, self._ahead = plan, slots, ahead
-        share = plan.batch // plan.lanes
-        lanes = len(np.unique(slots // share))
-        in_use = 2 * lanes * (plan.window if share > 1 else 1)  # chunks, at a time
-        chunks = Chunks(shards, plan, in_use + REQUESTS)
+        lanes = len(np.unique(slots // (plan.batch // plan.lanes)))
+        tracks = lanes * plan.window  # each is in a chunk of its own, or between two
         self._reader: Direct | Pieces
         if shards.is_local():
             self._pool = Pool(threads, "stream")
-            self._reader = Direct(shards, chunks, self._pool)
+            self._reader = Direct(shards, plan, 2 * tracks, self._pool)
         else:
             self._pool = Pool(max(threads, REQUESTS), "stream")
-            self._reader = Pieces(shards, plan, lanes, in_use, chunks, self._pool, memory, cache)
+            self._reader = Pieces(shards, plan, tracks, self._pool, memory, cache)
 
     def batches(self, first: int, last: int) -> Iterator[Samples]:
         self._reader.forget()

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from seer_pipe.data.chunks import Encoded
-from seer_pipe.data.order import Ints, Plan
+from seer_pipe.data.order import MAX_CHUNK, Ints, Plan
 from seer_pipe.data.stream import Stream
 from seer_pipe.shards import ShardSet
 
@@ -62,7 +62,7 @@ class ShardPictures:
 
     def read(self, numbers: Ints, batch: int) -> Iterator[list[Picture]]:
         in_order = bool((np.diff(numbers) > 0).all())  # then one read serves many of a chunk
-        plan = Plan(self.shards.counts, 1, seed=0, chunk=None if in_order else 1)
+        plan = Plan(self.shards.counts, 1, seed=0, chunk=MAX_CHUNK if in_order else 1)
         with closing(Stream(self.shards, plan, np.arange(1), threads=THREADS)) as stream:
             for start in range(0, len(numbers), batch):
                 found = stream.read(plan.places(numbers[start : start + batch]))

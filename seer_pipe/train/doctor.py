@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from seer_pipe import config as settings
+from seer_pipe.data.order import Plan
+from seer_pipe.data.pieces import piece_size
 from seer_pipe.data.sources import open_data
 from seer_pipe.models import multiply_adds
 from seer_pipe.train.build import checkpointed, outline
@@ -19,15 +21,19 @@ GB = 1e9
 FAST_GPU = 300.0
 #: Bytes that a step keeps of each output of a convolution or BatchNorm, beside the output itself: masks, gates.
 KEPT_BESIDE = 0.25
+IMAGE_BYTES = 100e3  # of a web image, where the set is not at hand
+ALIKE = 0.05  # correlation of two batches of a sorted set that is too much
 PUBLISHED_LR = 0.3  # of LARC, for each 256 images
 
 
-def examine(config: settings.Config, images: int, gpus: int, gpu_memory: float | None = None) -> dict[str, Any]:
+def examine(
+    config: settings.Config, images: int, gpus: int, gpu_memory: float | None = None, image_bytes: float = IMAGE_BYTES
+) -> dict[str, Any]:
     """What follows from a recipe for a set of so many images on so many GPUs.
 
     Returns ``derived`` (see `settings.Derived`), ``memory`` a GPU in GB by part, ``sent``, GB that a GPU sends in a
-    step by collective, ``loader`` (images a second and GPU if it did 300 teraFLOP/s, and in all), and ``problems``:
-    sentences.
+    step by collective, ``loader`` (images a second and GPU if it did 300 teraFLOP/s, and in all), ``order`` (see
+    `mixing`, for images of ``image_bytes`` each), and ``problems``: sentences.
     """
     derived = settings.derive(config, images, gpus)
     memory = estimate_memory(config, gpus)
@@ -38,13 +44,37 @@ def examine(config: settings.Config, images: int, gpus: int, gpu_memory: float |
         "memory": memory,
         "sent": {f"{some.kind} of {some.part}": some.sent / GB for some in traffic(config, gpus)},
         "loader": {"teraflop_per_image": flops / 1e12, "images_per_s_and_gpu": rate, "images_per_s": rate * gpus},
+        "order": mixing(config, images, gpus, image_bytes),
         "problems": problems(config, derived, gpus, memory["total"], gpu_memory),
     }
 
 
-def images_of(config: settings.Config) -> int:
-    """The size of the recipe's shard sets."""
-    return len(open_data(config.data, config.train.batch, config.seed)[0])
+def size_of(config: settings.Config) -> tuple[int, float]:
+    """The number of images in the recipe's shard sets, and the mean of their bytes."""
+    shards, _ = open_data(config.data, config.train.batch, config.seed)
+    return len(shards), float(shards.bytes.sum()) / max(1, len(shards))
+
+
+def mixing(config: settings.Config, images: int, gpus: int, image_bytes: float) -> dict[str, float]:
+    """What remains of the order of a sorted set (see `Plan.correlation`), and what that takes of a GPU's process.
+
+    A folder costs no memory. From a store, a piece of each open chunk is held in data.memory_gb; with data.cache the
+    open chunks of all processes of a node lie in the cache.
+    """
+    data, batch = config.data, config.train.batch
+    plan = Plan([max(images, batch)], batch, seed=0, lanes=data.lanes, chunk=data.chunk, window=data.window)
+    following, most = plan.correlation
+    tracks = max(1, plan.lanes // gpus) * plan.window
+    piece = piece_size(plan.chunk, tracks, image_bytes, data.memory_gb * GB, cached=data.cache is not None)
+    return {
+        "correlation_of_consecutive_batches": following,
+        "correlation_of_any_two_batches_at_most": most,
+        "images_a_chunk": plan.chunk,
+        "open_chunks": tracks,
+        "store_images_a_request": plan.chunk if data.cache is not None else piece,
+        "store_memory_gb": tracks * piece * image_bytes / GB if piece > 1 else 0.0,
+        "store_cache_gb": tracks * plan.chunk * image_bytes / GB,
+    }
 
 
 def training_flops(config: settings.Config) -> float:
@@ -135,6 +165,10 @@ def problems(
     lanes = config.data.lanes or batch
     if lanes % gpus and gpus % lanes:
         found.append(f"data.lanes {lanes} and {gpus} GPUs: neither divides the other, so GPUs read unevenly")
+    remaining = mixing(config, derived.images_in_set, gpus, IMAGE_BYTES)["correlation_of_any_two_batches_at_most"]
+    if remaining > ALIKE:
+        found.append(f"data.window {config.data.window}: on a sorted set, batches correlate by up to {remaining:.2f}; "
+                     f"take {round(batch / lanes / ALIKE)}, or shuffle the set: seer-ingest --shuffle")  # fmt: skip
     known = batch + objective.queue
     if objective.prototypes > known:
         found.append(f"objective.prototypes {objective.prototypes} is more than batch and queue hold ({known}): some "

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seer_pipe.config import Data, derive
-from seer_pipe.data.chunks import Chunks
 from seer_pipe.data.order import Plan, slots_of
+from seer_pipe.data.rows import Indexes, Rows
 from seer_pipe.data.sources import Mix, apportion, open_data
 from seer_pipe.data.stream import Stream
 from seer_pipe.errors import UserError
@@ -177,7 +177,7 @@ def test_what_the_page_cache_lost_is_read_from_the_disk_and_nothing_is_written_o
 def test_who_waits_is_not_told_that_another_did_not_want_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_set(tmp_path, [payloads("a", 30)])
     shards = ShardSet.open(tmp_path)
-    chunks = Chunks(shards, Plan(shards.counts, 8, seed=0, chunk=6), 8)
+    indexes = Indexes(shards)
     asked, go_on = Event(), Event()
 
     def at_once(key: object) -> Any:
@@ -185,15 +185,15 @@ def test_who_waits_is_not_told_that_another_did_not_want_to(tmp_path: Path, monk
         assert go_on.wait(60)
         raise BlockingIOError
 
-    monkeypatch.setattr("seer_pipe.data.chunks.at_once", at_once)
+    monkeypatch.setattr("seer_pipe.data.rows.at_once", at_once)
     with ThreadPoolExecutor(2) as threads:
-        impatient = threads.submit(chunks.get, 0, wait=False)
+        impatient = threads.submit(indexes.get, 0, wait=False)
         assert asked.wait(60)
-        patient = threads.submit(chunks.get, 0)
+        patient = threads.submit(indexes.get, 0)
         while not patient.running():
             time.sleep(0.001)
         go_on.set()
-        assert len(patient.result()) == 6
+        assert len(patient.result().offset) == 30
         with pytest.raises(BlockingIOError):
             impatient.result()
 
@@ -239,3 +239,27 @@ def test_a_run_of_one_pass_over_two_sources_with_exclusions(tmp_path: Path) -> N
                   train={"images": None}, objective={"queue": 0, "prototypes": 8})  # fmt: skip
     with pytest.raises(UserError, match="another plan"):
         train(again, tmp_path / "run", said.append)
+
+
+@pytest.mark.parametrize("room", [1, 3, 100])
+def test_what_is_known_of_samples_is_what_the_indexes_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """However few blocks are kept, and whatever shard is missing; and not to wait is not to ask a disk."""
+    monkeypatch.setattr("seer_pipe.data.rows.BLOCK", 4)
+    monkeypatch.setattr("seer_pipe.data.rows.INDEXED", 4 * room)
+    make_set(tmp_path, [payloads("a", 11), [], payloads("b", 1), payloads("c", 25)])
+    shards = ShardSet.open(tmp_path)
+    (tmp_path / "00002.parquet").unlink()
+    plan = Plan(shards.counts, 6, seed=1)
+    rows = Rows(shards, 0)
+    with pytest.raises(BlockingIOError):
+        rows.find(plan.locate(0, np.arange(6)), wait=False)
+    for step in range(40):
+        places = plan.locate(step, np.arange(6))
+        found, lost = rows.find(places, wait=True)
+        assert sorted(lost) == np.flatnonzero(places.shard == 2).tolist()
+        assert all("00002.parquet: no such sidecar" in reason for reason in lost.values())
+        for row, shard, index in zip(found, places.shard.tolist(), places.index.tolist(), strict=True):
+            of = None if shard == 2 else shards.index(shard)
+            assert row.item() == tuple(0 if of is None else getattr(of, name)[index] for name in row.dtype.names)

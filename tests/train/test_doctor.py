@@ -78,6 +78,7 @@ def test_activations_are_near_what_autograd_keeps() -> None:
         ({"optimizer": {"warmup_images": 10_000}}, 1, "the warm-up (1250 steps) is not over"),
         ({"objective": {"freeze_images": 10_000}}, 1, "the prototypes never move"),
         ({"objective": {"prototypes": 100, "allow_empty_prototypes": True}}, 1, "more than batch and queue hold (24)"),
+        ({"data": {"path": "unused", "window": 4}}, 1, "correlate by up to 0.22; take 20, or shuffle"),
         ({"data": {"path": "unused", "lanes": 8}}, 3, "data.lanes 8 and 3 GPUs"),
     ],
 )
@@ -96,3 +97,18 @@ def test_the_verb_prints_and_needs_no_data() -> None:
     small_gpu = run(app, ["doctor", recipe, "--images", "1281167", "--gpus", "8", "--gpu-memory", "2"])
     assert small_gpu.exit_code == 1
     assert "more than 2: set train.activation_checkpointing" in small_gpu.stdout
+
+
+def test_what_the_order_leaves_and_takes_is_said() -> None:
+    """A store costs a piece of each open chunk in memory; a cache, the whole of each on the disk."""
+    config = small("unused", data={"path": "s3://unused", "memory_gb": 0.5})
+    order = examine(config, 1_000_000, 2)["order"]
+    assert order["correlation_of_any_two_batches_at_most"] == pytest.approx(1 / 32, rel=0.05)
+    assert order["correlation_of_consecutive_batches"] < 0.001
+    assert (order["images_a_chunk"], order["open_chunks"], order["store_images_a_request"]) == (128, 128, 31)
+    assert order["store_memory_gb"] == pytest.approx(128 * 31 * 100e3 / 1e9)
+    cached = small("unused", data={"path": "s3://unused", "cache": {"path": "/scratch", "gb": 10}})
+    order = examine(cached, 1_000_000, 2)["order"]
+    assert order["store_images_a_request"] == 128
+    assert order["store_memory_gb"] < 0.07
+    assert order["store_cache_gb"] == pytest.approx(128 * 128 * 100e3 / 1e9)
