@@ -2,6 +2,8 @@
 
 import base64
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,14 @@ def show(browser: Any, url: str, width: int, height: int, scheme: str) -> None:
     preferred = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": preferred})
     browser.get(url)
+
+
+def wait(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Until it holds; AssertionError where it does not come to that."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
 
 
 def keep_screenshot(browser: Any, name: str) -> None:

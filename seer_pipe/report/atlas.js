@@ -1,9 +1,11 @@
 "use strict";
 const A = ATLAS, k = A.prototype.length, by = id => document.getElementById(id);
-const numbers = n => n.toLocaleString("en"), percent = x => Math.round(100 * x) + " %";
+const numbers = n => n.toLocaleString("en"), percent = x => Math.round(100 * x) + "%";
 const colour = name => getComputedStyle(document.documentElement).getPropertyValue(name);
 const element = (tag, text, attributes) => Object.assign(document.createElement(tag), {textContent: text ?? ""}, attributes);
-by("about").textContent = `${A.data}: ${numbers(A.images)} images, ${numbers(k)} prototypes` +
+const none = A.prototypes - k;
+by("about").textContent = `${A.data}: ${numbers(A.images)} images; ${numbers(k)} of ${numbers(A.prototypes)} prototypes are nearest to some` +
+  (none > 0 ? `, ${numbers(none)} to none (of these whole images; to a crop in training they may be)` : "") +
   (A.sampled < A.images ? `; all but the sizes is of a sample of ${numbers(A.sampled)} images` : "");
 
 function picture(sheet, across, down, label) {
@@ -55,21 +57,36 @@ function zoom(factor) { view.zoom = Math.min(200, Math.max(1, view.zoom * factor
 by("closer").onclick = () => zoom(1.6);
 by("farther").onclick = () => zoom(1 / 1.6);
 by("whole").onclick = () => { view = {x: 0, y: 0, zoom: 1}; draw(); };
-map.addEventListener("wheel", event => { event.preventDefault(); zoom(event.deltaY < 0 ? 1.2 : 1 / 1.2); }, {passive: false});
-let held = null;
-map.onpointerdown = event => { held = {x: event.clientX, y: event.clientY, moved: false}; map.setPointerCapture(event.pointerId); };
-map.onpointermove = event => {
-  if (!held) return;
-  const dx = event.clientX - held.x, dy = event.clientY - held.y;
-  if (!held.moved && Math.hypot(dx, dy) < 4) return;
-  view.x -= dx / scale();
-  view.y += dy / scale();
-  held = {x: event.clientX, y: event.clientY, moved: true};
-  draw();
+// A wheel without Ctrl and one finger scroll the page, which the map must not hold fast.
+map.addEventListener("wheel", event => {
+  if (!event.ctrlKey && !event.metaKey) return;
+  event.preventDefault();
+  zoom(event.deltaY < 0 ? 1.2 : 1 / 1.2);
+}, {passive: false});
+const held = new Map();
+let moved = false;
+const middle = () => { const all = [...held.values()]; return {x: mean(all.map(at => at.x)), y: mean(all.map(at => at.y))}; };
+const mean = values => values.reduce((a, b) => a + b, 0) / values.length;
+const apart = () => { const [a, b] = [...held.values()]; return b ? Math.hypot(a.x - b.x, a.y - b.y) : 0; };
+map.onpointerdown = event => {
+  if (!held.size) moved = false;
+  held.set(event.pointerId, {x: event.clientX, y: event.clientY});
+  map.setPointerCapture(event.pointerId);
 };
+map.onpointermove = event => {
+  const at = held.get(event.pointerId);
+  if (!at || (!moved && Math.hypot(event.clientX - at.x, event.clientY - at.y) < 4)) return;
+  moved = true;
+  const before = middle(), width = apart();
+  held.set(event.pointerId, {x: event.clientX, y: event.clientY});
+  if (event.pointerType === "touch" && held.size < 2) return;
+  view.x -= (middle().x - before.x) / scale();
+  view.y += (middle().y - before.y) / scale();
+  zoom(width ? apart() / width : 1);
+};
+map.onpointercancel = event => held.delete(event.pointerId);
 map.onpointerup = event => {
-  const clicked = held && !held.moved;
-  held = null;
+  const clicked = held.delete(event.pointerId) && !held.size && !moved;
   if (!clicked) return;
   let best = -1, least = 20;
   for (let i = 0; i < k; i++) {
@@ -84,14 +101,20 @@ function choose(i) {
   chosen = i;
   const at = by("detail"), title = element("h2", `Prototype ${A.prototype[i]}`);
   at.replaceChildren(title, element("p", `${told(i)}; mean cosine to its centre ${A.cohesion[i]}`), pictures(i, A.show));
-  at.append(element("h3", "Neighbours"));
-  A.near[i].forEach(j => at.append(row(j)));
+  by("near").replaceChildren(...A.near[i].map(j => { const card = element("div", "", {className: "card"}); card.append(row(j)); return card; }));
   at.append(element("h3", "Leave it out of training"));
   const list = A.keys ? `${location.protocol === "file:" ? decodeURI(new URL(".", location.href).pathname) : ""}keys/${A.prototype[i]}.csv` : "keys.csv";
   if (A.keys) at.append(element("p", "")), at.lastChild.append(element("a", "The keys of its images", {href: `keys/${A.prototype[i]}.csv`, download: `prototype-${A.prototype[i]}.csv`}));
-  const make = A.keys ? "" : `seer-pipe atlas-keys ${A.embeddings} ${A.prototype[i]} --out keys.csv\n`;
-  at.append(element("pre", `${make}seer-ingest exclude ${A.data} --keys ${list}`, {tabIndex: 0}));
+  const make = A.keys ? "" : `seer-pipe atlas-keys ${quoted(A.embeddings)} ${A.prototype[i]} --out keys.csv\n`;
+  const command = element("pre", `${make}seer-ingest exclude ${quoted(A.data)} --keys ${quoted(list)}`, {id: "command"});
+  at.append(command, element("button", "Copy the command", {id: "copy", type: "button", onclick: () => copy(command)}));
   draw();
+}
+const quoted = word => /^[\w@%+=:,./~-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
+async function copy(command) {
+  try { await navigator.clipboard.writeText(command.textContent); }
+  catch { getSelection().selectAllChildren(command); document.execCommand("copy"); }  // where the page may not ask
+  by("copy").textContent = "Copied";
 }
 function row(i) {
   const button = element("button", `Prototype ${A.prototype[i]}`, {type: "button", onclick: () => { choose(i); by("detail").scrollIntoView({block: "nearest"}); }});

@@ -102,7 +102,8 @@ def _about(found: Clusters, show: int, with_keys: bool, asked: list[str]) -> dic
         return [(found.rows.key[row], int(found.rows.prototype[row])) for row in rows]
 
     return {
-        "images": found.images, "sampled": len(found.rows.key), "show": show, "side": SIDE, "sheet": SHEET,
+        "images": found.images, "prototypes": found.prototypes, "sampled": len(found.rows.key),
+        "show": show, "side": SIDE, "sheet": SHEET,
         "keys": with_keys,
         "prototype": found.prototype.tolist(), "size": found.size.tolist(),
         "cohesion": short(found.cohesion), "repeated": short(found.repeated),

@@ -44,6 +44,7 @@ class Clusters:
     outliers: list[int]  # sample rows furthest from their centres
     asked: list[tuple[list[int], list[int]]]  # of each picture searched for: nearest sample rows, nearest prototypes
     images: int  # in the file
+    prototypes: int  # that the subject has, also those that no image is nearest to
     rows: Sample
 
 
@@ -96,6 +97,7 @@ def clusters(
         nearest=[by_cosine[starts[p] : min(starts[p] + show, starts[p + 1])].tolist() for p in order],
         group=[_most([groups[row] for row in by_cosine[starts[p] : starts[p + 1]]]) for p in order],
         outliers=np.argsort(cosine)[:OUTLIERS].tolist(), images=int(sizes.sum()), rows=rows,
+        prototypes=int((data.schema_arrow.metadata or {}).get(b"seer_pipe.prototypes", len(order))),
         asked=[(np.argsort(-alike[:, q], kind="stable")[:ANSWERS].tolist(),
                 np.argsort(-(kept @ wanted[q]), kind="stable")[:HOMES].tolist()) for q in range(len(wanted))],
     )  # fmt: skip

@@ -3,6 +3,8 @@
 Screenshots are left in build/screenshots (SEER_PIPE_SCREENSHOTS), for a person to look at.
 """
 
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from seer_pipe.report.atlas import write_atlas
 from seer_pipe.report.page import write_report
 from seer_pipe.shards import ShardSet
 from seer_pipe.train.loop import train
-from tests.browser import keep_screenshot, show
+from tests.browser import keep_screenshot, show, wait
 from tests.report.test_atlas import write_embeddings
 from tests.train.helpers import make_pictures, small
 
@@ -91,6 +93,68 @@ def test_atlas_search_map_and_keyboard(browser: Any, pages: dict[str, Path]) -> 
     )
     assert filled
     assert browser.get_log("browser") == []
+
+
+def test_atlas_counts_prototypes_without_images(browser: Any, pages: dict[str, Path]) -> None:
+    show(browser, pages["searched"].as_uri(), 1280, 900, "light")
+    counts = re.search(r"; (\d+) of (\d+) .*, (\d+) to none", browser.execute_script("return by('about').textContent"))
+    with_images, all_of_them, without = map(int, counts.groups())
+    assert all_of_them == with_images + without == 12  # of the run
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_the_command_is_whole_and_copied_and_nothing_is_blank(
+    browser: Any, pages: dict[str, Path], width: int, height: int
+) -> None:
+    from selenium.webdriver.common.by import By
+
+    show(browser, pages["atlas"].as_uri(), width, height, "light")
+    command = browser.find_element(By.ID, "command")
+    assert browser.execute_script("return arguments[0].scrollWidth <= arguments[0].clientWidth", command)
+    browser.execute_script("arguments[0].scrollIntoView()", browser.find_element(By.ID, "copy"))
+    browser.find_element(By.ID, "copy").click()
+    browser.execute_script("by('find').focus()")
+    wait(lambda: browser.find_element(By.ID, "copy").text == "Copied")
+    browser.execute_cdp_cmd("Input.dispatchKeyEvent", {"type": "keyDown", "key": "v", "commands": ["paste"]})
+    assert browser.execute_script("return by('find').value") == command.text.replace("\n", "")
+    ends = "document.querySelectorAll('.both > section > :last-child')"
+    heights = browser.execute_script(f"return [...{ends}].map(one => one.getBoundingClientRect().bottom)")
+    if width > 960:  # beside each other
+        assert abs(heights[0] - heights[1]) < height / 2
+
+
+def drag(browser: Any, fingers: list[tuple[float, float]], by: list[tuple[float, float]]) -> None:
+    """Fingers on the screen, each moved in ten steps."""
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    for step in range(11):
+        points = [
+            {"x": x + step * dx / 10, "y": y + step * dy / 10, "id": number}
+            for number, ((x, y), (dx, dy)) in enumerate(zip(fingers, by, strict=True))
+        ]
+        touch = {"type": "touchMove" if step else "touchStart", "touchPoints": points}
+        browser.execute_cdp_cmd("Input.dispatchTouchEvent", touch)
+        time.sleep(0.02)  # as a finger: what comes at one time is one move
+    browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
+
+def test_the_map_lets_the_page_scroll(browser: Any, pages: dict[str, Path]) -> None:
+    """Under a thumb, and under a wheel; two fingers and a wheel with Ctrl zoom the map."""
+    show(browser, pages["atlas"].as_uri(), 390, 844, "light")
+    y, x = browser.execute_script("const at = map.getBoundingClientRect(); return [at.top + 200, at.left + 150]")
+    wheel = {"type": "mouseWheel", "x": x, "y": y, "deltaX": 0}
+    drag(browser, [(x, y)], [(0, -150)])
+    wait(lambda: browser.execute_script("return scrollY") > 50)
+    browser.execute_script("scrollTo(0, 0)")
+    browser.execute_cdp_cmd("Input.dispatchMouseEvent", {**wheel, "deltaY": 150})
+    wait(lambda: browser.execute_script("return scrollY") > 50)
+    assert browser.execute_script("return view") == {"x": 0, "y": 0, "zoom": 1}
+    browser.execute_script("scrollTo(0, 0)")
+    drag(browser, [(x - 30, y), (x + 30, y)], [(-60, 0), (60, 0)])
+    assert browser.execute_script("return view.zoom") == pytest.approx(3, rel=0.2)
+    browser.execute_script("by('whole').click()")
+    browser.execute_cdp_cmd("Input.dispatchMouseEvent", {**wheel, "deltaY": -100, "modifiers": 2})
+    wait(lambda: browser.execute_script("return view.zoom") > 1)
 
 
 def test_a_picture_that_was_searched_for_leads_to_its_prototype(browser: Any, pages: dict[str, Path]) -> None:
