@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install quickstart test coverage clean
+.PHONY: help install quickstart test test-kernels coverage clean
 
 help:
 	@echo "make quickstart                 the whole way on drawn pictures, in a few minutes"
 	@echo "make quickstart IMAGES=FOLDER   the same on your own pictures"
 	@echo "make test                       lint, types and the test suite"
+	@echo "make test-kernels               the test suite under each of torch's kernels for this processor (an hour or two)"
 	@echo "make coverage                   the test suite once more, and the lines it does not reach"
 	@echo "make clean                      remove the environment and what the quickstart made"
 
@@ -30,6 +31,10 @@ test: $(READY)
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# A training follows the last bit of its sums, and these differ from processor to processor: nothing may hang on them.
+test-kernels: $(READY)
+	$(BIN)/python tests/kernels.py -n 2 --dist loadfile
 
 # In one process, so that all of it is seen; child processes of tests are not counted.
 coverage: $(READY)

@@ -44,6 +44,7 @@ OPTIMIZER = settings.Optimizer.model_validate(
 DROP = 30 / 35  # of the training: where the learning rate falls
 SCALE = (0.08, 1.0)  # of the crops' area
 AUGMENT = Augment(jitter_p=0, grey_p=0, blur_p=0)  # which leaves the flip
+FEW_VALUES = 256  # a channel: of fewer, a batch's statistics say little of those that evaluation has
 HEAD_STD = 0.01  # of the classifier's first weights, as in the linear evaluation
 Batches = Generator[tuple[list[int], Tensor], None, None]
 
@@ -109,6 +110,8 @@ def finetune(
     batch = min(recipe.batch, len(learnt))
     if batch % world.size or batch // world.size < 2:
         raise UserError(f"a batch of {batch} images does not divide into two or more for each of {world.size} ranks")
+    if warning := few_values(trunk, recipe.size, batch):
+        say(f"warning: {warning}")
     if world.size > 1:
         syncbn.convert(network)
     forward = replicate(network, world) if world.size > 1 else network
@@ -138,6 +141,16 @@ def finetune(
         recalibrate_batch_norm(network, (pixels for _, pixels in whole.batches(spread(learnt.numbers))))
     unreadable = set(itertools.chain.from_iterable(world.gather(sorted(images.left_out))))
     return network, steps, float(np.mean(world.gather(_last(losses, steps, a_pass)))), len(unreadable)
+
+
+def few_values(trunk: Trunk, size: int, batch: int) -> str | None:
+    """What to say where BatchNorm would see too few values, and what is learnt would not survive evaluation."""
+    if size > (8 if trunk.stem_kind == "small" else 32) or batch >= FEW_VALUES:
+        return None
+    return (
+        f"images of {size} pixels leave maps of one pixel at the end of {trunk.name}, so BatchNorm sees {batch} values "
+        "a channel in a batch, and what is learnt may not hold in evaluation: use a larger --size or --batch"
+    )
 
 
 def _classifier(width: int, classes: int, seed: int) -> nn.Module:

@@ -15,7 +15,7 @@ import torch
 from ingest.tools.excluded import exclude
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.features import Images
-from seer_pipe.evaluate.finetune import Recipe, _batches, evaluate_finetune
+from seer_pipe.evaluate.finetune import Recipe, _batches, evaluate_finetune, few_values
 from seer_pipe.evaluate.labels import open_labelled
 from seer_pipe.evaluate.linear import evaluate_linear
 from seer_pipe.evaluate.results import kept
@@ -25,7 +25,8 @@ from seer_pipe.train.parallel import World
 from tests.distributed import run_ranks
 from tests.train.helpers import make_pictures
 
-RECIPE = Recipe(size=32, passes=4, batch=6, lr=0.5)
+#: Of 8 seeds the worst ends at a loss of 0.03, all with every image right: room enough for other kernels' rounding.
+RECIPE = Recipe(size=64, passes=8, batch=12, lr=0.5)
 
 
 def tune(backbone: Path, data: Path, recipe: Recipe = RECIPE, test: Path | None = None) -> Any:
@@ -33,6 +34,7 @@ def tune(backbone: Path, data: Path, recipe: Recipe = RECIPE, test: Path | None 
     return evaluate_finetune(backbone, str(data), labels, test and str(test), recipe, untrained=False)
 
 
+@pytest.mark.learns
 def test_it_learns_and_the_result_is_kept(folder: Path, shards: Path, backbone: Path) -> None:
     result = tune(backbone, shards, test=folder)
     assert (result["images"], result["trained_on"], result["steps"]) == (24, 24, 16)
@@ -42,9 +44,10 @@ def test_it_learns_and_the_result_is_kept(folder: Path, shards: Path, backbone: 
     assert (smaller["images"], smaller["trained_on"], smaller["steps"]) == (4, 20, 1)
     assert smaller["training_loss"] > 0.5
     assert {name: found for name, found in kept(backbone).items() if "finetune" in name} == {
-        "finetune-32-7": result, "finetune-24-7": smaller}  # fmt: skip
+        "finetune-64-7": result, "finetune-24-7": smaller}  # fmt: skip
 
 
+@pytest.mark.learns
 def test_two_ranks_find_what_one_finds(backbone: Path, tmp_path: Path) -> None:
     """The loss of the second step is that of what the first one moved."""
     pictures = make_pictures(tmp_path / "pictures", [32])
@@ -56,6 +59,19 @@ def test_two_ranks_find_what_one_finds(backbone: Path, tmp_path: Path) -> None:
     assert first["steps"] == alone["steps"] == 2
     with pytest.raises(RuntimeError, match="does not divide"):
         run_ranks(2, tune, backbone, pictures, replace(recipe, batch=5), pictures)
+
+
+def test_batchnorm_over_too_few_values_is_warned_of(folder: Path, backbone: Path) -> None:
+    said: list[str] = []
+    for size, batch in ((32, 6), (64, 6)):
+        recipe = Recipe(size=size, passes=0.1, batch=batch)
+        evaluate_finetune(backbone, str(folder), None, None, recipe, untrained=False, say=said.append)
+    (warning,) = [line for line in said if line.startswith("warning: ")]
+    assert "images of 32 pixels" in warning
+    assert "sees 6 values" in warning
+    assert few_values(build_trunk("resnet18"), 32, 256) is None
+    assert few_values(build_trunk("resnet18", stem="small"), 32, 6) is None
+    assert few_values(build_trunk("resnet18", stem="small"), 8, 6) is not None
 
 
 def test_a_pass_shows_every_usable_image_once_in_batches_of_one_size(folder: Path, tmp_path: Path) -> None:
@@ -104,6 +120,7 @@ def test_images_that_are_all_broken_are_said(folder: Path, backbone: Path, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.learns
 def test_real_photographs_are_learnt(real_data: Path, tmp_path: Path) -> None:
     """From random weights, in 56 steps: past chance, and past what the same weights are worth when frozen."""
     seen: Counter[str] = Counter()

@@ -1,5 +1,6 @@
 """Linear classifiers on cached features, against torch's own SGD in double precision."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,6 +37,7 @@ def test_each_head_is_trained_as_torch_trains_it_alone() -> None:
         assert torch.allclose(biases[head].double(), layer.bias, atol=1e-6)
 
 
+@pytest.mark.learns
 def test_what_can_be_told_apart_is_and_noise_is_not() -> None:
     x, y = clusters(120, 0.3, 1)
     best = fit(x, y, 3)
@@ -46,6 +48,7 @@ def test_what_can_be_told_apart_is_and_noise_is_not() -> None:
     assert fit(noise, y, 3).accuracy(*clusters(60, 9.0, 4)) < 0.6
 
 
+@pytest.mark.learns
 def test_one_image_a_class_is_enough_to_learn_from() -> None:
     x, y = clusters(3, 0.1, 1)
     one = fit(x, y, 3)

@@ -63,6 +63,7 @@ def test_files_are_read_as_they_are_meant_to_be_seen(tmp_path: Path) -> None:
     assert (left > right + 2).all()
 
 
+@pytest.mark.learns
 def test_results_of_every_place_are_kept(folder: Path, shards: Path, backbone: Path) -> None:
     knn = evaluate_knn(backbone, str(shards), "folder", str(folder), k=3, temperature=0.07, untrained=False)
     assert (knn["accuracy"], knn["images"], knn["classes"]) == (1.0, 24, 2)

@@ -71,6 +71,7 @@ FEW = {"min_size": 64, "max_size": 64, "box_batch_size_per_image": 16, "rpn_post
        "rpn_pre_nms_top_n_train": 64, "rpn_post_nms_top_n_test": 32, "rpn_pre_nms_top_n_test": 64}  # fmt: skip
 
 
+@pytest.mark.learns
 @pytest.mark.parametrize(("name", "lr"), [("resnet18", 0.005), ("regnety_200mf", 0.0005)])
 def test_an_exported_backbone_learns_to_detect(example, coco, tmp_path: Path, name: str, lr: float) -> None:
     torch.manual_seed(0)

@@ -242,6 +242,7 @@ def test_ranks_equal_one_process_with_the_same_global_batch(world: int, shard: b
         torch.testing.assert_close(rank, alone, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.learns
 def test_it_learns() -> None:
     """On images of eight kinds the loss leaves ln K behind, and images of a kind share their nearest prototype."""
     torch.manual_seed(0)
