@@ -45,7 +45,8 @@ def main() -> None:
 
 def row(name: str, mode: str, chosen: list[str], gpus: int) -> str:
     images = IMAGES // 2 if name == "seer_10b" else IMAGES
-    config = load_recipe(Path(name), [*chosen, f"train.batch={images * gpus}", "objective.allow_empty_prototypes=true"])
+    changes = [f"train.batch={images * gpus}", "objective.allow_empty_prototypes=true", "train.sync_bn=true", *chosen]
+    config = load_recipe(Path(name), changes)
     found = traffic(config, gpus)
     large = [some for some in found if some.part in IN_BACKGROUND]
     small = [some for some in found if some not in large]

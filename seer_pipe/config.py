@@ -171,12 +171,21 @@ class Optimizer(Section):
     warmup_lr: Probability = Field(0.0, description="share of the peak at the start")
     warmup_images: Count = 0
     schedule: Literal["cosine", "constant"] = "cosine"
+    cosine_from: Literal["warmup", "start"] = Field(
+        "warmup", description="where the cosine begins: at the end of the warm-up, or under it at the start, as SEER's"
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Rate = 1e-6
     trust: Annotated[float, Field(gt=0)] = 0.001
     exclude: list[Literal["bias", "norm"]] = Field(
         [], description="what has neither decay nor adapted rate; SwAV and SEER exclude nothing"
     )
+
+
+class ImageGroups(Section):
+    """BatchNorm over so many images, whatever the number of ranks: several ranks' own, or slices of one's."""
+
+    images: Positive
 
 
 class Train(Section):
@@ -191,7 +200,9 @@ class Train(Section):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     accumulate: Positive = Field(1, description="pieces that a rank computes its images in; codes see the whole batch")
-    sync_bn: bool | Positive = Field(True, description="BatchNorm over all ranks, or over groups of so many")
+    sync_bn: bool | Positive | ImageGroups = Field(
+        True, description="BatchNorm over all ranks, over groups of so many, or {images: N}: over so many images"
+    )
     compile: bool = Field(False, description="compile each block, once a resolution")
     channels_last: bool = Field(False, description="memory layout of images and weights; not with fsdp2")
     activation_checkpointing: bool | list[Annotated[int, Field(ge=1, le=4)]] = Field(

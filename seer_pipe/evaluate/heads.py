@@ -1,8 +1,8 @@
 """Linear classifiers on features that were computed once, many settings in one pass.
 
-The recipe is SwAV's linear evaluation (100 passes of SGD with momentum 0.9, a cosine to 0, weights from N(0, 0.01),
-arXiv 2006.09882, appendix) as far as it makes sense without images: features are standardised, which stands for the
-BatchNorm that VISSL puts before its classifiers, and learning rate and weight decay are chosen on held-out images.
+A protocol of its own, and not SwAV's: that one sees augmented crops in each pass, at one published rate. Here features
+are those of central crops, standardised, and learning rate and weight decay are chosen from a grid on held-out images.
+The optimiser is the same (100 passes of SGD with momentum 0.9, a cosine to 0, weights from N(0, 0.01)).
 """
 
 from __future__ import annotations

@@ -56,6 +56,7 @@ def recalibrate_batch_norm(trunk: nn.Module, batches: Iterable[Tensor]) -> None:
     for norm, moments in norms.items():
         if not moments.count:
             raise UserError("no images to compute BatchNorm statistics from")
-        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         norm.running_mean.copy_(moments.mean)  # type: ignore[arg-type]
         norm.running_var.copy_(moments.squares / moments.count)  # type: ignore[arg-type]

@@ -193,8 +193,9 @@ class Swav(Objective):
         """
         z, k = outputs.embeddings, outputs.scores.shape[1]
         predictions = F.softmax(outputs.scores / self.temperature, dim=1)
-        means = [loss, _entropy(codes).mean(), predictions.mean(0), z.mean(0), z.T @ z / z.shape[0]]
-        loss, code_entropy, prediction, mean, moment = all_mean(means, self.group)
+        wide = z.double()  # in float32 the rounding of the moments alone would count as dimensions
+        means = [loss, _entropy(codes).mean(), predictions.mean(0), z.mean(0), wide.T @ wide / len(z)]
+        loss, code_entropy, prediction, mean, moment = all_mean([value.double() for value in means], self.group)
         deviation = (moment.diagonal() - mean.square()).clamp_min(0).sqrt()
         singular = torch.linalg.eigvalsh(moment.nan_to_num()).clamp_min(0).sqrt()
         nearest = all_max_(self.last_nearest, self.group)

@@ -4,7 +4,14 @@ import math
 
 
 def learning_rate(
-    images: int, *, peak: float, final: float, warmup_images: int, total_images: int, warmup_start: float = 0.0
+    images: int,
+    *,
+    peak: float,
+    final: float,
+    warmup_images: int,
+    total_images: int,
+    warmup_start: float = 0.0,
+    cosine_start: int | None = None,
 ) -> float:
     """Linear warm-up, then half a cosine from its end to the end of training, as in SwAV; `final` ever after.
 
@@ -13,12 +20,15 @@ def learning_rate(
         peak, final: rates after the warm-up, and at and after `total_images`.
         warmup_images: length of the warm-up, which begins at `warmup_start`; 0 is none.
         total_images: length of the training, warm-up included.
+        cosine_start: where the cosine begins; None: at the end of the warm-up. VISSL, and so SEER, has it begin at 0,
+            under the warm-up, after which the rate steps down onto its slope.
     """
     if images < warmup_images:
         return _warmup(images, peak, warmup_images, warmup_start)
     if images >= total_images:
         return final
-    progress = (images - warmup_images) / (total_images - warmup_images)
+    begin = warmup_images if cosine_start is None else cosine_start
+    progress = (images - begin) / (total_images - begin)
     return final + (peak - final) * (1 + math.cos(math.pi * progress)) / 2
 
 

@@ -67,8 +67,11 @@ def spread_network(config: settings.Config, world: World) -> Spread:
     network, trunk, head = outline(config)
     network.to(memory_format=layout(config.train))  # type: ignore[call-overload]  # the stubs lack it
     mode = parallel_mode(config.train.parallel, world)
-    if world.size > 1 and config.train.sync_bn:
-        syncbn.convert(network, ranks_in_step(config.train.sync_bn, world))
+    ranks, part = syncbn.groups(config.train, world.size)
+    if ranks > 1:
+        syncbn.convert(network, ranks_in_step(ranks, world))
+    elif part is not None:
+        syncbn.slice_batches(network, *part)
     if config.train.compile:
         for block in trunk.blocks():
             compile_block(block)
@@ -148,6 +151,7 @@ def rate_at(config: settings.Optimizer, derived: settings.Derived, images: int) 
         warmup_images=config.warmup_images,
         total_images=derived.images,
         warmup_start=start,
+        cosine_start=0 if config.cosine_from == "start" else None,
     )
 
 
@@ -173,6 +177,7 @@ def set_threads(config: settings.Train, world: World) -> None:
 
 
 def check_world(derived: settings.Derived, config: settings.Train, world: World) -> None:
+    syncbn.groups(config, world.size)
     images, pieces = derived.images_per_rank, config.accumulate
     if images < 2:
         raise UserError(f"train.batch {config.batch}: {world.size} ranks leave one image each; BatchNorm needs two")

@@ -12,6 +12,7 @@ from seer_pipe import config as settings
 from seer_pipe.data.order import Plan
 from seer_pipe.data.pieces import piece_size
 from seer_pipe.data.sources import open_data
+from seer_pipe.errors import UserError
 from seer_pipe.models import multiply_adds
 from seer_pipe.train.build import checkpointed, outline
 from seer_pipe.train.traffic import resolutions, shard_ranks, traffic
@@ -39,13 +40,18 @@ def examine(
     memory = estimate_memory(config, gpus)
     flops = training_flops(config)
     rate = FAST_GPU * 1e12 / flops
+    found, sent = problems(config, derived, gpus, memory["total"], gpu_memory), []
+    try:
+        sent = traffic(config, gpus)
+    except UserError as error:
+        found.append(str(error))
     return {
         "derived": asdict(derived),
         "memory": memory,
-        "sent": {f"{some.kind} of {some.part}": some.sent / GB for some in traffic(config, gpus)},
+        "sent": {f"{some.kind} of {some.part}": some.sent / GB for some in sent},
         "loader": {"teraflop_per_image": flops / 1e12, "images_per_s_and_gpu": rate, "images_per_s": rate * gpus},
         "order": mixing(config, images, gpus, image_bytes),
-        "problems": problems(config, derived, gpus, memory["total"], gpu_memory),
+        "problems": found,
     }
 
 
@@ -169,10 +175,6 @@ def problems(
     if remaining > ALIKE:
         found.append(f"data.window {config.data.window}: on a sorted set, batches correlate by up to {remaining:.2f}; "
                      f"take {round(batch / lanes / ALIKE)}, or shuffle the set: seer-ingest --shuffle")  # fmt: skip
-    known = batch + objective.queue
-    if objective.prototypes > known:
-        found.append(f"objective.prototypes {objective.prototypes} is more than batch and queue hold ({known}): some "
-                     "stay empty in every step")  # fmt: skip
     if config.optimizer.name == "larc" and not PUBLISHED_LR / 4 <= config.optimizer.lr <= PUBLISHED_LR * 4:
         found.append(f"optimizer.lr {config.optimizer.lr} is far from the published {PUBLISHED_LR} for 256 images")
     if derived.warmup_steps >= derived.steps:

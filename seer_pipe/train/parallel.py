@@ -151,13 +151,11 @@ def _ranks_of_node() -> int:
                         "of a node's ranks") from None  # fmt: skip
 
 
-def ranks_in_step(wanted: bool | int, world: World) -> dist.ProcessGroup | None:
-    """The ranks that this one shares BatchNorm statistics with: groups of ``wanted`` neighbours; None: all."""
-    if wanted is True or wanted >= world.size:
+def ranks_in_step(ranks: int, world: World) -> dist.ProcessGroup | None:
+    """The ranks that this one shares BatchNorm statistics with: a group of so many neighbours; None: all."""
+    if ranks == world.size:
         return None
-    if world.size % wanted:
-        raise UserError(f"train.sync_bn {wanted}: {world.size} ranks are no whole number of such groups")
-    group: dist.ProcessGroup = dist.new_subgroups(group_size=int(wanted))[0]
+    group: dist.ProcessGroup = dist.new_subgroups(group_size=ranks)[0]
     return group
 
 

@@ -17,7 +17,7 @@ from seer_pipe.objectives.base import Objective
 from seer_pipe.train import build
 from seer_pipe.train.health import Guard
 from seer_pipe.train.parallel import World
-from seer_pipe.train.syncbn import frozen_statistics
+from seer_pipe.train.syncbn import PieceStatistics, frozen_statistics
 
 Metrics = dict[str, Tensor]
 
@@ -77,8 +77,8 @@ class TrainStep:
         """The gradient of the whole batch's loss, with the activations of one piece of it in memory at a time.
 
         The loss, and with it SwAV's codes, sees the outputs of all pieces (see `Objective`). BatchNorm normalises
-        each piece by the piece's statistics, over all synchronised ranks, and counts each once: the first forward
-        leaves the running statistics alone. What it costs is that forward.
+        each piece by the piece's statistics, over all synchronised ranks. The running ones move once a step, by all
+        pieces (see `PieceStatistics`); the first forward leaves them alone. What it costs is that forward.
         """
         pieces = list(zip(*(crop.chunk(self._config.train.accumulate) for crop in crops), strict=True))
         with torch.no_grad(), frozen_statistics(self._forward):
@@ -86,12 +86,15 @@ class TrainStep:
         joined = [self._join(parts).requires_grad_() for parts in zip(*(leaves for leaves, _ in flat), strict=True)]
         loss, metrics = self._objective.loss(tree_unflatten(joined, flat[0][1]), images, log)
         gradients = torch.autograd.grad(self.scaler.scale(loss), joined, allow_unused=True)
+        statistics = PieceStatistics(self._forward)
         for number, piece in enumerate(pieces):
             with self._without_reduction() if number + 1 < len(pieces) else nullcontext():
                 leaves, _ = tree_flatten(self._outputs(piece))
                 wanted = [(leaf, g) for leaf, g in zip(leaves, gradients, strict=True) if g is not None]
                 parts = [self._by_crop(g).chunk(len(pieces), dim=1)[number].flatten(0, 1) for _, g in wanted]
                 torch.autograd.backward([leaf for leaf, _ in wanted], parts)
+            statistics.add()
+        statistics.settle()
         return loss, metrics
 
     def _outputs(self, crops: Sequence[Tensor]) -> Any:

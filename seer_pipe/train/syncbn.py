@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -10,6 +10,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm as _NativeSyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from seer_pipe import config as settings
+from seer_pipe.errors import UserError
+
+
+class Slices(NamedTuple):
+    """How a rank's images are cut for BatchNorm."""
+
+    number: int
+    images: int  # of each
+
+
+def groups(train: settings.Train, world: int) -> tuple[int, Slices | None]:
+    """Over how many neighbouring ranks BatchNorm is to be; where over one alone, the slices of its images, if any.
+
+    UserError where train.sync_bn fits neither way.
+    """
+    wanted = train.sync_bn
+    if isinstance(wanted, bool):
+        return (world if wanted else 1), None
+    if isinstance(wanted, int):
+        if wanted < world and world % wanted:
+            raise UserError(f"train.sync_bn {wanted}: {world} ranks are no whole number of such groups")
+        return min(wanted, world), None
+    held, images = max(1, train.batch // world // train.accumulate), wanted.images
+    if 1 < images <= held and held % images == 0:
+        return 1, Slices(held // images, images) if held > images else None
+    if images > held and images % held == 0 and world % (images // held) == 0:
+        return images // held, None
+    raise UserError(
+        f"train.sync_bn {{images: {images}}}: {world} ranks that normalise {held} images each at a time are no whole "
+        f"number of groups of {images}, nor {held} images of such slices; other ranks or train.accumulate may fit, or "
+        "set train.sync_bn: true"
+    )
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -107,19 +141,101 @@ def _all_but_channels(tensor: Tensor) -> list[int]:
     return [0, *range(2, tensor.dim())]
 
 
+class SlicedBatchNorm(_BatchNorm):
+    """BatchNorm that normalises a batch in slices of its images, each as if a rank of its own held it.
+
+    For inputs [V · S · n, C, …] in crop-major rows: V crops of S slices of n images; a slice's statistics are over all
+    crops of its images. The running ones are the means of the slices', as a checkpoint has those of several ranks.
+    In evaluation it is an ordinary BatchNorm. Made by `slice_batches`.
+    """
+
+    slices: Slices
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.shape[0] % (self.slices.number * self.slices.images):
+            raise ValueError(f"expected rows of whole crops of {self.slices}, got {input.shape[0]}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        slices, images = self.slices
+        rows = input.split(images)  # of a slice each, its crops in turn; split and joined, they keep their layout
+        normalised, means, variances = [], [], []
+        wide = torch.promote_types(input.dtype, torch.float32)
+        for number in range(slices):
+            mean, variance = (input.new_zeros(self.num_features, dtype=wide) for _ in range(2))
+            part = torch.cat(rows[number::slices])
+            part = F.batch_norm(part, mean, variance, self.weight, self.bias, True, momentum=1.0, eps=self.eps)
+            normalised.append(part.split(images))
+            means.append(mean)
+            variances.append(variance)
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(torch.stack(means).mean(0).to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_(torch.stack(variances).mean(0).to(self.running_var.dtype), momentum)
+        return torch.cat([part for crop in zip(*normalised, strict=True) for part in crop])
+
+
 def convert(module: nn.Module, process_group: dist.ProcessGroup | None = None) -> None:
     """Makes every BatchNorm in `module` synchronous over `process_group`, in place.
 
     The modules stay the same objects with another class: parameters, buffers, hooks, and references to them hold.
     Raises TypeError for a BatchNorm of an unknown class, whose forward may do more than normalise.
     """
+    for layer in _plain_norms(module, SyncBatchNorm):
+        layer.__class__ = SyncBatchNorm
+        layer.process_group = process_group  # type: ignore[assignment]
+
+
+def slice_batches(module: nn.Module, number: int, images: int) -> None:
+    """Makes every BatchNorm in `module` normalise `number` slices of `images` images each, in place, as `convert`."""
+    for layer in _plain_norms(module, SlicedBatchNorm):
+        layer.__class__ = SlicedBatchNorm
+        layer.slices = Slices(number, images)  # type: ignore[assignment]
+
+
+def _plain_norms(module: nn.Module, already: type[_BatchNorm]) -> Iterator[_BatchNorm]:
     for name, layer in module.named_modules():
         if not isinstance(layer, _BatchNorm):
             continue
-        if type(layer) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, SyncBatchNorm):
-            raise TypeError(f"{name}: cannot make a {type(layer).__name__} synchronous")
-        layer.__class__ = SyncBatchNorm
-        layer.process_group = process_group  # type: ignore[assignment]
+        if type(layer) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, already):
+            raise TypeError(f"{name}: cannot make a {type(layer).__name__} a {already.__name__}")
+        yield layer
+
+
+class PieceStatistics:
+    """The running statistics of `module`'s BatchNorms over the pieces of one step, so that momentum counts once.
+
+    Each piece moves them from where the step began, and in the end they are the mean of all. Of means that is exact, as
+    if the batch had been whole; the variance is the mean of the pieces' own, which they were normalised by, without
+    that between the pieces' means: as of ranks with BatchNorms of their own.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._live = _statistics(module)
+        self._before = [buffer.clone() for buffer in self._live]
+        self._sums = [torch.zeros_like(buffer) for buffer in self._live]
+        self._pieces = 0
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """After a piece's backward: keep what it left, and go back to where the step began."""
+        for live, before, total in zip(self._live, self._before, self._sums, strict=True):
+            total.add_(live)
+            live.copy_(before)
+        self._pieces += 1
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """After the last piece."""
+        for live, total in zip(self._live, self._sums, strict=True):
+            live.copy_(total.div_(self._pieces) if total.is_floating_point() else total.floor_divide_(self._pieces))
+
+
+def _statistics(module: nn.Module) -> list[Tensor]:
+    return [buffer for layer in module.modules() if isinstance(layer, _BatchNorm) for buffer in layer.buffers()]
 
 
 @contextmanager
@@ -129,7 +245,7 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     They update them as always, and on leaving the former values are put back: so the forward is the same one, also
     for a compiler, which would make another program for another momentum.
     """
-    buffers = [buffer for layer in module.modules() if isinstance(layer, _BatchNorm) for buffer in layer.buffers()]
+    buffers = _statistics(module)
     kept = [buffer.clone() for buffer in buffers]
     try:
         yield

@@ -16,6 +16,7 @@ from seer_pipe import config as settings
 from seer_pipe.models import Trunk
 from seer_pipe.objectives.sinkhorn import LOG_DOMAIN_BELOW
 from seer_pipe.train.build import checkpointed, outline, parameter_groups
+from seer_pipe.train.syncbn import groups
 
 FLOAT = 4  # bytes: all that travels is float32
 GPUS_OF_A_NODE = 8  # for train.shard_within: node
@@ -39,13 +40,14 @@ class Collectives:
 
 
 def traffic(config: settings.Config, gpus: int) -> list[Collectives]:
-    """All collectives of a step on so many GPUs; none for one."""
+    """All collectives of a step on so many GPUs; none for one. UserError where train.sync_bn does not fit them."""
+    ranks, _ = groups(config.train, gpus)
     if gpus == 1:
         return []
     network, trunk, _ = outline(config)
     found = [*_objective(config, gpus), Collectives("agreement", "all_reduce", gpus, 1, 3 * FLOAT)]
-    if config.train.sync_bn:
-        found += _batch_norm(config, network, trunk, gpus)
+    if ranks > 1:
+        found += _batch_norm(config, network, trunk, ranks)
     if config.train.parallel == "ddp":
         size = FLOAT * sum(parameter.numel() for parameter in network.parameters())
         buckets = max(1, -(-size // (25 << 20)))  # DDP's bucket_cap_mb; how it fills them is its own
@@ -96,10 +98,9 @@ def _padded(parameters: Iterable[Tensor], ranks: int) -> int:
     return sum(-(-p.shape[0] // ranks) * ranks * (p.numel() // p.shape[0]) for p in parameters)
 
 
-def _batch_norm(config: settings.Config, network: nn.Module, trunk: Trunk, gpus: int) -> list[Collectives]:
+def _batch_norm(config: settings.Config, network: nn.Module, trunk: Trunk, ranks: int) -> list[Collectives]:
     """A gather of mean, variance and count of each forward, a sum of two vectors of each backward."""
-    wanted, pieces = config.train.sync_bn, config.train.accumulate
-    ranks = gpus if wanted is True or wanted >= gpus else int(wanted)
+    pieces = config.train.accumulate
     again = {layer for block in checkpointed(trunk, config.train.activation_checkpointing) for layer in block.modules()}
     in_trunk = set(trunk.modules())
     gathers = sums = gathered = summed = 0

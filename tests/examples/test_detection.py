@@ -73,9 +73,7 @@ FEW = {"min_size": 64, "max_size": 64, "box_batch_size_per_image": 16, "rpn_post
 
 @pytest.mark.learns
 @pytest.mark.parametrize(("name", "lr", "steps"), [("resnet18", 0.005, 12), ("regnety_200mf", 0.0005, 3)])
-def test_an_exported_backbone_learns_to_detect(
-    example, coco, tmp_path: Path, name: str, lr: float, steps: int
-) -> None:
+def test_an_exported_backbone_learns_to_detect(example, coco, tmp_path: Path, name: str, lr: float, steps: int) -> None:
     """The loss of so few steps on random weights is too noisy to judge a RegNet by: there it stays finite."""
     torch.manual_seed(0)
     images = torch.randn(8, 3, 64, 64)

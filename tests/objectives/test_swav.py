@@ -207,6 +207,19 @@ def test_metrics_tell_spread_from_collapsed_embeddings() -> None:
     assert collapsed["prediction_entropy"] < spread["prediction_entropy"]
 
 
+def test_effective_rank_counts_no_rounding() -> None:
+    """256 dimensions of which two are used: float32 moments would see a third of a dimension in rounding."""
+    directions = torch.linalg.qr(torch.randn(256, 2, generator=torch.Generator().manual_seed(0)))[0].T
+    angles = torch.linspace(0, 2 * math.pi, 4 * BATCH + 1)[:-1]
+    z = torch.stack([angles.cos(), angles.sin()], dim=1) @ directions
+    swav = Swav(SwavHead([WIDTH, 256], PROTOTYPES, batch_norm=False), crops=4)
+    output = SwavOutput(z, swav.head.prototypes(z))
+    _, metrics = swav.loss(output, 0, log=True)
+    singular = torch.linalg.svdvals(z.double()).square()
+    shares = singular.sqrt() / singular.sqrt().sum()
+    assert metrics["effective_rank"].item() == pytest.approx(torch.special.entr(shares).sum().exp().item(), abs=1e-3)
+
+
 def train(shard: bool) -> dict[str, Any]:
     """Five SGD steps on this rank's part of the global batch: all that must not depend on the number of ranks."""
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)

@@ -48,6 +48,19 @@ def test_published_values() -> None:
     assert rate(10 * epoch + 90 * epoch // 4) == pytest.approx(quarter, rel=1e-6)
 
 
+def test_a_cosine_from_the_start_is_cut_by_the_warm_up() -> None:
+    """SEER 10B by VISSL: 4.3648 % of warm-up, after which the rate is 0.995 of the peak, and from there the cosine."""
+    total, warmup = 1_000_000_000, 43_648_000
+    rate = partial(learning_rate, peak=9.3, final=0.0093, warmup_images=warmup, total_images=total, warmup_start=0.15,
+                   cosine_start=0)  # fmt: skip
+    assert rate(warmup // 2) == pytest.approx((0.15 + 9.3) / 2)
+    assert rate(warmup) / 9.3 == pytest.approx(0.995, abs=5e-4)
+    for images in (warmup, total // 2, total - 1):
+        expected = 0.0093 + (9.3 - 0.0093) * (1 + math.cos(math.pi * images / total)) / 2
+        assert rate(images) == pytest.approx(expected)
+    assert rate(total) == 0.0093
+
+
 def test_the_constant_variant_warms_up_and_stays() -> None:
     rate = partial(constant_learning_rate, peak=9.6, warmup_images=1000, warmup_start=0.15)
     assert rate(0) == 0.15

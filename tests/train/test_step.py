@@ -167,7 +167,7 @@ def test_checkpointing_changes_nothing_whatever_the_stages() -> None:
     expected = run(plain, {}, 3)
     for stages in (True, [2], [1, 2]):
         assert_equal(expected, run(plain | {"activation_checkpointing": stages}, {}, 3), 0)
-    assert expected[1]["trunk.residual.0.0.num_batches_tracked"] == 3 * 2 * 2  # steps, resolutions, pieces
+    assert expected[1]["trunk.residual.0.0.num_batches_tracked"] == 3 * 2  # steps, resolutions
 
 
 def test_pieces_are_exact_where_batchnorm_does_not_see_them() -> None:
@@ -200,18 +200,24 @@ def test_pieces_must_be_equal_and_hold_two_images() -> None:
             build.check_world(derived, config.train, ALONE)
 
 
-def statistics(size: bool | int) -> list[float]:
-    """The running means of a SyncBatchNorm's first channel when rank r has inputs around r."""
-    group = build.ranks_in_step(size, World(dist.get_rank(), dist.get_world_size(), torch.device("cpu")))
+def statistics(sync_bn: Any) -> list[float]:
+    """The running means of a SyncBatchNorm's first channel when rank r of four has inputs around r, two images."""
+    train = settings.Train.model_validate({"batch": 8, "sync_bn": sync_bn})
+    ranks, slices = build.syncbn.groups(train, dist.get_world_size())
+    assert slices is None
+    group = build.ranks_in_step(ranks, World(dist.get_rank(), dist.get_world_size(), torch.device("cpu")))
     norm = nn.BatchNorm1d(1, momentum=1.0)
     build.syncbn.convert(norm, group)
     norm(torch.tensor([[-1.0], [1.0]]) + dist.get_rank())
     return norm.running_mean.tolist()
 
 
-@pytest.mark.parametrize(("size", "means"), [(True, [1.5] * 4), (2, [0.5, 0.5, 2.5, 2.5]), (8, [1.5] * 4)])
-def test_batchnorm_over_groups_of_ranks(size: bool | int, means: list[float]) -> None:
-    assert [mean for (mean,) in run_ranks(4, statistics, size)] == means
+PAIRS = [0.5, 0.5, 2.5, 2.5]
+
+
+@pytest.mark.parametrize(("sync_bn", "means"), [(True, [1.5] * 4), (2, PAIRS), (8, [1.5] * 4), ({"images": 4}, PAIRS)])
+def test_batchnorm_over_groups_of_ranks(sync_bn: Any, means: list[float]) -> None:
+    assert [mean for (mean,) in run_ranks(4, statistics, sync_bn)] == means
 
 
 def refused(train: dict[str, Any]) -> str:

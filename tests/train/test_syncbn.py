@@ -13,7 +13,18 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
-from seer_pipe.train.syncbn import SyncBatchNorm, bn_safe_checkpoint_context, convert, frozen_statistics
+from seer_pipe import config as settings
+from seer_pipe.errors import UserError
+from seer_pipe.train.syncbn import (
+    PieceStatistics,
+    Slices,
+    SyncBatchNorm,
+    bn_safe_checkpoint_context,
+    convert,
+    frozen_statistics,
+    groups,
+    slice_batches,
+)
 from tests.distributed import run_ranks
 
 CHANNELS = 5
@@ -94,6 +105,92 @@ def test_groups_of_ranks_have_their_own_statistics() -> None:
     assert [mean.item() for mean in run_ranks(4, mean_within_pairs)] == [0.5, 0.5, 2.5, 2.5]
 
 
+def train_of(batch: int, sync_bn: Any, accumulate: int = 1) -> settings.Train:
+    return settings.Train.model_validate({"batch": batch, "sync_bn": sync_bn, "accumulate": accumulate})
+
+
+@pytest.mark.parametrize(
+    ("world", "train", "expected"),
+    [
+        (64, train_of(4096, {"images": 512}), (8, None)),  # SwAV as published
+        (8, train_of(4096, {"images": 512}), (1, None)),
+        (1, train_of(4096, {"images": 512}), (1, Slices(8, 512))),
+        (4, train_of(4096, {"images": 512}), (1, Slices(2, 512))),
+        (4, train_of(4096, {"images": 512}, accumulate=4), (2, None)),  # 256 at a time
+        (496, train_of(7936, {"images": 128}), (8, None)),
+        (4, train_of(64, True), (4, None)),
+        (4, train_of(64, 2), (2, None)),
+        (2, train_of(64, 8), (2, None)),
+        (4, train_of(64, False), (1, None)),
+    ],
+)
+def test_images_of_a_group_mean_the_same_on_any_number_of_ranks(
+    world: int, train: settings.Train, expected: Any
+) -> None:
+    assert groups(train, world) == expected
+
+
+@pytest.mark.parametrize(
+    ("world", "batch", "sync_bn"), [(6, 96, {"images": 24}), (1, 64, {"images": 48}), (2, 64, {"images": 1}), (3, 6, 2)]
+)
+def test_groups_that_fit_neither_way_are_refused(world: int, batch: int, sync_bn: Any) -> None:
+    with pytest.raises(UserError, match=r"train\.sync_bn .*no whole number of"):
+        groups(train_of(batch, sync_bn), world)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_slices_are_as_ranks_with_their_own_statistics(memory_format: torch.memory_format) -> None:
+    """Three crops of 8 images in slices of 4: outputs, gradients and statistics of two BatchNorms with a half each."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(3 * 8, CHANNELS, 3, 2, generator=generator).double() + 5
+    rows = rows.contiguous(memory_format=memory_format)
+    halves = rows.unflatten(0, (3, 2, 4)).transpose(0, 1).flatten(1, 2)
+    norms = [layer().double() for _ in range(2)]
+    sliced = layer().double()
+    slice_batches(sliced, 2, 4)
+    inputs = rows.clone(memory_format=torch.preserve_format).requires_grad_()
+    outputs = sliced(inputs)
+    assert outputs.is_contiguous(memory_format=memory_format)
+    parts = [half.clone().requires_grad_() for half in halves]
+    expected = [norm(part) for norm, part in zip(norms, parts, strict=True)]
+    (outputs * rows.sin()).square().sum().backward()
+    for out, half in zip(expected, halves, strict=True):
+        (out * half.sin()).square().sum().backward()
+
+    def joined(tensors: list[Tensor]) -> Tensor:
+        return torch.stack(tensors).unflatten(1, (3, 4)).transpose(0, 1).flatten(0, 2)
+
+    torch.testing.assert_close(outputs, joined(expected))
+    torch.testing.assert_close(inputs.grad, joined([part.grad for part in parts]))
+    for index, parameter in enumerate(sliced.parameters()):
+        torch.testing.assert_close(parameter.grad, sum(list(norm.parameters())[index].grad for norm in norms))
+    for key in ("running_mean", "running_var"):
+        mean = sum(getattr(norm, key) for norm in norms) / 2
+        torch.testing.assert_close(getattr(sliced, key), mean)
+    assert sliced.num_batches_tracked == 1
+    sliced.eval(), norms[0].eval()
+    norms[0].load_state_dict(sliced.state_dict())
+    torch.testing.assert_close(sliced(rows), norms[0](rows))
+
+
+def test_pieces_move_running_statistics_once() -> None:
+    """Momentum acts as it would on the whole batch, twice for two resolutions; the means are exactly the same."""
+    pieces, whole = layer().double(), layer().double()
+    sizes = [torch.randn(12, CHANNELS, side, 2, generator=torch.Generator().manual_seed(side)).double() + 3
+             for side in (4, 2)]  # fmt: skip
+    statistics = PieceStatistics(pieces)
+    for number in range(3):
+        for images in sizes:
+            pieces(images.chunk(3)[number])
+        statistics.add()
+    statistics.settle()
+    for images in sizes:
+        whole(images)
+    torch.testing.assert_close(pieces.running_mean, whole.running_mean)
+    torch.testing.assert_close(pieces.running_var, whole.running_var, rtol=0.1, atol=0)
+    assert pieces.num_batches_tracked == whole.num_batches_tracked == 2
+
+
 def half_precision() -> tuple[Any, ...]:
     norm = layer()
     convert(norm)
@@ -139,7 +236,7 @@ def test_a_batchnorm_that_does_more_is_not_converted_in_silence() -> None:
         def forward(self, input: Tensor) -> Tensor:
             return super().forward(input).relu()
 
-    with pytest.raises(TypeError, match="1: cannot make a Activated synchronous"):
+    with pytest.raises(TypeError, match="1: cannot make a Activated a SyncBatchNorm"):
         convert(nn.Sequential(nn.Identity(), Activated(3)))
 
 
