@@ -43,7 +43,7 @@ def test_there_is_a_recipe_for_every_size() -> None:
 @pytest.mark.parametrize(
     ("name", "peak", "final", "warmup", "steps"),
     [
-        ("resnext101_32x8d", 4.8, 0.0048, 3128, 312 * 400),  # SwAV: 10 epochs of warm-up from 0.3
+        ("resnext101_32x8d", 4.8, 0.0048, 3120, 312 * 400),  # SwAV: 10 epochs of warm-up from 0.3
         ("seer_regnety_256gf", 9.6, 0.0096, 8000, 122_070),  # SEER: 122 K iterations
         ("seer_10b", 9.3, 0.0093, 5500, 126_008),
     ],

@@ -8,6 +8,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+#: The name that torch 2.13 gave it; the old one is deprecated there.
+all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
 def rank(group: dist.ProcessGroup | None = None) -> int:
     return dist.get_rank(group) if dist.is_initialized() else 0
 
@@ -36,7 +40,7 @@ def all_gather_rows(tensor: Tensor, group: dist.ProcessGroup | None = None) -> T
     if ranks == 1:
         return tensor
     rows = tensor.new_empty(ranks * tensor.shape[0], *tensor.shape[1:])
-    dist.all_gather_single(rows, tensor.contiguous(), group)
+    all_gather_single(rows, tensor.contiguous(), group)
     return rows
 
 

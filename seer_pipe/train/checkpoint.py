@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,6 +53,10 @@ MARKER = "COMMITTED.json"
 Tensors = dict[str, torch.Tensor]
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process saves alone: nothing is wrong
+
+
+class UnsavedError(OSError):
+    """A checkpoint was saved in neither way."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +110,16 @@ class Checkpoints:
     """The checkpoints of one run, in a store of their own.
 
     ``group``: a gloo group of all ranks that nothing else uses, for a save goes on beside the training; None for one
-    process. At most one save is under way.
+    process. At most one save is under way. ``problem``: what made saving beside the training fail, if anything but the
+    store did; from then on saves are plain ones, which make the training wait.
     """
 
     def __init__(self, store: Store, group: dist.ProcessGroup | None = None) -> None:
         self.store, self._group = store, group
         self._rank = dist.get_rank(group) if group is not None else 0
         self._saving: Future[Any] | None = None
+        self._plainly: Callable[[], Any] = _no_save
+        self.problem: Exception | None = None
         self._known: dict[int, dict[str, Any]] = {}  # markers by step
         pinned = torch.cuda.is_available()
         options = StagingOptions(
@@ -139,6 +147,8 @@ class Checkpoints:
     ) -> None:
         """Begin to save; on return ``tensors`` may change again. All ranks must call it, after ``wait``.
 
+        Where that fails, and not for the store's sake, it is saved once more in a plain way before this gives up.
+
         ``state``: JSON values; ``marks``: those that retention reads. ``committed`` is called on the first rank, from
         another thread, when the checkpoint exists.
         """
@@ -159,23 +169,60 @@ class Checkpoints:
             if committed is not None:
                 committed()
 
-        saving = dcp.async_save(
-            cast(dict[str, Any], tensors),
-            storage_writer=Writer(self.store, folder, self._rank, commit),
-            planner=dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
-            process_group=self._group,
-            async_stager=self._stager,
-            no_dist=self._group is None,
-        )
-        assert isinstance(saving, Future)
-        self._saving = saving
+        def saved(by: Callable[..., Any], **how: Any) -> Any:
+            return by(
+                cast(dict[str, Any], tensors),
+                storage_writer=Writer(self.store, folder, self._rank, commit),
+                planner=dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+                process_group=self._group,
+                no_dist=self._group is None,
+                **how,
+            )
 
-    def wait(self) -> None:
-        """Until the save under way is committed; raises what made it fail, on all ranks."""
+        self._plainly = partial(saved, dcp.save)
+        if self.problem is None:
+            try:
+                saving = saved(dcp.async_save, async_stager=self._stager)
+                assert isinstance(saving, Future)
+                self._saving = saving
+                return
+            except (OSError, UserError):
+                raise
+            except Exception as error:
+                self.problem = error
+        self._saving = self._saved_plainly()
+
+    def wait(self, *, unchanged: bool = False) -> None:
+        """Until the save under way is committed; raises what made it fail, on all ranks.
+
+        ``unchanged``: the tensors are still those that ``save`` was given, so that it can be tried once more.
+        """
         saving, self._saving = self._saving, None
-        if saving is not None:
+        if saving is None:
+            return
+        try:
             with _plain_errors():
                 saving.result()
+        except (OSError, UserError):
+            raise
+        except Exception as error:
+            first, self.problem = self.problem, self.problem or error
+            if first is not None:
+                raise UnsavedError(f"saving beside the training: {first!r}; and in a plain way: {error!r}") from error
+            if not unchanged:
+                raise
+            self._saving = self._saved_plainly()
+            self.wait()
+
+    def _saved_plainly(self) -> Future[Any]:
+        """Save now. The collectives are the same either way, so a rank that comes here alone still meets the others."""
+        done: Future[Any] = Future()
+        try:
+            with _plain_errors():
+                done.set_result(self._plainly())
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
     def open(self, step: int) -> Checkpoint:
         """What a checkpoint holds; DamagedError where a file is not what was committed."""
@@ -254,6 +301,10 @@ class Checkpoints:
             except DamagedError:
                 self._known[step] = {}
         return self._known[step]
+
+
+def _no_save() -> None:
+    raise AssertionError("nothing was to be saved")
 
 
 def damage(step: int, error: Exception) -> str:

@@ -6,6 +6,7 @@ A rank finds its place in the variables that torchrun (and the launcher) set; wi
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -170,7 +171,16 @@ def compile_block(block: nn.Module) -> None:
 
     Blocks share code but not shapes, so each keeps its own programs; sharding and hooks stay outside of them.
     """
-    block.forward = torch.compile(block.forward, dynamic=False, isolate_recompiles=True)  # type: ignore[call-overload]
+    block.forward = torch.compile(block.forward, dynamic=False, **_isolated())  # type: ignore[call-overload]
+
+
+def _isolated() -> dict[str, bool]:
+    """Programs of a block's own. torch before 2.13 keeps those of all in one list, whose bounds are lifted instead."""
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
+        return {"isolate_recompiles": True}
+    bounds: Any = torch._dynamo.config
+    bounds.recompile_limit = bounds.accumulated_recompile_limit = 10_000
+    return {}
 
 
 def recompute(block: nn.Module, *, at_once: bool = False) -> None:

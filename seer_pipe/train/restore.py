@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -193,15 +193,19 @@ class Keeper:
 
         network = self._parts[0]
         tensors = run_state(*self._parts) | agreed_statistics(network)
-        self._checkpoints.save(step, tensors, {**self._identity, **state}, marks=marks, committed=committed)
         self.saved = step
+        with self._told_once():
+            self._checkpoints.save(step, tensors, {**self._identity, **state}, marks=marks, committed=committed)
 
     def finish(self, must: bool = False) -> None:
         """Wait for the save under way. One that fails is told, and raised where it ``must`` succeed or many did not."""
         try:
-            self._checkpoints.wait()
+            with self._told_once():
+                self._checkpoints.wait(unchanged=must)
             self._failed = 0
-        except OSError as error:
+        except UserError:
+            raise
+        except Exception as error:
             self._failed += 1
             reason = f"the checkpoint of step {self.saved} could not be saved: {error}"
             if self._world.is_first:
@@ -213,6 +217,19 @@ class Keeper:
                 raise
             self._note("warning", self.saved, reason=reason)
             self.saved = None
+
+    @contextmanager
+    def _told_once(self) -> Iterator[None]:
+        """Says so where saving beside the training ceased to work meanwhile."""
+        before = self._checkpoints.problem
+        try:
+            yield
+        finally:
+            problem = self._checkpoints.problem
+            if before is None and problem is not None:
+                reason = f"checkpoints cannot be saved beside the training here, which waits for them now: {problem!r}"
+                self._say(f"warning: {reason}")
+                self._note("warning", self.saved, reason=reason)
 
     def rehearse(self, state: Mapping[str, Any], extra: int) -> None:
         """Save and load once, before hours of work depend on it, and see that there is room for all to be kept.

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
+from seer_pipe.objectives.collectives import all_gather_single
 
 
 class Slices(NamedTuple):
@@ -103,7 +104,7 @@ class _SyncBatchNorm(torch.autograd.Function):
         var, mean = torch.var_mean(_wide(input), _all_but_channels(input), correction=0)
         count = mean.new_tensor([input.numel() // channels])
         gathered = mean.new_empty(world * (2 * channels + 1))
-        dist.all_gather_single(gathered, torch.cat([mean, var, count]), group)
+        all_gather_single(gathered, torch.cat([mean, var, count]), group)
         means, variances, counts = gathered.view(world, -1).split([channels, channels, 1], dim=1)
         # Joined as moments about the common mean: a sum of squares would lose a spread small beside its mean.
         total = counts.sum()

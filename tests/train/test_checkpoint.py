@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import save as to_safetensors
+from torch.distributed.checkpoint.staging import DefaultStager
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from seer_pipe.errors import UserError
 from seer_pipe.store import FolderStore, Store, open_store
-from seer_pipe.train import storage
+from seer_pipe.train import checkpoint, storage
 from seer_pipe.train.checkpoint import MARKER, Checkpoints, _sealed, _unsealed
 from seer_pipe.train.storage import DamagedError, digest
 from tests.distributed import run_ranks
@@ -43,6 +45,62 @@ def save(store: Store, step: int, tensors: dict[str, torch.Tensor] | None = None
     checkpoints = Checkpoints(store)
     checkpoints.save(step, logical() if tensors is None else tensors, {"images": 8 * step}, **how)
     checkpoints.wait()
+
+
+def refuses(self: DefaultStager, *_: Any) -> None:
+    """As torch 2.11's does with a state whose class it does not know."""
+    raise KeyError(type)
+
+
+@pytest.fixture(params=["at once", "beside the training"])
+def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saving beside the training fails: where it begins, or later, in its thread."""
+    if request.param == "at once":
+        monkeypatch.setattr(DefaultStager, "stage", refuses)
+    else:
+        failed: Future[None] = Future()
+        failed.set_exception(KeyError(type))
+        monkeypatch.setattr(checkpoint.dcp, "async_save", lambda *_, **__: failed)
+
+
+@pytest.mark.usefixtures("broken")
+def test_what_cannot_be_saved_beside_the_training_is_saved_plainly(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(FolderStore(tmp_path))
+    for step in (1, 2):
+        checkpoints.save(step, logical(), {"images": 8 * step})
+        checkpoints.wait(unchanged=True)
+        assert_whole(FolderStore(tmp_path), step)
+    assert repr(checkpoints.problem) == "KeyError(<class 'type'>)"
+
+
+@pytest.mark.usefixtures("broken")
+def test_an_error_names_both_ways_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage.Writer, "finish", lambda *_, **__: 1 / 0)
+    checkpoints = Checkpoints(FolderStore(tmp_path))
+    checkpoints.save(1, logical(), {"images": 8})
+    with pytest.raises(OSError, match=r"beside the training: KeyError.*plain way: .*ZeroDivisionError"):
+        checkpoints.wait(unchanged=True)
+    assert checkpoints.steps() == []
+
+
+def test_a_full_store_is_not_tried_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[Any] = []
+
+    def full(self: FolderStore, *what: Any) -> None:
+        tries.append(what)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(FolderStore, "put", full)
+    checkpoints = Checkpoints(FolderStore(tmp_path))
+    checkpoints.save(1, logical(), {"images": 8})
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.wait(unchanged=True)
+    once = len(tries)
+    assert checkpoints.problem is None
+    checkpoints.save(1, logical(), {"images": 8})
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.wait()
+    assert len(tries) == 2 * once
 
 
 def assert_whole(store: Store, step: int) -> None:

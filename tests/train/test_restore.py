@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.staging import DefaultStager
 from torch.optim import SGD
 
 from seer_pipe import config as settings
@@ -64,6 +65,20 @@ def test_one_in_so_many_images_is_kept_for_ever(tmp_path: Path) -> None:
         to.restore()
         save(to, images)
     assert Checkpoints(FolderStore(tmp_path)).steps() == [104 // 8, 200 // 8, 416 // 8]
+
+
+def test_a_run_goes_on_where_nothing_can_be_saved_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: Any) -> None:
+        raise KeyError(type)
+
+    monkeypatch.setattr(DefaultStager, "stage", refuses)
+    said: list[str] = []
+    to = keeper(FolderStore(tmp_path), nn.Linear(4, 3), ALONE, said.append)
+    for images in (8, 16):
+        save(to, images)
+    assert Checkpoints(FolderStore(tmp_path)).steps() == [1, 2]
+    (warning,) = said
+    assert "waits for them now: KeyError(<class 'type'>)" in warning
 
 
 class Away(FolderStore):
