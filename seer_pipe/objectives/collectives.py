@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
 #: The name that torch 2.13 gave it; the old one is deprecated there.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
