@@ -6,6 +6,9 @@ Both make SEER's views (2x224 + 6x96: crop, flip, jitter, grey, blur, normalise)
 that a busy machine slows both. Rates are by CPU time of the process where the device is the CPU, and by the clock
 elsewhere; there torchvision's v2 transforms on the device, of images decoded by DALI, are measured as well.
 
+Then what two, four, … threads give to one, and for which share of its time a crop thread keeps the interpreter lock,
+which bounds the number of cores that are of use.
+
 Beside them are the ways that DALI offers to decode and cut, nothing else done: each image once, or only the box that
 holds all its crops, or the region of each crop; in dynamic mode or in pipeline mode. The decoder alone and the memory's
 bandwidth are what no arrangement of the rest can pass. Last: what the trunks ask for.
@@ -18,7 +21,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # read at import: a core each, and no more
 import argparse
 import io
 import statistics
+import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -97,11 +102,64 @@ def main() -> None:
     if args.device != "cpu":
         free, total = torch.cuda.mem_get_info()
         print(f"GPU memory in use: {(total - free) / 1e9:.1f} GB")
+    if args.device == "cpu":
+        threads_and_lock(jpegs, args.rounds)
     have = statistics.median(rates[ours])
     print(f"what a GPU of {FAST_GPU:.0f} TFLOP/s asks for, and how many times what was measured that is:")
     for trunk in TRUNKS:
         asked = FAST_GPU * 1e12 / (6 * sum(spec.count * multiply_adds(trunk, spec.size) for spec in CROPS))
         print(f"  {trunk:18} {asked:7.0f} images/s {asked / have:7.1f}")
+
+
+def threads_and_lock(jpegs: Sequence[bytes], rounds: int) -> None:
+    """What more threads give, by the clock and in turns; and what one keeps the interpreter lock for."""
+    cores = len(os.sched_getaffinity(0))
+    augmenters = {n: Augmenter(CROPS, threads=n, max_batch=256) for n in (1, 2, 4, 8, 16, 32, 64) if n <= cores}
+    rates: dict[int, list[float]] = {n: [] for n in augmenters}
+    shares = []
+    for _ in range(rounds):
+        for n, augmenter in augmenters.items():
+            start = time.perf_counter()
+            augmenter(jpegs, views(jpegs))
+            rates[n].append(len(jpegs) / (time.perf_counter() - start))
+        shares.append(lock_share(augmenters[1], jpegs))
+    for n in augmenters:
+        print(f"{n} threads: {statistics.median(rates[n]):.0f} images/s by the clock, "
+              f"{ratio(rates[n], rates[1]):.2f} times one")  # fmt: skip
+    print(f"interpreter lock held: {statistics.median(shares):.1%} of a crop thread's processor time")
+
+
+def lock_share(augmenter: Augmenter, jpegs: Sequence[bytes]) -> float:
+    """By a thread that counts: what it counts less beside the crops than beside work of numpy, which needs no lock."""
+    drawn, matrix = views(jpegs), np.ones((500, 500), np.float32)
+
+    def beside(work: Callable[[], object]) -> tuple[float, float, float]:
+        """Counts a second, seconds, and seconds of processor time but for the counting thread's."""
+        counted, stop = [0, 0.0], threading.Event()
+
+        def count() -> None:
+            start = time.thread_time()
+            while not stop.is_set():
+                counted[0] += 1
+            counted[1] = time.thread_time() - start
+
+        probe = threading.Thread(target=count)
+        start, processor = time.perf_counter(), time.process_time()
+        probe.start()
+        work()
+        stop.set()
+        seconds = time.perf_counter() - start
+        probe.join()
+        return counted[0] / seconds, seconds, time.process_time() - processor - counted[1]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)  # so that the crops wait for the counting thread no longer than needed
+    try:
+        free, _, _ = beside(lambda: [matrix @ matrix for _ in range(len(jpegs))])
+        left, seconds, processor = beside(lambda: augmenter(jpegs, drawn))
+    finally:
+        sys.setswitchinterval(interval)
+    return (1 - left / free) * seconds / processor
 
 
 def ratio(rates: list[float], others: list[float]) -> float:

@@ -1,15 +1,15 @@
 """From encoded images and their views to normalised crops: one decode, every crop cut from it.
 
-DALI decodes and, on a GPU, cuts (`resize` of a region, antialiased; a flip is a region read backwards). On a CPU
-torch cuts, with the kernel torchvision uses. `seer_pipe.data.pixels` does the rest. DALI holds no random state,
-and no image outlives its call.
+DALI decodes and, on a GPU, cuts (`resize` of a region, antialiased; a flip is a region read backwards), and
+`seer_pipe.data.pixels` does the rest there. On a CPU `seer_pipe.data.pixels_cpu` does all that follows the decoder.
+DALI holds no random state, and no image outlives its call.
 
 Chosen by numbers, on one core, from photographs of the web (docs/views.md). DALI's dynamic mode and not its pipeline
 mode: that is 3 % faster at decoding and cutting, but an undecodable image can end a pipeline for good, while in dynamic
 mode the call raises and the next one works. Whole images decoded once: regions crop by crop take twice as long, and the
 region of all crops is nearly the image. Not DALI's CPU kernels past the decoder: a cut to 224 pixels takes its resize
-1.15 ms and torch's 0.28, a blur of 224 pixels its gaussian_blur 2 to 3 ms and `pixels.blur` 0.6; and its hue turns in
-YIQ, where torchvision's turns in HSV.
+four times as long as torch's, a blur of 224 pixels its gaussian_blur 2 to 3 ms; and its hue turns in YIQ, where
+torchvision's turns in HSV.
 """
 
 from collections.abc import Sequence
@@ -47,8 +47,8 @@ class Augmenter:
     work releases the interpreter lock. Every image's crops are the same bytes in whatever batch it comes.
 
     `layout` (torch.contiguous_format or torch.channels_last) and `dtype` are what the crops come in, written there
-    once: 0.1 to 0.2 ms of CPU an image of 2x224+6x96 for channels_last, where a later `contiguous` took 0.7 to 1.2.
-    The arithmetic is float32 in any case.
+    once, where a later `contiguous` took 0.7 to 1.2 ms of CPU an image of 2x224+6x96. The arithmetic is float32 in any
+    case.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Augmenter:
 
     def _make(self, images: Any, crops: Sequence[Crops], out: Sequence[torch.Tensor]) -> None:
         if self._stream is None:
-            self._make_on_cpu([image.torch() for image in images.tensors], crops, out)
+            self._make_on_cpu([np.from_dlpack(image) for image in images.tensors], crops, out)
             return
         for crop, x in zip(crops, out, strict=True):
             cut = _cut_on_gpu(images, crop, x.shape[-1]).permute(0, 3, 1, 2)
@@ -130,12 +130,10 @@ class Augmenter:
             x.record_stream(torch.cuda.default_stream(self._device))  # where it will be used
         self._stream.synchronize()
 
-    def _make_on_cpu(
-        self, pictures: Sequence[torch.Tensor], crops: Sequence[Crops], out: Sequence[torch.Tensor]
-    ) -> None:
+    def _make_on_cpu(self, pictures: Sequence[np.ndarray], crops: Sequence[Crops], out: Sequence[torch.Tensor]) -> None:
         """Each thread calls the kernel once, and takes image after image until none is left."""
         height, width = np.array([picture.shape[:2] for picture in pictures]).T
-        table = pack(crops, height, width, np.array([picture.data_ptr() for picture in pictures], np.uint64))
+        table = pack(crops, height, width, np.array([picture.ctypes.data for picture in pictures], np.uint64))
         arguments = (
             table, np.array([x.data_ptr() for x in out]), np.array(self._sizes), np.zeros(1, np.int64),
             self._layout == torch.channels_last, pixels_cpu.KINDS[self._dtype],
