@@ -67,6 +67,8 @@ class Blocklist:
             raise UserError(f"{path}: blocklist not readable: {error}") from None
 
     def blocks(self, url: URL) -> bool:
+        if not (self._hosts or self._sites or self._urls):
+            return False
         host, path = (url.raw_host or "").lower().strip("."), unquote(url.raw_path_qs)
         labels = host.split(".")
         names = [".".join(labels[start:]) for start in range(len(labels))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from urllib.parse import quote, urljoin, urlsplit
 
 from yarl import URL
@@ -30,10 +31,16 @@ def parse(text: str, base: URL | None = None) -> URL:
             raise AttemptError(Reason.BAD_URL, "holds a user name or password")
         if not host:
             raise AttemptError(Reason.BAD_URL, "no host")
-        site = str(URL.build(scheme=scheme, host=host, port=port)).rstrip("/")
+        site = site_of(scheme, host, port)
         return URL(f"{site}{path}?{query}" if query else site + path, encoded=True)
     except (ValueError, IndexError) as error:
         raise AttemptError(Reason.BAD_URL, str(error) or type(error).__name__) from None
+
+
+@lru_cache(4096)
+def site_of(scheme: str, host: str, port: int | None) -> str:
+    """The beginning of a URL, its host in the form that DNS has; ValueError where it has none."""
+    return str(URL.build(scheme=scheme, host=host, port=port)).rstrip("/")
 
 
 def quoted(text: str) -> str:

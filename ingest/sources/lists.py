@@ -25,6 +25,7 @@ BATCH = 10_000  # rows of a table
 LONGEST_CELL = 1 << 20  # characters
 LONGEST_SHOWN = 500  # characters of a row that is not readable
 CODECS = {".gz": "gzip", ".zst": "zstd"}
+DAMAGE = (OSError, EOFError, ValueError, pa.ArrowException)  # what damaged files raise: names that are no text, too
 Rows = Iterator[list[str | None]]
 BOMS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -205,7 +206,9 @@ def tables(file: str, columns: Sequence[str], types: Sequence[pa.DataType], foun
                 *cells, wrong = table.columns
                 cells = [sound(converted(cell, kind)) for cell, kind in zip(cells, types, strict=True)]
                 yield pa.table([*cells, wrong], [str(place) for place in range(len(cells) + 1)])
-    except (OSError, EOFError, pa.ArrowException) as error:
+    except UserError:
+        raise
+    except DAMAGE as error:
         raise UserError(f"{file}: not readable: {error}") from None
 
 
@@ -261,7 +264,7 @@ def column_types(files: Sequence[str], keep: Sequence[str]) -> list[pa.Field]:
         try:
             with open_file(file) as data:
                 there = pq.read_schema(data)
-        except (OSError, pa.ArrowException) as error:
+        except DAMAGE as error:
             raise UserError(f"{file}: not readable: {error}") from None
         found = [pa.field(name, there.field(find(name, there.names, file)).type) for name in keep]
         fields = [common(*pair, file) for pair in zip(fields or found, found, strict=True)]
