@@ -19,17 +19,20 @@ from PIL import Image
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
 from seer_pipe.report.charts import run_charts
+from seer_pipe.report.history import folded, starts
 from seer_pipe.report.ingested import Ingested, ingested, spread
 from seer_pipe.report.pictures import crops, data_uri, thumbnail, thumbnails
 from seer_pipe.shards import ShardSet
 from seer_pipe.store import FolderStore
 from seer_pipe.train.checkpoint import MARKER, Checkpoints, store_of
 from seer_pipe.train.events import read_events
+from seer_pipe.train.heartbeat import read_heartbeat
 from seer_pipe.train.telemetry import read_metrics
 
 STORED, CROPPED, EVENTS = 24, 4, 200  # images shown, images whose crops are shown, newest events shown
 DECODABLE = {"too_small", "bad_aspect", "duplicate"}  # rejected, and yet images that open like any other
 MOST_BYTES = 16 << 20  # of a rejected file that is opened
+FALLEN = 1 / 3  # an effective rank below this part of its highest has fallen
 Verdict = tuple[bool, str]
 
 
@@ -62,8 +65,10 @@ def write_report(run: Path) -> Path:
         headline=_headline(rows, derived), verdicts=verdicts(rows, events, derived),
         charts=run_charts(rows, derived.get("ln_prototypes", 0.0)),
         sets=sets, problems=problems, crops=shown,
-        events=[_event(event) for event in events[-EVENTS:]], events_told=_count(events), replaced=_replaced(run),
-        checkpoints=_checkpoints(run), evaluations=_evaluations(run), derived=derived.items(),
+        events=[_event(event) for event in folded(events)[-EVENTS:]],
+        starts=_starts(events, run), events_told=_count(events), replaced=_replaced(run),
+        checkpoints=_checkpoints(run), evaluations=_evaluations(run),
+        derived=[(name, number(value)) for name, value in derived.items()],
         recipe=yaml.safe_dump(tree, sort_keys=False, default_flow_style=None), style=style(),
     )  # fmt: skip
     store = FolderStore(run)
@@ -164,7 +169,9 @@ def verdicts(rows: list[dict[str, float]], events: list[dict[str, Any]], derived
         else:
             found.append((True, "too early to judge the loss: warm-up or frozen prototypes"))
     if (rank := last.get("effective_rank")) is not None:
-        found.append((rank > 4, f"the embeddings fill {rank:.1f} directions"))
+        most = max(row.get("effective_rank", 0.0) for row in rows)
+        fell = f", after {most:.1f} at the most: they collapse" if rank < FALLEN * most else ""
+        found.append((rank > 4 and not fell, f"the embeddings fill {rank:.1f} directions{fell}"))
     if (dead := last.get("prototypes_dead")) is not None:
         found.append((dead < 0.5, f"{dead:.0%} of the prototypes are dead"))
     if (wait := last.get("data_wait")) is not None:
@@ -175,6 +182,24 @@ def verdicts(rows: list[dict[str, float]], events: list[dict[str, Any]], derived
     return found
 
 
+def number(value: Any) -> str:
+    """1234567 as 1,234,567, and 2.772588722239781 as 2.773."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def _starts(events: list[dict[str, Any]], run: Path) -> dict[str, Any]:
+    """A row for every start, and all of them in a sentence."""
+    found = starts(events, read_heartbeat(run))
+    rows = [[f"{one.began:%Y-%m-%d %H:%M:%S}", f"{one.first:,} to {one.last:,}", one.ended, duration(one.seconds),
+             f"{one.redone:,}", str(one.world), one.machine.get("host", ""), one.machine.get("on", ""),
+             one.machine.get("precision", ""), one.machine.get("versions", "")] for one in found]  # fmt: skip
+    killed, redone = sum(one.ended == "killed" for one in found), sum(one.redone for one in found)
+    told = f"{len(found):,} starts, {killed:,} of them killed; {redone:,} steps taken again; "
+    return {"rows": rows, "told": told + f"{duration(sum(one.seconds for one in found))} in all."}
+
+
 def _count(events: list[dict[str, Any]]) -> str:
     counts = Counter(event["event"] for event in events)
     return ", ".join(f"{count} x {name}" for name, count in counts.most_common())
@@ -182,8 +207,9 @@ def _count(events: list[dict[str, Any]]) -> str:
 
 def _event(event: dict[str, Any]) -> list[str]:
     rest = {name: value for name, value in event.items() if name not in ("time", "event", "step")}
-    told = ", ".join(f"{name} {value}" for name, value in rest.items())
-    return [event["time"][:19].replace("T", " "), event["event"], str(event.get("step", "")), told]
+    rest = {name: value for name, value in rest.items() if name not in ("machine", "before")}  # of the starts' table
+    told = ", ".join(f"{name} {number(value)}" for name, value in rest.items())
+    return [event["time"][:19].replace("T", " "), event["event"], number(event.get("step", "")), told]
 
 
 def _replaced(run: Path) -> str:

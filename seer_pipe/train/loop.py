@@ -34,7 +34,8 @@ from seer_pipe.train.checkpoint import store_of
 from seer_pipe.train.events import Event, Events, Tell
 from seer_pipe.train.folder import Agreement, agree, lay_out, only_start, set_aside
 from seer_pipe.train.health import Collapse, Guard, Policy, Watchdog
-from seer_pipe.train.heartbeat import Heartbeat, State
+from seer_pipe.train.heartbeat import Heartbeat, State, read_heartbeat
+from seer_pipe.train.machine import machine
 from seer_pipe.train.parallel import World, assign, join
 from seer_pipe.train.restore import Keeper, zero_state
 from seer_pipe.train.signals import StoppedError, StopRequest, Wait
@@ -200,13 +201,16 @@ class Trainer:
         self.world.barrier()
         if self.agreement.corrected:
             self.say(f"no step was finished, so the run starts over with {'; '.join(self.agreement.corrected)}")
+        on = machine(self.world.device, build.precision(self.config.train, self.world))
         if self.found is not None:
             self.say(f"resumed: {self.step} of {self.derived.steps} steps are finished")
-            self.note("resume", self.step, steps=self.derived.steps, world=self.world.size)
+            before = read_heartbeat(self.path)  # of the start before, which may have been killed after its checkpoint
+            beat = {} if before is None else {"before": {"time": before["time"], "step": before["step"]}}
+            self.note("resume", self.step, steps=self.derived.steps, world=self.world.size, machine=on, **beat)
         else:
             init = self.agreement.record.init
             more = {} if init is None else {"init": dict(init)}
-            self.note("start", 0, steps=self.derived.steps, world=self.world.size, **more)
+            self.note("start", 0, steps=self.derived.steps, world=self.world.size, machine=on, **more)
         if self.agreement.changed:
             self._report_changes()
         if self.step == 0:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from seer_pipe.report.charts import Chart, nice_ticks, run_charts
+from seer_pipe.report.history import folded, starts
 from seer_pipe.report.ingested import domain, ingested, spread
-from seer_pipe.report.page import verdicts, write_report
+from seer_pipe.report.page import number, verdicts, write_report
 from seer_pipe.shards import Rejected as Row
 from seer_pipe.shards import ShardSet, put_rejected
 from seer_pipe.train.loop import train
@@ -64,7 +66,17 @@ def test_report(run: Path) -> None:
     assert "url(" not in page
     assert "45.7%" in page
     assert "<script" not in page  # a source is text, whatever it holds
-    for told in ("dns: 2", "empty: 1", "a.example", "3 of 3", "peak_lr", "ln K"):
+    for told in (
+        "dns: 2",
+        "empty: 1",
+        "a.example",
+        "3 of 3",
+        "peak_lr",
+        "ln K",
+        "1 starts, 0 of them killed",
+        "CPU cores",
+        "fp32",
+    ):
         assert told in page
     assert page.count("<svg") >= 6
     assert page.count('alt="a stored image"') == 24
@@ -131,6 +143,59 @@ def test_chart_draws_what_it_was_given() -> None:
 def test_every_metric_is_drawn() -> None:
     rows = [{"step": 1, "loss": 1.0, "lr": 0.1, "images": 8, "something_new": 3.0}]
     assert [chart.title for chart in run_charts(rows, 2.0)] == ["Loss", "Learning rate", "something new"]
+
+
+def test_starts_kills_and_what_was_done_twice() -> None:
+    """A kill between checkpoints, as its successor found it; then a stop, and a start that goes on."""
+
+    def at(second: int, event: str, step: int, **more: object) -> dict:
+        return {"time": f"2026-01-01T00:00:{second:02d}.000+00:00", "event": event, "step": step, **more}
+
+    def beat(second: int, step: int) -> dict:
+        return {"time": datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC).timestamp(), "step": step}
+
+    machine = {"host": "h", "on": "2 CPU cores", "precision": "fp32", "versions": "torch 2"}
+    events = [
+        at(0, "start", 0, world=2, machine=machine), at(1, "checkpoint", 0), at(4, "checkpoint", 10),
+        at(20, "resume", 10, world=2, before=beat(9, 17)), at(25, "checkpoint", 20), at(30, "stop", 20),
+        at(40, "resume", 20, world=1, before=beat(30, 20)),
+    ]  # fmt: skip
+    first, second, third = starts(events, beat(47, 28))
+    assert (first.ended, first.first, first.last, first.seconds, first.redone) == ("killed", 0, 17, 9, 0)
+    assert (second.ended, second.first, second.last, second.seconds, second.redone) == ("stopped", 10, 20, 10, 7)
+    assert (third.ended, third.first, third.last, third.seconds, third.redone) == ("going on", 20, 28, 7, 0)
+    assert (first.world, first.machine) == (2, machine)
+    assert starts([], None) == []
+
+
+def test_a_row_of_checkpoints_is_one_line() -> None:
+    row = [{"event": "checkpoint", "step": step, "time": ""} for step in range(100)]
+    skip = {"event": "skip", "step": 50, "time": ""}
+    rows = folded([*row[:50], skip, *row[50:]])
+    assert [(one["event"], one["step"], one.get("checkpoints")) for one in rows] == [
+        ("checkpoint", 49, 50), ("skip", 50, None), ("checkpoint", 99, 50)
+    ]  # fmt: skip
+    assert rows[2]["from step"] == 50
+
+
+def test_numbers_are_written_one_way() -> None:
+    written = {
+        1234567: "1,234,567",
+        2.772588722239781: "2.773",
+        31250.5: "31,250",
+        True: "True",
+        "a": "a",
+        3e-6: "3e-06",
+    }
+    assert {value: number(value) for value in written} == written
+
+
+def test_a_rank_that_fell_is_not_well() -> None:
+    rows = [{"step": 1.0, "effective_rank": 55.0}, {"step": 2.0, "effective_rank": 5.0}]
+    assert verdicts(rows, [], {}) == [
+        (False, "the embeddings fill 5.0 directions, after 55.0 at the most: they collapse")
+    ]
+    assert verdicts(rows[::-1], [], {})[0][0]
 
 
 def test_verdicts() -> None:
