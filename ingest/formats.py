@@ -42,10 +42,10 @@ SIGNATURES: list[tuple[str, bytes]] = [
     ("WMF", rb"\xd7\xcd\xc6\x9a"),
     (
         "SVG",  # as its root element, not somewhere in a page (and never tried again in another way: *+)
-        rb"(?i)(?:\xef\xbb\xbf)?(?:\s|<\?xml.*?\?>|<!--.*?-->|<!doctype\s+svg[^>[]*(?:\[.*?\]\s*)?>)*+<svg[\s>]",
+        rb"(?i:(?:\xef\xbb\xbf)?(?:\s|<\?xml.*?\?>|<!--.*?-->|<!doctype\s+svg[^>[]*(?:\[.*?\]\s*)?>)*+<svg[\s>])",
     ),
 ]
-STARTS = [(name, re.compile(pattern, re.DOTALL)) for name, pattern in SIGNATURES]
+START = re.compile(b"|".join(b"(%s)" % pattern for _, pattern in SIGNATURES), re.DOTALL)  # a group a format
 LONGEST_START = 4096  # bytes looked at, of comments before an SVG's root, say
 BY_PILLOW = {
     "JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM", "AVIF", "ICO", "CUR", "PSD", "DDS", "QOI",
@@ -55,8 +55,8 @@ DECODED = BY_PILLOW | {"HEIF", "JXL"}  # by the packages of the extra ``formats`
 
 def sniff(data: bytes) -> str | None:
     """The image format that ``data`` begins as, or None."""
-    start = data[:LONGEST_START]
-    return next((name for name, pattern in STARTS if pattern.match(start)), None)
+    found = START.match(data[:LONGEST_START])
+    return None if found is None or found.lastindex is None else SIGNATURES[found.lastindex - 1][0]
 
 
 def open_image(data: bytes, format: str) -> Image.Image:

@@ -70,12 +70,14 @@ class Stream:
 
     def line(self, most: int) -> bytes:
         """The next line with its end, or its first ``most`` bytes."""
-        parts, end = [], -1
-        while most and end < 0 and self._fill():
-            end = self._buffer.find(b"\n", self._at, self._at + most)
-            part = self.read(min(most, (len(self._buffer) if end < 0 else end + 1) - self._at))
-            most -= len(part)
-            parts.append(part)
+        parts = []
+        while most and self._fill():
+            start, end = self._at, self._buffer.find(b"\n", self._at, self._at + most) + 1
+            self._at = end or min(len(self._buffer), start + most)
+            parts.append(self._buffer[start : self._at])
+            if end:
+                break
+            most -= self._at - start
         return b"".join(parts)
 
     def skip(self, size: int) -> None:

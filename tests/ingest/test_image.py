@@ -372,7 +372,7 @@ def test_damage_that_a_full_decode_finds_is_found(image: bytes, place: float, pa
 @given(data=st.data(), rest=st.binary(max_size=200))
 def test_no_bytes_bring_anything_but_an_image_or_a_reason(data: st.DataObject, rest: bytes) -> None:
     name, pattern = data.draw(st.sampled_from(SIGNATURES))
-    start = data.draw(st.from_regex(re.compile(rb"\A(?:" + pattern.removeprefix(b"(?i)") + b")", re.DOTALL)))
+    start = data.draw(st.from_regex(re.compile(rb"\A(?:" + pattern + b")", re.DOTALL)))
     assert sniff(start + rest) in (name, "AVIF")  # HEIF and AVIF share a container, whose brands may name both
     with suppress(BadImage):
         assert process(start + rest, ANY).jpeg
