@@ -18,9 +18,18 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
-import nvidia.dali.experimental.dynamic as ndd
 import torch
-from nvidia.dali.types import DALIImageType, DALIInterpType
+
+from seer_pipe.errors import UserError
+
+try:
+    import nvidia.dali.experimental.dynamic as ndd
+    from nvidia.dali.types import DALIImageType, DALIInterpType
+except ModuleNotFoundError as error:
+    raise UserError(
+        f"no DALI ({error}): pip install 'seer-pipe[cuda13]', or [cuda12] where torch's CUDA is 12; either runs on a "
+        "CPU alone"
+    ) from None
 
 from seer_pipe.data import pixels_cpu
 from seer_pipe.data.pixels import finish_many, pack

@@ -1,6 +1,8 @@
 """Crops against torchvision's functional transforms with the same parameters, on real photographs."""
 
 import io
+import subprocess
+import sys
 import tarfile
 import threading
 from dataclasses import replace
@@ -299,3 +301,10 @@ def test_gpu_makes_the_same_crops(torchvision, files):
     assert all(x.is_cuda and x.is_contiguous() for x in on_gpu)
     for a, b in zip(on_gpu, augment(files * 8, views), strict=True):
         assert (levels(a) - levels(b)).abs().mean(dim=(1, 2, 3)).max() < 2
+
+
+def test_without_dali_the_extras_are_named() -> None:
+    code = "import sys; sys.modules['nvidia.dali.experimental.dynamic'] = None; import seer_pipe.data.dali"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "UserError: no DALI" in done.stderr
+    assert "seer-pipe[cuda13]" in done.stderr
