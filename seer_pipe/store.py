@@ -8,6 +8,7 @@ S3 credentials, region and endpoint come from boto3's usual places (``AWS_ENDPOI
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import time
@@ -21,6 +22,8 @@ from seer_pipe.errors import UserError
 
 T = TypeVar("T")
 S3 = "s3://"
+
+READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}  # what is there cannot be changed
 
 #: What S3 servers answer to credentials that are wrong or no longer valid.
 CREDENTIALS = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "InvalidAccessKeyId",
@@ -42,6 +45,13 @@ class EndedError(OSError):
 class Entry:
     path: str
     size: int  # bytes
+
+
+def named(error: BaseException, path: Path) -> BaseException:
+    """The error, with the file that was written when it came: a full disk alone does not say which."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = str(path)
+    return error
 
 
 class Store(Protocol):
@@ -137,9 +147,9 @@ class FolderStore:
                 file.flush()
                 os.fsync(file.fileno())
             self._publish(temporary, path)
-        except BaseException:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
-            raise
+            raise named(error, self.local_path(path)) from None
 
     def put_file(self, path: str, local: Path) -> None:
         temporary = self._temporary(path)
@@ -155,9 +165,9 @@ class FolderStore:
             finally:
                 os.close(file)
             self._publish(temporary, path)
-        except BaseException:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
-            raise
+            raise named(error, self.local_path(path)) from None
 
     def _temporary(self, path: str) -> Path:
         final = self.local_path(path)

@@ -1,6 +1,8 @@
 """The command line as a person meets it: results, and one clear line for what is wrong."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -110,6 +112,47 @@ def test_bad_input_is_one_line(arguments: list[str], message: str, run: Path, pi
         assert message in lines[0]
 
 
+def test_k_is_what_was_used(run: Path, pictures: Path) -> None:
+    how = ["--data", pictures, "--labels", "folder", "--json", "--untrained"]
+    assert json.loads(call("eval", "knn", run, *how, "--k", 200).stdout)["k"] == 39
+
+
+def test_a_run_that_cannot_be_written_to(run: Path, pictures: Path, tmp_path: Path) -> None:
+    """An archive's, or a colleague's."""
+    there = tmp_path / "run"
+    shutil.copytree(run, there, ignore=shutil.ignore_patterns("evaluation", "report"))
+    done = call_without_writing(there, "eval", "retrieval", there, "--data", pictures, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == 40
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"{there}/evaluation/retrieval-16.json: ")
+    assert line.endswith("the result is printed, and not kept")
+    refused = call_without_writing(there, "report", there)
+    assert refused.returncode == 2
+    assert re.fullmatch(rf"error: {there}/report: .*--out names another folder for the page\n", refused.stderr)
+    page = call_without_writing(there, "report", there, "--out", tmp_path / "page")
+    assert page.stdout.strip() == str(tmp_path / "page/index.html"), page.stderr
+    job = call_without_writing(there, "eval", "retrieval", there, "--data", pictures, "--cluster", "local")
+    assert job.returncode == 2
+    assert re.fullmatch(rf"error: {there}/jobs: .*\n", job.stderr)
+
+
+def call_without_writing(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """As ``call``, where nobody may write to the folder; root, whom permissions do not hold, by a mount of its own."""
+    command = [sys.executable, "-m", "seer_pipe", *map(str, arguments)]
+    if os.geteuid() == 0:
+        mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" || exit 99; exec "$@"'
+        command = ["unshare", "--mount", "bash", "-c", mount, str(folder), *command]
+    folder.chmod(0o555)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        folder.chmod(0o755)
+    if done.returncode == 99 or done.stderr.startswith("unshare:"):
+        pytest.skip(f"root cannot mount here: {done.stderr.strip()}")
+    return done
+
+
 def test_a_run_without_checkpoint_is_named(pictures: Path, tmp_path: Path) -> None:
     config = small(pictures)
     settings.save(config, settings.derive(config, 40), tmp_path / "config.yaml")
@@ -125,7 +168,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(pictures: Path, tmp_path: Pa
     words = f"{sys.executable} -m seer_pipe train {tmp_path / 'recipe.yaml'} --out {tmp_path / 'run'}"
     full = subprocess.run(["bash", "-c", f"ulimit -f 2000; {words}"], capture_output=True, text=True, check=False)
     assert full.returncode == 2, full.stderr
-    assert full.stderr.strip().startswith("error: ")
+    assert re.match(rf"error: .*{re.escape(str(tmp_path / 'run'))}/.*File too large", full.stderr), full.stderr
     assert len(full.stderr.strip().splitlines()) == 1
     assert not list((tmp_path / "run/checkpoints").glob("*/COMMITTED.json"))
     done = subprocess.run(words.split(), capture_output=True, text=True, check=False)

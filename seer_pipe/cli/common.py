@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from seer_pipe.errors import UserError
+from seer_pipe.store import READ_ONLY
 
 
 def complete_recipe(begun: str) -> list[str]:
@@ -26,7 +27,13 @@ ConfigArgument = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key.path=value")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines for people.")]
+#: The same for evaluations and the atlas.
+Labels = Annotated[
+    str | None,
+    typer.Option(help="Of a shard set: a column, a CSV file (source,label or key,label), or 'folder'."),
+]
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room for what is to be written
+PLACE = {*READ_ONLY, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}  # nothing can be written there
 
 
 def run_cli(cli: typer.Typer) -> None:
@@ -39,10 +46,10 @@ def run_cli(cli: typer.Typer) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in FULL | PLACE:
             raise
-        print(f"error: {error.filename or 'disk'}: {error.strerror}; make room and run the same command again",
-              file=sys.stderr)  # fmt: skip
+        advice = "; make room and run the same command again" if error.errno in FULL else ""
+        print(f"error: {error.filename or 'disk'}: {error.strerror}{advice}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from seer_pipe.cli.common import AsJson, made, show
+from seer_pipe.cli.common import AsJson, Labels, made, show
 from seer_pipe.cli.job import as_job
 
 evaluate = typer.Typer(help="What the features of a run or an export are worth.", no_args_is_help=True)
@@ -18,10 +18,6 @@ verbs.add_typer(evaluate, name="eval")
 
 SubjectArgument = Annotated[Path, typer.Argument(help="A run's folder, or an exported backbone's.")]
 Labelled = Annotated[str, typer.Option(help="Images with labels: a shard set, a folder class/image, or a CSV file.")]
-Labels = Annotated[
-    str | None,
-    typer.Option(help="Of a shard set: a column, a CSV file (source,label or key,label), or 'folder'."),
-]
 Test = Annotated[str | None, typer.Option(help="Images to test on, as --data; else a fifth of --data is left out.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of what is drawn: splits, order, first weights.")]
 Untrained = Annotated[bool, typer.Option(help="The run's first weights instead of its last.")]

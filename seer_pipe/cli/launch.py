@@ -130,28 +130,34 @@ def status(
     rows = ask(find_runs(root.absolute()))
     if as_json:
         print(json.dumps(rows))
-        return
-    _table(rows)
+    elif rows:
+        _table(rows)
+    else:
+        print("no runs here")
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
+    """A run a line, and under it what else there is to say; names are whole, however narrow the terminal is."""
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=None, header_style="bold")
-    for name in ("run", "state", "step", "images/s", "loss", "left", "restarts", "checkpoint", "job", "why"):
-        table.add_column(name, overflow="fold")
+    heads = ("run", "state", "step", "images/s", "loss", "left")
     colours = {"running": "green", "done": "bold green", "failed": "bold red", "died": "bold red", "queued": "yellow"}
-    for row in rows:
-        silent = f" (silent {row['silent_s']:.0f} s)" if (row["silent_s"] or 0) > 60 else ""
-        colour, of = colours.get(row["state"], "default"), f"{_some(row['step'])}/{_some(row['steps'])}"
-        table.add_row(
-            Path(row["run"]).name, f"[{colour}]{row['state']}[/]{silent}", of,
-            _some(row["images_per_s"], ".1f"), _some(row["loss"], ".4f"),
-            "" if row["eta_s"] is None else str(timedelta(seconds=round(row["eta_s"]))),
-            str(row["restarts"]), _some(row["checkpoint"]), _some(row["job"]), row["why"],
-        )  # fmt: skip
-    Console().print(table if rows else "no runs here")
+    console = Console(highlight=False)
+    texts = [(
+        Path(row["run"]).name,
+        row["state"] + (f" (silent {row['silent_s']:.0f} s)" if (row["silent_s"] or 0) > 60 else ""),
+        f"{_some(row['step'])}/{_some(row['steps'])}",
+        _some(row["images_per_s"], ".1f"), _some(row["loss"], ".4f"),
+        "" if row["eta_s"] is None else str(timedelta(seconds=round(row["eta_s"]))),
+    ) for row in rows]  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(heads, *texts, strict=True)]
+    for row, cells in zip([None, *rows], [heads, *texts], strict=True):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        console.print(line, style="bold" if row is None else colours.get(row["state"]), markup=False, soft_wrap=True)
+        if row is not None:
+            known = {"checkpoint": row["checkpoint"], "job": row["job"], "restarts": row["restarts"] or None}
+            told = [f"{name} {value}" for name, value in known.items() if value is not None]
+            console.print("  " + "; ".join([*told, *filter(None, [row["why"]])]), markup=False, soft_wrap=True)
 
 
 def _some(value: Any, form: str = "") -> str:

@@ -7,19 +7,21 @@ from typing import Annotated
 
 import typer
 
-from seer_pipe.cli.common import AsJson, made, show
+from seer_pipe.cli.common import AsJson, Labels, made, show
 
 verbs = typer.Typer()
 
 
 @verbs.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="The run's folder; the run may be going on.")], as_json: AsJson = False
+    run: Annotated[Path, typer.Argument(help="The run's folder; the run may be going on.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the page; by default RUN/report.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write RUN/report/index.html: what was ingested, the curves, what happened, what the network sees."""
     from seer_pipe.report.page import write_report
 
-    made("report", write_report(run), as_json)
+    made("report", write_report(run, out), as_json)
 
 
 @verbs.command()
@@ -30,7 +32,7 @@ def atlas(
     embeddings: Annotated[
         Path | None, typer.Option(help="File of [bold]seer-pipe embed[/bold]; by default RUN's own, made if need be.")
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="CSV file (source,label) to tell purity by.")] = None,
+    labels: Labels = None,
     search: Annotated[
         list[Path] | None, typer.Option(help="Image file to find the nearest images of; repeatable.")
     ] = None,

@@ -11,7 +11,7 @@ the set excludes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -102,20 +102,38 @@ def _read(data: str, labels: str | None, is_test: bool) -> tuple[Pictures, list[
 
 
 def _labels_of(shards: ShardSet, labels: str) -> tuple[list[str], Counter[str]]:
+    by = labeller(shards, labels)
+    values = _column(shards, by.column)
+    if not by.rows:
+        return [by.label(value) for value in values], Counter()
+    absent = by.rows.keys() - set(values)
+    if len(absent) == len(by.rows):
+        raise UserError(f"{labels}: no {by.column} of it is one of {shards.store.url}: {next(iter(by.rows))!r}, …")
+    left = Counter(rows_without_image=len(absent), repeated_rows=by.repeated)
+    return [by.label(value) for value in values], left
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """What ``--labels`` says of a shard set's images."""
+
+    column: str  # of the sidecars
+    label: Callable[[str], str]  # of what stands there; "" is none
+    rows: dict[str, str] = field(default_factory=dict)  # of a CSV file
+    repeated: int = 0  # of them
+
+
+def labeller(shards: ShardSet, labels: str) -> Labeller:
+    """By a column of the sidecars, a CSV file, or ``folder``. UserError where ``labels`` is none of these."""
     if labels == FOLDER:
-        return [PurePosixPath(source).parent.name for source in _column(shards, "source")], Counter()
+        return Labeller("source", lambda source: PurePosixPath(source).parent.name)
     columns = shards.sidecar(0).column_names if shards.paths else []
     if labels in columns:
-        return _column(shards, labels), Counter()
+        return Labeller(labels, str)
     if not labels.endswith(".csv"):
         raise UserError(f"{labels!r}: no column of {shards.store.url} (it has {', '.join(columns)}), and no CSV file")
-    (column, _), named, repeated = read_pairs(Path(labels), ("source", "label"), ("key", "label"))
-    values = _column(shards, column)
-    absent = named.keys() - set(values)
-    if len(absent) == len(named):
-        raise UserError(f"{labels}: no {column} of it is one of {shards.store.url}: {next(iter(named))!r}, …")
-    left = Counter(rows_without_image=len(absent), repeated_rows=repeated)
-    return [named.get(value, "") for value in values], left
+    (column, _), rows, repeated = read_pairs(Path(labels), ("source", "label"), ("key", "label"))
+    return Labeller(column, lambda value: rows.get(value, ""), rows, repeated)
 
 
 def _column(shards: ShardSet, name: str) -> list[str]:

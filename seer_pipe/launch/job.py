@@ -23,7 +23,7 @@ from seer_pipe import config as settings
 from seer_pipe.errors import UserError
 from seer_pipe.launch import record
 from seer_pipe.run import start
-from seer_pipe.train.parallel import World, join
+from seer_pipe.train.parallel import RendezvousError, World, join
 
 PATIENCE = 60  # seconds for a start before this one to let go of the run
 
@@ -58,7 +58,7 @@ class Job:
             finished = start(config, self.run, say)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            self._leave("failed", str(error), 2)
+            self._leave("crashed" if isinstance(error, RendezvousError) else "failed", str(error), 2)
         except BaseException as error:
             traceback.print_exc()
             self._leave("crashed", f"{type(error).__name__}: {error}", 1)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import submitit
+import torch
 from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import _make_sbatch_string
 
@@ -22,12 +23,17 @@ import seer_pipe
 from seer_pipe import config as settings
 from seer_pipe import slurm
 from seer_pipe.config import Config
+from seer_pipe.data.sources import open_data
 from seer_pipe.errors import UserError
+from seer_pipe.evaluate.labels import open_labelled
 from seer_pipe.launch import keeper, record
 from seer_pipe.launch.cluster import Cluster, minutes
 from seer_pipe.launch.job import Job
 from seer_pipe.launch.record import Record
+from seer_pipe.train.boards import check_boards
+from seer_pipe.train.build import check_world, outline
 from seer_pipe.train.folder import agree
+from seer_pipe.train.parallel import World, parallel_mode
 
 GRACE = 120.0  # seconds that a cancelled run has for its checkpoint
 
@@ -82,10 +88,25 @@ def check(config: Config, run: Path, cluster: Cluster) -> None:
         assert launched is not None
         raise UserError(f"{run}: goes on already as job {launched.job}; seer-pipe cancel stops it")
     agree(config, run)
+    check_sizes(config, cluster)
+    outline(config)  # the names of trunk and stages
+    check_boards(config.train.log_to)
+    if config.probe is not None:
+        open_labelled(config.probe.path, config.probe.labels)
+
+
+def check_sizes(config: Config, cluster: Cluster) -> None:
+    """Refuse data that is not there or too little, and a batch that does not suit every number of nodes allowed."""
+    _, plan = open_data(config.data, config.train.batch, config.seed)
     for nodes in range(cluster.fewest, cluster.nodes + 1):
-        if config.train.batch % (nodes * cluster.tasks):
+        size = nodes * cluster.tasks
+        if config.train.batch % size:
             raise UserError(f"train.batch {config.train.batch}: does not divide over {nodes} nodes of {cluster.tasks} "
                             "tasks; change the batch, nodes or min_nodes")  # fmt: skip
+        world = World(0, size, torch.device("cpu"))
+        check_world(settings.derive(config, plan.total, size), config.train, world)
+        if size == 1 or config.train.parallel in ("none", "fairscale"):
+            parallel_mode(config.train.parallel, world)
 
 
 def active(run: Path) -> bool:
@@ -138,6 +159,7 @@ def resources(cluster: Cluster, code: Path | None) -> dict[str, Any]:
         "signal_delay_s": cluster.signal_s, "stderr_to_stdout": True,
         "setup": [*(f"export {name}={shlex.quote(value)}" for name, value in variables.items()), *cluster.setup],
         "srun_args": srun,
+        "wckey": None,  # submitit's own, which a cluster that tracks them refuses
         "additional_parameters": {"nodes": nodes, "requeue": True, **cluster.sbatch},
         **{name: value for name, value in given.items() if value is not None},
     }  # fmt: skip
@@ -200,9 +222,7 @@ def resume(run: Path, changes: dict[str, Any]) -> Record:
     if launched.where == "slurm" and (waiting := slurm.queue([launched.job]).get(launched.job)):
         if waiting.state != "PENDING":
             raise UserError(f"{run}: goes on already as job {launched.job}")
-        check_nodes = settings.parse(launched.config, str(run)).train.batch % (cluster.nodes * cluster.tasks)
-        if check_nodes:
-            raise UserError(f"train.batch does not divide over {cluster.nodes} nodes of {cluster.tasks} tasks")
+        check_sizes(settings.parse(launched.config, str(run)), cluster)
         if changes.get("nodes"):
             slurm.set_nodes(launched.job, str(cluster.nodes))
         slurm.start_now(launched.job)

@@ -25,7 +25,6 @@ from PIL import Image
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.embed import embed, features_of_files
-from seer_pipe.evaluate.table import read_pairs
 from seer_pipe.report.clusters import ANSWERS, Clusters, Floats, clusters, count, open_embeddings
 from seer_pipe.report.page import environment, style
 from seer_pipe.report.pictures import thumbnail, thumbnails
@@ -36,12 +35,12 @@ SIDE, SHEET, KEYS = 64, 32, 2_000_000  # pixels of a picture, prototypes a sheet
 
 
 def write_atlas(
-    run: Path, out: Path, data: str | None, embeddings: Path | None, labels: Path | None, search: Sequence[Path] = ()
+    run: Path, out: Path, data: str | None, embeddings: Path | None, labels: str | None, search: Sequence[Path] = ()
 ) -> Path:
     """Draw the atlas of a run's shard set, or of ``data``, in folder ``out``; the page's path.
 
     ``embeddings``: a file of ``seer-pipe embed``; by default RUN/embeddings.parquet, made where it is not there.
-    ``labels``: a CSV file (source,label) that purity is told by, instead of by domain.
+    ``labels``: what purity is told by, as of the evaluations, instead of by domain.
     ``search``: image files whose nearest images and prototypes the page is to show.
     """
     data = data or default_data(run)
@@ -52,7 +51,7 @@ def write_atlas(
     prototypes = int((count(open_embeddings(file)) > 0).sum())
     show = 9 if prototypes <= 1000 else 6 if prototypes <= 4000 else 4
     asked = features_of_files(run, list(search), file).numpy() if search else None
-    found = clusters(file, shards, _labels(labels), show, asked)
+    found = clusters(file, shards, labels, show, asked)
     if out.exists() and any(out.iterdir()) and not (out / "data.js").exists():
         raise UserError(f"{out}: holds something else; choose another --out")
     shutil.rmtree(out, ignore_errors=True)
@@ -84,12 +83,6 @@ def _script() -> Any:
     from markupsafe import Markup
 
     return Markup(files("seer_pipe.report").joinpath("atlas.js").read_text())
-
-
-def _labels(file: Path | None) -> dict[str, str] | None:
-    if file is None:
-        return None
-    return read_pairs(file, ("source", "label"))[1]
 
 
 def _about(found: Clusters, show: int, with_keys: bool, asked: list[str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ row group, the centres, and a few numbers an image; it does not grow with the se
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import torch
 
 from seer_pipe.errors import UserError
+from seer_pipe.evaluate.labels import Labeller, labeller
 from seer_pipe.report.ingested import domain, spread
 from seer_pipe.shards import ShardSet
 
@@ -58,11 +59,10 @@ class Sample:
     prototype: Ints
 
 
-def clusters(
-    file: Path, shards: ShardSet, labels: Mapping[str, str] | None, show: int, asked: Floats | None = None
-) -> Clusters:
+def clusters(file: Path, shards: ShardSet, labels: str | None, show: int, asked: Floats | None = None) -> Clusters:
     """Read a file of ``seer-pipe embed`` over the set ``shards``.
 
+    ``labels``: what groups are told by, as of the evaluations; by default domains.
     ``show``: nearest images kept of each prototype; ``asked``: features [q, width] of pictures to be searched for.
     """
     data = open_embeddings(file)
@@ -81,14 +81,15 @@ def clusters(
     order = np.argsort(-sizes, kind="stable")
     order = order[(sizes[order] > 0) & (seen[order] > 0)]
     cohesion = np.bincount(rows.prototype, cosine, len(sizes)) / np.maximum(seen, 1)
-    source, hashes = _sidecars(shards, rows)
+    by = labeller(shards, labels) if labels else Labeller("source", domain)
+    named, hashes = _sidecars(shards, rows, by.column)
     known = hashes != 0
     _, at, times = np.unique(hashes, return_inverse=True, return_counts=True)
     again = (times[at] > 1) & known
     repeated = np.bincount(rows.prototype, again, len(sizes)) / np.maximum(seen, 1)
     by_cosine = np.lexsort((-cosine, rows.prototype))  # the rows of a prototype stand together, nearest first
     starts = np.searchsorted(rows.prototype[by_cosine], np.arange(len(sizes) + 1))
-    groups = [labels.get(one, "") for one in source] if labels else [domain(one) for one in source]
+    groups = [by.label(one) for one in named]
     kept = centres[order]
     return Clusters(
         prototype=order, size=sizes[order], cohesion=cohesion[order].astype(np.float32),
@@ -165,10 +166,10 @@ def _centres(data: pq.ParquetFile, groups: list[int], k: int) -> tuple[Sample, F
     return Sample(keys, paths, np.concatenate(index), np.concatenate(prototypes)), sums
 
 
-def _sidecars(shards: ShardSet, rows: Sample) -> tuple[list[str], npt.NDArray[np.uint64]]:
-    """Source and perceptual hash (0: none) of each image, a sidecar at a time."""
+def _sidecars(shards: ShardSet, rows: Sample, column: str) -> tuple[list[str], npt.NDArray[np.uint64]]:
+    """What stands in a column and the perceptual hash (0: none) of each image, a sidecar at a time."""
     numbers = {path: number for number, path in enumerate(shards.paths)}
-    source = [""] * len(rows.key)
+    named = [""] * len(rows.key)
     hashes = np.zeros(len(rows.key), np.uint64)
     by_shard: defaultdict[str, list[int]] = defaultdict(list)
     for row, path in enumerate(rows.shard):
@@ -176,11 +177,11 @@ def _sidecars(shards: ShardSet, rows: Sample) -> tuple[list[str], npt.NDArray[np
     for path, at in by_shard.items():
         if path not in numbers:
             raise UserError(f"{shards.store.url}: has no shard {path}, which the embeddings are of; give their --data")
-        table = shards.sidecar(numbers[path], ["source", "phash"]).take(rows.index[at])
-        for row, one in zip(at, table["source"].to_pylist(), strict=True):
-            source[row] = one or ""
+        table = shards.sidecar(numbers[path], list({column, "phash"})).take(rows.index[at])
+        for row, one in zip(at, table[column].to_pylist(), strict=True):
+            named[row] = "" if one is None or one != one else str(one)  # a number that is none is no label
         hashes[at] = table["phash"].fill_null(0).to_numpy()
-    return source, hashes
+    return named, hashes
 
 
 def _most(names: list[str]) -> tuple[str, float]:

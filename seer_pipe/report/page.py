@@ -23,7 +23,7 @@ from seer_pipe.report.history import folded, starts
 from seer_pipe.report.ingested import Ingested, ingested, spread
 from seer_pipe.report.pictures import crops, data_uri, thumbnail, thumbnails
 from seer_pipe.shards import ShardSet
-from seer_pipe.store import FolderStore
+from seer_pipe.store import READ_ONLY, FolderStore
 from seer_pipe.train.checkpoint import MARKER, Checkpoints, store_of
 from seer_pipe.train.events import read_events
 from seer_pipe.train.heartbeat import read_heartbeat
@@ -36,8 +36,9 @@ FALLEN = 1 / 3  # an effective rank below this part of its highest has fallen
 Verdict = tuple[bool, str]
 
 
-def write_report(run: Path) -> Path:
-    """Write the report of the run in folder ``run``; its path. UserError where that is no run.
+def write_report(run: Path, out: Path | None = None) -> Path:
+    """Write the report of the run in folder ``run``, by default into RUN/report; its path. UserError where that is no
+    run, or cannot be written to.
 
     A shard set that cannot be reached is told in the report; the rest of it is written all the same.
     """
@@ -71,9 +72,14 @@ def write_report(run: Path) -> Path:
         derived=[(name, number(value)) for name, value in derived.items()],
         recipe=yaml.safe_dump(tree, sort_keys=False, default_flow_style=None), style=style(),
     )  # fmt: skip
-    store = FolderStore(run)
-    store.put("report/index.html", page.encode())
-    return store.local_path("report/index.html")
+    store = FolderStore(out or run / "report")
+    try:
+        store.put("index.html", page.encode())
+    except OSError as error:
+        if error.errno not in READ_ONLY or out is not None:
+            raise
+        raise UserError(f"{store.url}: {error.strerror}; --out names another folder for the page") from None
+    return store.local_path("index.html")
 
 
 def environment() -> jinja2.Environment:

@@ -24,11 +24,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from seer_pipe.errors import UserError
+from seer_pipe.train.place import end_with_torchrun, find_place
 from seer_pipe.train.syncbn import bn_safe_checkpoint_context
 
 #: A rank that waits longer than this for another ends the run instead of hanging.
 PATIENCE = timedelta(minutes=5)
 T = TypeVar("T")
+
+
+class RendezvousError(UserError):
+    """The ranks did not find each other, which another start may."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +91,23 @@ def join(device: str = "auto") -> Iterator[World]:
     elif device == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device cuda: torch finds no CUDA device here; use cpu or auto")
     joined = dist.is_initialized()  # by the caller, who then leaves as well
-    rank = dist.get_rank() if joined else int(os.environ.get("RANK", 0))
-    size = dist.get_world_size() if joined else int(os.environ.get("WORLD_SIZE", 1))
+    place = find_place()
+    rank, size = (dist.get_rank(), dist.get_world_size()) if joined else (place.rank, place.size)
     here = torch.device("cpu")
     if device == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count()
-        here = torch.device("cuda", local)
+        here = torch.device("cuda", place.local % torch.cuda.device_count())
         torch.cuda.set_device(here)
+    end_with_torchrun()
     if size == 1 or joined:
         yield World(rank, size, here)
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    except dist.DistError as error:
+        told = str(error).strip().splitlines()[0]
+        raise RendezvousError(f"rank {rank} of {size} found no others at {os.environ['MASTER_ADDR']}, port "
+                              f"{os.environ['MASTER_PORT']}: {told}; is the port taken (MASTER_PORT), and have all "
+                              "ranks started?") from None  # fmt: skip
     try:
         yield World(rank, size, here)
     finally:

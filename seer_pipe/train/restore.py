@@ -26,6 +26,7 @@ from seer_pipe.train.syncbn import SyncBatchNorm
 #: So many saves in a row may fail, as where a store is away for a while, before the run ends.
 FAILED_SAVES = 3
 #: What to do where a checkpoint has something else in common with its run than it must.
+CALLED = {"shards": "shard set", "plan": "order of its images", "views": "version of the views"}
 ADVICE = {
     "shards": "train a changed shard set in another folder",
     "plan": "train a changed shard set in another folder",
@@ -284,9 +285,8 @@ class Keeper:
                 continue  # changed on purpose: another batch has another order
             kept = found.state.get(name, "0")  # of views: what was saved before they had a version
             if kept != now:
-                what = "version of the views" if name == "views" else name
                 raise UserError(
-                    f"{self._checkpoints.store.url}: the checkpoint was made with another {what} "
+                    f"{self._checkpoints.store.url}: the checkpoint was made with another {CALLED[name]} "
                     f"({kept[:12]}, now {now[:12]}): {ADVICE[name]}"
                 )
         return found

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from seer_pipe import config as settings
+from seer_pipe.cli import app
 from seer_pipe.errors import UserError
 from seer_pipe.launch import record, submit
 from seer_pipe.launch.after import decide, tell
@@ -14,7 +16,7 @@ from seer_pipe.launch.cluster import Cluster, load, minutes
 from seer_pipe.launch.record import Outcome, Record
 from seer_pipe.launch.status import find_runs, status
 from seer_pipe.store import FolderStore
-from tests.train.helpers import small
+from tests.train.helpers import make_pictures, small
 
 START = "7.0"
 STOPPED = "stopped, the checkpoint of step 0 is committed"
@@ -108,17 +110,67 @@ def test_the_example_asks_for_what_it_says(tmp_path: Path) -> None:
     assert text.rstrip().splitlines()[-2:][0] == "code=$?"
 
 
-def test_what_cannot_run_is_refused_before_it_is_submitted(tmp_path: Path) -> None:
-    config, run = small(tmp_path), tmp_path / "run"
-    with pytest.raises(UserError, match="does not divide over 3 nodes"):
-        submit.check(config, run, Cluster(nodes=4, min_nodes=2))
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pictures(tmp_path_factory.mktemp("pictures"), [34])
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "told"),
+    [
+        ({}, {"nodes": 4, "min_nodes": 2}, "does not divide over 3 nodes"),
+        ({"data": {"path": "/nowhere"}}, {}, "/nowhere: no shard set here"),
+        ({"train": {"batch": 64}, "objective": {"queue": 0}}, {}, "fewer than a batch of 64"),
+        ({"train": {"images": 4}}, {}, "less than one batch of 8"),
+        ({"model": {"name": "resnet17"}}, {}, "resnet17.*try resnet18"),
+        ({}, {"tasks_per_node": 8}, "8 ranks leave one image each"),
+        ({"train": {"accumulate": 4}}, {"tasks_per_node": 2}, "train.accumulate 4: must cut a rank's 4 images"),
+        ({"train": {"parallel": "none"}}, {"tasks_per_node": 2}, "2 processes need ddp or fsdp2"),
+        ({"train": {"parallel": "ddp"}}, {}, "one process alone"),
+        ({"train": {"parallel": "fairscale"}}, {"tasks_per_node": 2}, "fairscale"),
+        ({"probe": {"path": "/nowhere", "every_images": 8}}, {}, "/nowhere"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_it_is_submitted(
+    changes: dict[str, Any], asked: dict[str, Any], told: str, pictures: Path, tmp_path: Path
+) -> None:
+    submit.check(small(pictures), tmp_path / "run", Cluster(nodes=4, min_nodes=4))
+    with pytest.raises(UserError, match=told):
+        submit.check(small(pictures, **changes), tmp_path / "run", Cluster(**asked))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_refuses_as_much(pictures: Path, tmp_path: Path) -> None:
+    config = small(pictures)
+    settings.save(config, settings.derive(config, 34), tmp_path / "recipe.yaml")
+    words = ["launch", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run"), "--dry-run"]
+    script = CliRunner().invoke(app, words, catch_exceptions=False).stdout
+    assert "#SBATCH --nodes=1\n" in script
+    assert "wckey" not in script
+    with pytest.raises(UserError, match="no shard set here"):
+        CliRunner().invoke(app, [*words, f"data.path={tmp_path}"], catch_exceptions=False)
+
+
+def test_another_folder_than_the_run_s_settings_want(pictures: Path, tmp_path: Path) -> None:
+    config, run = small(pictures), tmp_path / "run"
     with pytest.raises(UserError, match="one node"):
         submit.place(Cluster(nodes=2, cluster="local"))
     run.mkdir()
     settings.save(config, settings.derive(config, 34), run / "config.yaml")
     FolderStore(run).put("checkpoints/step-00000001/COMMITTED.json", b"{}")  # before a step all may be corrected
     with pytest.raises(UserError, match=r"begun with other settings: optimizer\.lr"):
-        submit.check(small(tmp_path, optimizer={"lr": 2.0}), run, Cluster())
+        submit.check(small(pictures, optimizer={"lr": 2.0}), run, Cluster())
+
+
+def test_status_fits_a_narrow_terminal_and_breaks_no_name(tmp_path: Path) -> None:
+    run = begun(tmp_path / "optimizer.lr=0.3,objective.temperature=0.1,seed=1", job="123_4")
+    record.write_outcome(run, Outcome("failed", "no such data: " + "x" * 90, time.time(), 0.0))
+    told = CliRunner().invoke(app, ["status", str(tmp_path)], env={"COLUMNS": "80"}, catch_exceptions=False).stdout
+    head, line, more = told.splitlines()
+    assert head.split() == ["run", "state", "step", "images/s", "loss", "left"]
+    assert line.split()[:2] == [run.name, "failed"]
+    assert more == f"  job 123_4; no such data: {'x' * 90}"
+    assert CliRunner().invoke(app, ["status", str(tmp_path / "nothing")]).stdout == "no runs here\n"
 
 
 def test_a_sweep_is_every_combination() -> None:

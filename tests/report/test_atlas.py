@@ -48,9 +48,10 @@ def made(tmp_path: Path) -> tuple[Path, ShardSet]:
     return tmp_path / "embeddings.parquet", shards
 
 
-def test_clusters(made: tuple[Path, ShardSet]) -> None:
-    labels = dict.fromkeys(ShardSet.open(made[1].store.url).sidecar(0)["source"].to_pylist()[:5], "odd")
-    found = clusters(*made, labels, show=4)
+def test_clusters(made: tuple[Path, ShardSet], tmp_path: Path) -> None:
+    sources = made[1].sidecar(0)["source"].to_pylist()[:5]
+    (tmp_path / "labels.csv").write_text("source,label\n" + "".join(f"{source},odd\n" for source in sources))
+    found = clusters(*made, str(tmp_path / "labels.csv"), show=4)
     assert found.prototype.tolist() == [0, 3, 5, 7]
     assert found.size.tolist() == [10] * 4
     assert found.outliers[0] == 39
@@ -60,6 +61,10 @@ def test_clusters(made: tuple[Path, ShardSet]) -> None:
     assert found.cohesion[:3].min() > 0.99 > found.cohesion[3]
     assert found.group[0] == ("odd", 1.0)
     assert found.group[1] == ("", 0.0)
+    assert clusters(*made, "key", show=4).group[0][1] == 0.1
+    assert clusters(*made, "folder", show=4).group[0] == (sources[0].split("/")[0], 0.2)
+    with pytest.raises(UserError, match="'shape': no column of"):
+        clusters(*made, "shape", show=4)
     assert sorted(found.near[0].tolist()) == [1, 2, 3]
     assert np.abs(found.place).max() == pytest.approx(1)
 
