@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from seer_pipe.errors import UserError
 from seer_pipe.section import Section, override, read_file, validate
@@ -33,6 +33,17 @@ def _seconds(value: Any) -> Any:
     return value
 
 
+def _absolute(path: str) -> str:
+    """A run outlives the directory that it was started from; a store's address is none."""
+    return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
+def _absolute_csv(labels: str) -> str:
+    """Labels are also named by a word."""
+    return _absolute(labels) if labels.endswith(".csv") else labels
+
+
+Place = Annotated[str, AfterValidator(_absolute)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 
 
@@ -40,17 +51,17 @@ BoardName = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class Source(Section):
-    path: str = Field(description="shard set: a folder or s3://bucket/prefix")
+    path: Place = Field(description="shard set: a folder or s3://bucket/prefix")
     weight: Annotated[float, Field(gt=0)] = Field(description="share of the batch, in proportion to the others'")
 
 
 class Cache(Section):
-    path: str = Field(description="folder on a disk of the node, for what comes from an object store")
+    path: Place = Field(description="folder on a disk of the node, for what comes from an object store")
     gb: Annotated[float, Field(gt=0)] = Field(description="that all processes of the node together keep there")
 
 
 class Data(Section):
-    path: str | None = Field(None, description="shard set: a folder or s3://bucket/prefix; or give sources")
+    path: Place | None = Field(None, description="shard set: a folder or s3://bucket/prefix; or give sources")
     sources: Annotated[list[Source], Field(min_length=1)] | None = Field(None, description="shard sets to be mixed")
     lanes: Positive | None = Field(None, description="parts of the set that a batch comes from; default: the batch")
     window: Positive = Field(32, description="chunks that a lane draws from in turn; more: batches look less alike")
@@ -213,7 +224,7 @@ class Train(Section):
     checkpoint_every: Positive = Field(1000, description="steps")
     keep: Positive = Field(3, description="newest checkpoints to keep, besides the best by kNN where there is a probe")
     keep_every_images: Positive | None = Field(None, description="one checkpoint in so many images is kept for ever")
-    checkpoints: str | None = Field(
+    checkpoints: Place | None = Field(
         None, description="where they are kept, for this run alone: s3://bucket/prefix or a folder; default: the run's"
     )
     stop_before: Seconds = Field(120.0, description="stop this long before the allocation ends: 10m, 90s, 2h")
@@ -237,8 +248,10 @@ class Health(Section):
 class Probe(Section):
     """kNN accuracy on a small labelled shard set, while training."""
 
-    path: str = Field(description="shard set: a folder or s3://bucket/prefix")
-    labels: str = Field("folder", description="CSV file (source,label), or 'folder': an image's folder is its class")
+    path: Place = Field(description="shard set: a folder or s3://bucket/prefix")
+    labels: Annotated[str, AfterValidator(_absolute_csv)] = Field(
+        "folder", description="CSV file (source,label), or 'folder': an image's folder is its class"
+    )
     every_images: Positive = Field(description="measured, and a checkpoint saved, once in so many images")
 
 

@@ -21,13 +21,14 @@ def export(
     out: Annotated[Path, typer.Option(help="New folder for the backbone.")],
     format: Annotated[str, typer.Option(help="torchvision, timm, huggingface, detectron2 or full.")] = "torchvision",
     recalibrate: Annotated[bool, typer.Option(help="BatchNorm statistics of whole images, not of crops.")] = False,
+    data: Annotated[str | None, typer.Option(help="Shard set for --recalibrate, if not the run's own.")] = None,
     onnx: Annotated[bool, typer.Option(help="Add model.onnx, compared as well.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the newest checkpoint's trunk for another library, load it back, and compare its features."""
     from seer_pipe.evaluate.release import export_run
 
-    export_run(run, out, format, with_recalibration=recalibrate, onnx=onnx)
+    export_run(run, out, format, with_recalibration=recalibrate, data=data, onnx=onnx)
     made("backbone", out, as_json)
 
 

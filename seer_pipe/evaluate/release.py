@@ -4,43 +4,44 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
+import torch
 
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
-from seer_pipe.evaluate.features import Images
 from seer_pipe.evaluate.pictures import ShardPictures
 from seer_pipe.evaluate.results import kept
-from seer_pipe.evaluate.subject import Subject, load_run, recalibrate
+from seer_pipe.evaluate.subject import Subject, load_run, open_data_of, recalibrate
 from seer_pipe.export import FORMATS, Preprocessing, export_backbone
-from seer_pipe.shards import ShardSet
 
 COMPARED = 8  # images
 
 
 def export_run(
-    run: Path, out: Path, format: str = "torchvision", *, with_recalibration: bool = False, onnx: bool = False
-) -> None:
-    """Export the trunk of a run's newest checkpoint, compared on images of its own data.
+    run: Path, out: Path, format: str = "torchvision", *, with_recalibration: bool = False, data: str | None = None,
+    onnx: bool = False,
+) -> None:  # fmt: skip
+    """Export the trunk of a run's newest checkpoint, which needs nothing but the run's folder.
 
-    ``with_recalibration``: with the BatchNorm statistics of whole images instead of the mixed crops' of training.
+    ``with_recalibration``: with the BatchNorm statistics of whole images instead of the mixed crops' of training; of
+    the shard set ``data``, by default the one that the run was trained on.
     """
     if format not in FORMATS:
         raise UserError(f"no export format {format!r}: choose {', '.join(FORMATS)}")
+    if data and not with_recalibration:
+        raise UserError("--data: an export without --recalibrate looks at no images")
     subject, config, network = load_run(run)
-    shards = ShardSet.open(config.data.paths[0])
-    pictures = ShardPictures(shards)
+    record = settings.read_record(run / "config.yaml")
     if with_recalibration:
-        recalibrate(subject, pictures)
-    images = Images(pictures, subject.size, batch=COMPARED)
-    try:
-        spread = np.linspace(0, len(pictures) - 1, COMPARED).astype(np.int64)
-        _, pixels = next(images.batches(np.unique(spread)))
-    finally:
-        images.close()
+        recalibrate(subject, ShardPictures(open_data_of(run, data)))
+    pixels = torch.randn(COMPARED, 3, subject.size, subject.size, generator=torch.Generator().manual_seed(0))
     full = format == "full"
     metadata = {"images_seen": str(subject.images), "method": config.objective.name, "run": config.name}
     metadata |= {"batch_norm": "recalibrated" if with_recalibration else "of training"}
+    began, supervised = "", False
+    if record.init is not None:
+        init = {name: value or "unknown" for name, value in record.init.items()}
+        metadata |= {"initial_weights" + ("" if name == "name" else f"_{name}"): value for name, value in init.items()}
+        began, supervised = f", from the weights of {init['name']}", record.init["method"] is None
     if full:
         metadata |= {"temperature": str(subject.temperature)}
     export_backbone(
@@ -50,28 +51,37 @@ def export_run(
         images=pixels,
         metadata=metadata,
         preprocessing=Preprocessing(size=subject.size),
-        sections=_sections(run, config, shards, subject, with_recalibration),
+        sections=_sections(run, config, record, subject, with_recalibration),
         head=network.head if full else None,
         onnx=onnx,
+        origin=f"trained by seer_pipe on images without labels{began}",
+        self_supervised=not supervised,
     )
 
 
 def _sections(
-    run: Path, config: settings.Config, shards: ShardSet, subject: Subject, recalibrated: bool
+    run: Path, config: settings.Config, record: settings.Record, subject: Subject, recalibrated: bool
 ) -> dict[str, str]:
-    """What the model card says of the run: data, recipe, and what was measured."""
-    others = len(config.data.paths) - 1
+    """What the model card says of the run: data, recipe, what was changed on the way, and what was measured."""
+    sets = len(config.data.paths)
     crops = " + ".join(f"{crop.count}x{crop.size} px of {crop.scale}" for crop in config.views.crops)
     optimizer = config.optimizer
     sections = {
-        "Data": f"{len(shards):,} images without labels in {len(shards.paths)} shards"
-        + (f", and {others} more sets" if others else "")
-        + f"; fingerprint of the set `{shards.fingerprint[:16]}`. {subject.images:,} images were seen in training.",
+        "Data": f"{subject.state['derived']['images_in_set']:,} images without labels"
+        + (f" in {sets} sets" if sets > 1 else "")
+        + f"; fingerprint of the data `{subject.state['shards'][:16]}`. "
+        + f"{subject.images:,} images were seen in training.",
         "Recipe": f"`{config.name}`: {config.objective.name}, {config.train.batch} images a step, crops {crops}; "
         f"{optimizer.name}, learning rate {optimizer.lr:g} for a batch of 256, "
         f"{optimizer.schedule} schedule, weight decay {optimizer.weight_decay:g}; seed {config.seed}."
         + (" BatchNorm statistics are those of whole images." if recalibrated else ""),
     }
+    if record.changes:
+        sections["Changes"] = "\n".join(
+            f"- after step {change['step']:,} ({change['images']:,} images): "
+            + ", ".join(f"`{key}` {old} -> {new}" for key, (old, new) in change["settings"].items())
+            for change in record.changes
+        )
     rows = [(name, result) for name, result in kept(run).items() if "accuracy" in result]
     if rows:
         table = "\n".join(f"| {name} | {r['accuracy']:.4f} | {r['images_seen']:,} |" for name, r in rows)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from seer_pipe.export.weights import read_weights
 from seer_pipe.models import Trunk
 from seer_pipe.objectives.base import Network
 from seer_pipe.objectives.swav import SwavHead
+from seer_pipe.shards import ShardSet
 from seer_pipe.train.build import build_network
 from seer_pipe.train.checkpoint import Checkpoints, store_of
 
@@ -34,6 +37,7 @@ class Subject:
     images: int  # that it was trained on
     head: SwavHead | None = None  # its prototypes, where it comes with them
     temperature: float = 0.1  # of the softmax over their scores
+    state: Mapping[str, Any] = field(default_factory=dict)  # of a run's checkpoint, beside its tensors
 
     @property
     def digest(self) -> str:
@@ -60,7 +64,20 @@ def load_run(run: Path, *, untrained: bool = False) -> tuple[Subject, settings.C
         raise UserError(f"{run}: no checkpoint yet; train it first, or use --untrained")
     network.load_state_dict(found.network)
     head = network.head if isinstance(network.head, SwavHead) else None
-    return Subject(trunk, size, found.state["images"], head, config.objective.temperature), config, network
+    subject = Subject(trunk, size, found.state["images"], head, config.objective.temperature, found.state)
+    return subject, config, network
+
+
+def open_data_of(run: Path, data: str | None = None) -> ShardSet:
+    """The shard set ``data``, by default the first that the run was trained on, which may have moved since."""
+    if data is not None:
+        return ShardSet.open(data)
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run}: not a run's folder (no config.yaml)")
+    try:
+        return ShardSet.open(settings.load(run / "config.yaml").data.paths[0])
+    except UserError as error:
+        raise UserError(f"{error}; --data says where the run's shard set is now") from None
 
 
 def load_subject(path: Path, *, untrained: bool = False, device: torch.device | str = "cpu") -> Subject:

@@ -36,6 +36,8 @@ def export_backbone(
     head: nn.Module | None = None,
     onnx: bool = False,
     origin: str = "trained by seer_pipe on images without labels",
+    self_supervised: bool = True,
+    licence: str | None = None,
 ) -> None:
     """Write ``trunk`` to the new folder ``out``: weights, the library's files, and a model card, README.md.
 
@@ -44,7 +46,8 @@ def export_backbone(
     metadata       facts of the run (images_seen, step, method, data, ...), kept in the weight file and the card
     sections       more of the card: {title: Markdown}, such as the data, the recipe, evaluation results
     onnx           add model.onnx, compared in the same way
-    origin         where the weights are from, for the card
+    origin         where the weights are from, for the card; ``licence``: that of theirs, where it is known
+    self_supervised   whether they are known to come of training without labels alone, for the card's tags
 
     A format unknown, or unable to hold this trunk, and a folder that is already there are a `UserError`.
     The trunk is left in the mode, training or not, that it was found in.
@@ -70,6 +73,7 @@ def export_backbone(
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
         more = {"ONNX": f"```python\n{ONNX_CODE}\n```"} if onnx else {}
         card = _model_card(trunk, layout, preprocessing, metadata, {**more, **(sections or {})}, origin)
+        card = _front_matter(self_supervised, licence) + card
         (folder / "README.md").write_text(card)
         back = load_backbone(folder).to(next(trunk.parameters()).device)
         _compare(_features(back, images), _features(trunk, images))
@@ -127,6 +131,13 @@ def _compare(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> N
         raise RuntimeError(f"the exported features differ from the trunk's by {difference:.1e} of the largest")
 
 
+def _front_matter(self_supervised: bool, licence: str | None) -> str:
+    """What the Hugging Face Hub reads of a model card."""
+    tags = "image-feature-extraction" + (", self-supervised" if self_supervised else "")
+    about = f"tags: [{tags}]\npipeline_tag: image-feature-extraction\n" + (f"license: {licence}\n" if licence else "")
+    return f"---\n{about}---\n\n"
+
+
 def _model_card(
     trunk: Trunk, layout: Format, pre: Preprocessing, metadata: Mapping[str, str], sections: Mapping[str, str],
     origin: str,
@@ -147,12 +158,7 @@ def _model_card(
     own = f"\n{layout.title} does the same:\n\n```python\n{layout.transform}\n```\n" if layout.transform else ""
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     extra = "".join(f"\n## {title}\n\n{text.strip()}\n" for title, text in sections.items())
-    return f"""---
-tags: [image-feature-extraction, self-supervised]
-pipeline_tag: image-feature-extraction
----
-
-# {trunk.name}
+    return f"""# {trunk.name}
 
 A vision backbone, {origin}, in the layout of {layout.title}.
 

@@ -8,6 +8,7 @@ import torch
 
 from seer_pipe.export.folder import export_backbone
 from seer_pipe.export.match import Loaded, load_weights, nearest_trunk
+from seer_pipe.export.origin import origin
 from seer_pipe.export.weights import read_weights
 from seer_pipe.models import Trunk
 
@@ -23,11 +24,17 @@ def init_backbone(source: Path, out: Path) -> tuple[Trunk, Loaded]:
     del tensors
     trunk = nearest_trunk(shapes, source).to_empty(device="cpu")
     loaded = load_weights(trunk, source)
+    about = origin(source)
+    metadata = {"source": about.name, "source_sha256": about.sha256, "source_names": loaded.library,
+                "licence": about.licence or "unknown"}  # fmt: skip
+    metadata |= {"method": about.method} if about.method else {}
     export_backbone(
         trunk,
         out,
         images=torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
-        metadata={"source": source.name, "source_names": loaded.library},
+        metadata=metadata,
         origin=f"made of {source.name}",
+        self_supervised=about.method is not None,
+        licence=about.licence,
     )
     return trunk, loaded

@@ -38,9 +38,10 @@ def origin(path: Path) -> Origin:
         with file.open("rb") as opened:
             while block := opened.read(1 << 20):
                 digest.update(block)
-    about = _metadata(files[0])
+    about = {name: value for name, value in _metadata(files[0]).items() if value != "unknown"}
     licence = about.get("licence") or about.get("license") or (_on_the_card(path) if path.is_dir() else None)
-    return Origin(path.name, digest.hexdigest(), licence, about.get("method"))
+    known = "initial_weights" not in about or "initial_weights_method" in about  # else they may have seen labels
+    return Origin(path.name, digest.hexdigest(), licence, about.get("method") if known else None)
 
 
 def _metadata(file: Path) -> dict[str, str]:

@@ -22,9 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 from PIL import Image
 
-from seer_pipe import config as settings
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.embed import embed, features_of_files
+from seer_pipe.evaluate.subject import open_data_of
 from seer_pipe.report.clusters import ANSWERS, Clusters, Floats, clusters, count, open_embeddings
 from seer_pipe.report.page import environment, style
 from seer_pipe.report.pictures import thumbnail, thumbnails
@@ -72,9 +72,7 @@ def write_atlas(
 
 def default_data(run: Path) -> str:
     """The shard set that a run was trained on."""
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run}: not a run's folder (no config.yaml)")
-    return settings.load(run / "config.yaml").data.paths[0]
+    return open_data_of(run).store.url
 
 
 def _script() -> Any:

@@ -1,6 +1,8 @@
 """The options of `seer-pipe export`, and what its readers say of a folder that was changed since."""
 
+import hashlib
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from seer_pipe import config as settings
 from seer_pipe.cli import app
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.subject import load_run
 from seer_pipe.export import load_backbone
 from seer_pipe.export.onnx import run_onnx
+from seer_pipe.export.origin import origin
+from seer_pipe.export.weights import write_weights
+from seer_pipe.models import build_trunk
+from seer_pipe.run import start
+from seer_pipe.train.events import read_events
 from seer_pipe.train.loop import train
 from tests.train.helpers import make_pictures, small
 
@@ -80,3 +88,64 @@ def test_a_changed_backbone_is_told_from_the_one_exported(run: Path, pictures: P
         call("eval", "knn", tmp_path / "out", "--data", pictures, "--labels", "folder")
     with pytest.raises(UserError, match=message):
         call("embed", tmp_path / "out", pictures, "--out", tmp_path / "e.parquet")
+
+
+def test_a_run_copied_elsewhere_is_exported_without_its_data(
+    pictures: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what looks at images asks for them, and takes --data."""
+    gone = shutil.copytree(pictures, tmp_path / "gone")
+    monkeypatch.chdir(tmp_path)
+    assert train(small("gone", train={"images": 8}), tmp_path / "here", say=lambda _: None)
+    assert settings.load(tmp_path / "here" / "config.yaml").data.path == str(gone)
+    copied = shutil.move(tmp_path / "here", tmp_path / "laptop")
+    shutil.rmtree(gone)
+    call("export", copied, "--out", tmp_path / "plain")
+    assert "24 images without labels" in (tmp_path / "plain" / "README.md").read_text()
+    with pytest.raises(UserError, match=rf"{gone}.*--data says where the run's shard set is now"):
+        call("export", copied, "--out", tmp_path / "whole", "--recalibrate")
+    with pytest.raises(UserError, match="--data says where"):
+        call("atlas", copied, "--out", tmp_path / "atlas")
+    call("export", copied, "--out", tmp_path / "whole", "--recalibrate", "--data", pictures)
+    with pytest.raises(UserError, match="without --recalibrate looks at no images"):
+        call("export", copied, "--out", tmp_path / "other", "--data", pictures)
+
+
+@pytest.mark.parametrize("method", [None, "swav"])
+def test_the_card_says_what_a_run_began_from_and_what_was_changed(
+    pictures: Path, tmp_path: Path, method: str | None
+) -> None:
+    """Weights that may have seen labels are not called self-supervised, nor what is made of them."""
+    trunk = build_trunk("regnety_200mf")
+    about = {} if method is None else {"method": method, "licence": "mit"}
+    write_weights(tmp_path / "given.safetensors", trunk.state_dict(), about)
+    sha256 = hashlib.sha256((tmp_path / "given.safetensors").read_bytes()).hexdigest()
+    run, first, longer = tmp_path / "run", *(small(pictures, train={"images": images}) for images in (8, 16))
+    assert start(first, run, say=lambda _: None, init_from=tmp_path / "given.safetensors")
+    assert start(longer, run, say=lambda _: None, on_purpose={"train.images"})
+    kept = {"name": "given.safetensors", "sha256": sha256, "licence": about.get("licence"), "method": method}
+    assert settings.read_record(run / "config.yaml").init == kept
+    assert read_events(run)[0]["init"] == kept
+    call("export", run, "--out", tmp_path / "out")
+    call("init", tmp_path / "given.safetensors", "--out", tmp_path / "made")
+    call("init", tmp_path / "out", "--out", tmp_path / "again")
+    for folder in ("out", "made", "again"):
+        card = (tmp_path / folder / "README.md").read_text()
+        assert ("self-supervised" in card.split("---")[1]) == (method is not None), folder
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "on images without labels, from the weights of given.safetensors" in card
+    assert f"| initial_weights_sha256 | {sha256} |" in card
+    assert f"| initial_weights_licence | {about.get('licence', 'unknown')} |" in card
+    assert "- after step 1 (8 images): `train.images` 8 -> 16" in card
+    made = (tmp_path / "made" / "README.md").read_text()
+    assert f"| source_sha256 | {sha256} |" in made
+    assert ("license: mit" in made.split("---")[1]) == (method is not None)
+
+
+def test_the_licence_of_a_folder_is_that_of_its_card(tmp_path: Path) -> None:
+    write_weights(tmp_path / "model.safetensors", {"weight": torch.zeros(1)}, {})
+    assert origin(tmp_path).licence is None
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n\nlicense: not this\n")
+    assert origin(tmp_path).licence == "apache-2.0"
+    with pytest.raises(UserError, match="no such file or folder of weights"):
+        origin(tmp_path / "none")
