@@ -252,7 +252,7 @@ def test_compiled_blocks_equal_plain_ones_and_compile_only_in_the_first_step(mon
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **kw: compiler(f, backend="aot_eager", **kw))
     compiled = run(EVERYTHING, {"compile": True}, 3)
-    assert counters["stats"]["unique_graphs"] >= 8  # blocks, resolutions, with and without gradient
+    assert counters["stats"]["unique_graphs"] >= 4  # resolutions, with and without gradient; 2.13: a block its own
     assert compiled[2] == 0
     assert_equal(plain, compiled, 1e-5)
 
