@@ -48,7 +48,7 @@ def held(run: Path) -> dict[str, bytes]:
         ({"optimizer": {"lr": 0.5}}, r"optimizer\.lr \(1\.0 in the run, 0\.5 now\).*--change optimizer\.lr=0\.5"),
         ({"seed": 3}, r"cannot change within a run: seed \(0 .* 3 now\): the order of the images"),
         ({"model": {"name": "regnety_400mf"}}, r"model\.name .*: the checkpoints hold the weights of this network"),
-        ({"data": {"path": "OTHER"}}, "another shards"),
+        ({"data": {"path": "OTHER"}}, "another shard set"),
         ({"train": {"checkpoints": "OTHER"}}, "its checkpoints are in .*: move them there"),
     ],
     ids=["a rate", "the seed", "the trunk", "another shard set", "an empty place for checkpoints"],
