@@ -98,7 +98,7 @@ def test_what_contradicts_a_run_is_refused(straight: Path, pictures: Path, tmp_p
     with pytest.raises(UserError, match=r"optimizer\.momentum \(0\.9 in the run, 0\.8 now\)"):
         train(small(pictures, optimizer={"momentum": 0.8}), straight, say=lambda _: None)
     other = make_pictures(tmp_path / "other", [14, 0, 1, 20])
-    with pytest.raises(UserError, match="another shards"):
+    with pytest.raises(UserError, match="another shard set"):
         train(small(other), straight, say=lambda _: None)
 
 
