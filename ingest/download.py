@@ -165,7 +165,8 @@ class Downloader:
             self._tried[url] = tried
         first, most = self.BACK_OFF
         back_off = min(most, first * 2 ** max(0, tried.failed - 1))
-        return LaterError(failure.after + random.uniform(0.5, 1) * back_off)
+        left = tried.first + settings.patience - now  # the last try is at its end, and not after it
+        return LaterError(max(failure.after, min(failure.after + random.uniform(0.5, 1) * back_off, left)))
 
     async def _follow(self, text: str, lease: Lease) -> bytes:
         url = parse(text)
