@@ -87,7 +87,7 @@ def test_activations_are_near_what_autograd_keeps() -> None:
         ({"optimizer": {"lr": 30.0}}, 1, "optimizer.lr 30.0 is far from the published 0.3"),
         ({"optimizer": {"warmup_images": 10_000}}, 1, "the warm-up (1250 steps) is not over"),
         ({"objective": {"freeze_images": 10_000}}, 1, "the prototypes never move"),
-        ({"data": {"path": "unused", "window": 4}}, 1, "correlate by up to 0.22; take 20, or shuffle"),
+        ({"data": {"path": "unused", "window": 4}}, 1, "correlate by up to 0.17; take 20, or shuffle"),
         ({"train": {"sync_bn": {"images": 3}}}, 2, "train.sync_bn {images: 3}: 2 ranks that normalise 4 images each"),
         ({"data": {"path": "unused", "lanes": 8}}, 3, "data.lanes 8 and 3 GPUs"),
     ],
