@@ -44,7 +44,8 @@ from seer_pipe import config as settings
 from seer_pipe.data.loader import Loader
 from seer_pipe.data.order import slots_of
 from seer_pipe.data.sources import open_data
-from seer_pipe.objectives.swav import SwavHead
+from seer_pipe.objectives.base import Moment
+from seer_pipe.objectives.swav.objective import SwavHead
 from seer_pipe.train import build
 from seer_pipe.train.doctor import training_flops
 from seer_pipe.train.health import Guard
@@ -151,8 +152,9 @@ def ours(config: settings.Config, world: World, marks: Marks) -> Callable[[Crops
     made = build.spread_network(config, world)
     optimizer = build.build_optimizer(config.optimizer, made.network)
     zero_state(optimizer)
-    objective, guard = made.objective, Guard(made.network, optimizer, world.device)
-    step = TrainStep(config, settings.derive(config, 10**6), made.forward, objective, optimizer, world, guard)
+    objective, guard = made.objective, Guard(made.network, optimizer, made.objective, world.device)
+    derived = settings.derive(config, 10**6)
+    step = TrainStep(config, derived, made, optimizer, world, guard)
     marks.around_head(objective.head)
     objective.before_step = marks.after("update", objective.before_step)  # type: ignore[method-assign]
     objective.loss = marks.after("loss", objective.loss, "head")  # type: ignore[method-assign]
@@ -161,7 +163,7 @@ def ours(config: settings.Config, world: World, marks: Marks) -> Callable[[Crops
 
     def once(crops: Crops) -> Tensor:
         nonlocal seen
-        told = step(crops, seen, log=seen == 0)
+        told = step(crops, Moment(seen, derived.images), log=seen == 0)
         guard.verdicts()
         marks("update")
         seen += config.train.batch
@@ -172,7 +174,7 @@ def ours(config: settings.Config, world: World, marks: Marks) -> Callable[[Crops
 
 def plain(config: settings.Config, world: World, marks: Marks) -> Callable[[Crops], Tensor]:
     """SwAV's step as published (Caron et al. 2020), with torch's own mixed precision in the place of apex's."""
-    network, wanted = build.build_network(config)[0].to(world.device), config.objective
+    network, wanted = build.build_network(config).to(world.device), config.objective
     head: SwavHead = network.head  # type: ignore[assignment]
     parameters = list(network.parameters())
     optimizer = torch.optim.SGD(parameters, lr=0.0, momentum=0.9)

@@ -17,13 +17,9 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from seer_pipe.errors import UserError
-from seer_pipe.section import Section, override, read_file, validate
+from seer_pipe.objectives import AnySettings
+from seer_pipe.section import Count, Positive, Probability, Rate, Section, override, read_file, validate
 from seer_pipe.store import FolderStore
-
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(ge=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 def _seconds(value: Any) -> Any:
@@ -155,26 +151,6 @@ class Model(Section):
     stem: Literal["imagenet", "small"] = "imagenet"
 
 
-class Head(Section):
-    hidden: list[Positive] = Field(default=[2048])
-    dim: Positive = 128
-    batch_norm: bool = True
-
-
-class Swav(Section):
-    name: Literal["swav"] = "swav"
-    head: Head = Head()
-    prototypes: Annotated[int, Field(ge=2)] = 3000
-    temperature: Annotated[float, Field(gt=0)] = 0.1
-    epsilon: Annotated[float, Field(gt=0)] = 0.05
-    sinkhorn_iterations: Positive = 3
-    assign: Annotated[list[Count], Field(min_length=1)] = Field(default=[0, 1])
-    freeze_images: Count = Field(0, description="prototypes do not move before so many images")
-    queue: Count = Field(0, description="embeddings kept an assignment crop; a multiple of the batch")
-    queue_start_images: Count = 0
-    allow_empty_prototypes: bool = Field(False, description="more prototypes than batch and queue hold images")
-
-
 class Optimizer(Section):
     name: Literal["larc", "lars", "sgd", "adamw"] = "larc"
     lr: Annotated[float, Field(gt=0)] = Field(0.3, description="peak, for a batch of 256; scaled linearly")
@@ -261,7 +237,7 @@ class Config(Section):
     data: Data
     views: Views
     model: Model
-    objective: Swav
+    objective: AnySettings
     optimizer: Optimizer
     train: Train
     health: Health = Health()
@@ -269,17 +245,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
-        if max(self.objective.assign) >= self.views.count:
-            raise ValueError(f"objective.assign names crop {max(self.objective.assign)} of {self.views.count}")
-        if self.objective.queue % self.train.batch:
-            raise ValueError(f"objective.queue must be a multiple of train.batch ({self.train.batch})")
-        known = self.train.batch + self.objective.queue
-        if known < self.objective.prototypes and not self.objective.allow_empty_prototypes:
-            raise ValueError(
-                f"objective.prototypes {self.objective.prototypes} is more than train.batch + objective.queue "
-                f"({known}), so some stay empty in every step: lower it, lengthen the queue, or set "
-                "objective.allow_empty_prototypes"
-            )
+        self.objective.check(self.views, self.train.batch)
         return self
 
 
@@ -295,10 +261,10 @@ class Derived:
     images_per_rank: int  # of one step
     peak_lr: float
     warmup_steps: int
-    freeze_steps: int
-    queue_start_steps: int
-    ln_prototypes: float  # the loss of a uniform prediction
+    settled_steps: int  # until which the warm-up lasts, or the objective holds something fixed
+    chance_loss: float | None  # of a network that tells nothing apart, where the objective has such a number
     crops_per_image: int
+    objective: dict[str, float]  # what else follows from its settings
 
 
 def derive(config: Config, images_in_set: int, world: int = 1, finished: tuple[int, int] = (0, 0)) -> Derived:
@@ -322,10 +288,10 @@ def derive(config: Config, images_in_set: int, world: int = 1, finished: tuple[i
         images_per_rank=batch // world,
         peak_lr=config.optimizer.lr * batch / 256,
         warmup_steps=math.ceil(config.optimizer.warmup_images / batch),
-        freeze_steps=math.ceil(objective.freeze_images / batch),
-        queue_start_steps=math.ceil(objective.queue_start_images / batch),
-        ln_prototypes=math.log(objective.prototypes),
+        settled_steps=math.ceil(max(config.optimizer.warmup_images, objective.settled_images) / batch),
+        chance_loss=objective.chance_loss,
         crops_per_image=config.views.count,
+        objective=objective.derived(batch),
     )
 
 
@@ -344,6 +310,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def parse(tree: Mapping[str, Any], where: str) -> Config:
     return validate(Config, tree, where)
+
+
+class _Kept(Section):
+    objective: AnySettings
+
+
+def parse_objective(tree: Mapping[str, Any], where: str) -> AnySettings:
+    """The settings of an objective alone, as an export keeps them."""
+    return validate(_Kept, {"objective": tree}, where).objective
 
 
 @dataclass(frozen=True)

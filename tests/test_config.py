@@ -29,7 +29,7 @@ def test_every_recipe_is_whole(path: Path) -> None:
     assert config.name == path.stem
     assert config.model.name in trunk_names()
     assert derived.warmup_steps < derived.steps
-    assert derived.freeze_steps < derived.steps
+    assert derived.settled_steps < derived.steps
     assert derived.peak_lr == pytest.approx(config.optimizer.lr * config.train.batch / 256)
 
 
@@ -55,8 +55,8 @@ def test_published_numbers(name: str, peak: float, final: float, warmup: int, st
     assert derived.peak_lr * config.optimizer.final_lr == pytest.approx(final)
     assert derived.warmup_steps == warmup
     assert derived.steps == steps
-    assert derived.freeze_steps == 313
-    assert derived.ln_prototypes == pytest.approx(math.log(config.objective.prototypes))
+    assert derived.objective["freeze_steps"] == 313
+    assert derived.chance_loss == pytest.approx(math.log(config.objective.prototypes))
 
 
 def test_seer_head_fits_its_trunk() -> None:

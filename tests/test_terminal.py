@@ -72,7 +72,7 @@ def read(terminal: int, until: str) -> str:
 def test_a_terminal_shows_a_bar_and_ctrl_c_ends_it(recipe: Path, tmp_path: Path) -> None:
     words = ["-m", "seer_pipe", "train", recipe, "train.images=80000", "--out", tmp_path / "run"]
     with terminal(sys.executable, *words) as (process, ours):
-        bar = r"step \d+/10000 .+\d:\d\d:\d\d  loss \d\.\d{3} \(ln K 2\.485\)  \d+\.\d images/s  wait \d+%"
+        bar = r"step \d+/10000 .+\d:\d\d:\d\d  loss \d\.\d{3} \(chance 2\.485\)  \d+\.\d images/s  wait \d+%"
         seen = read(ours, until=bar)
         assert "M parameters with head" in seen
         assert re.search(bar, ESCAPES.sub("", seen)), seen
@@ -129,7 +129,7 @@ def test_json_tells_events_and_steps(recipe: Path, tmp_path: Path) -> None:
     assert [{k: v for k, v in row.items() if k not in ("event", "steps")} for row in steps] == read_metrics(
         tmp_path / "run"
     )
-    assert "ln_prototypes" in done.stderr
+    assert "chance_loss" in done.stderr
 
 
 def test_help_reads_like_a_page() -> None:

@@ -43,8 +43,10 @@ def _lines(name: str, gpus: int, result: dict[str, Any]) -> list[str]:
         return [f"  {key.replace('_', ' ')}: {f'{value:,.4g}' if isinstance(value, float) else f'{value:,}'}{unit}"
                 for key, value in values.items() if value is not None]  # fmt: skip
 
+    derived = result["derived"] | result["derived"]["objective"]
+    del derived["objective"]
     problems = [f"  {problem}" for problem in result["problems"]] or ["  nothing"]
-    return [f"{name} on {gpus} GPUs", "derived", *rows(result["derived"]), "memory a GPU, estimated",
+    return [f"{name} on {gpus} GPUs", "derived", *rows(derived), "memory a GPU, estimated",
             *rows(result["memory"], " GB"), "sent by a GPU in a step", *(rows(result["sent"], " GB") or ["  nothing"]),
             "the loader must give, at most", *rows(result["loader"]),
             "the order of a sorted set, and what it takes of a GPU's process", *rows(result["order"]),

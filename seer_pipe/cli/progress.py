@@ -95,6 +95,6 @@ def figures(step: Mapping[str, Any]) -> str:
     """Time to go, loss, rate and waiting of a logged step, short enough for a terminal of 80 columns."""
     left = timedelta(seconds=round((step["steps"] / step["step"] - 1) * step["images"] / step["images_per_s"]))
     loss = f"loss {step['loss']:.3f}" if "loss" in step else "loss not finite"
-    if "loss_above_ln_k" in step:
-        loss += f" (ln K {step['loss'] - step['loss_above_ln_k']:.3f})"
+    if "loss_above_chance" in step:
+        loss += f" (chance {step['loss'] - step['loss_above_chance']:.3f})"
     return f"{left}  {loss}  {step['images_per_s']:.1f} images/s  wait {step['data_wait']:.0%}"

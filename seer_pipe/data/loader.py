@@ -43,10 +43,15 @@ class Replaced:
 
 @dataclass(frozen=True)
 class Batch:
-    """``crops``: a tensor [n, 3, size, size] for each crop, normalised; n images in the order of the slots."""
+    """``crops``: a tensor [n, 3, size, size] for each crop, normalised; n images in the order of the slots.
+
+    ``samples``, ``epochs`` [n] int64: the id of each image in its set or mix of sets, and how often it was seen before.
+    """
 
     step: int
     crops: list[torch.Tensor]
+    samples: torch.Tensor
+    epochs: torch.Tensor
     replaced: list[Replaced]
 
 
@@ -75,7 +80,7 @@ class Loader:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self._shards, self._plan, self._slots = shards, plan, slots
-        self._crops, self._seed, self._ahead = crops, seed, ahead
+        self._crops, self._seed, self._ahead, self._device = crops, seed, ahead, device
         self._stream = Stream(shards, plan, slots, threads=max(4, threads), ahead=ahead, memory=memory, cache=cache)
         self._augmenter = Augmenter(
             crops, device=device, threads=threads, max_batch=len(slots), layout=layout, dtype=dtype
@@ -141,7 +146,10 @@ class Loader:
             bad = samples.reasons
             if not bad:
                 try:
-                    return Batch(step, self._augment(step, samples), replaced)
+                    epochs = self._plan.pass_of(step, self._slots)
+                    crops = self._augment(samples, epochs)
+                    ids, seen = (torch.from_numpy(a).to(self._device) for a in (samples.places.sample, epochs))
+                    return Batch(step, crops, ids, seen, replaced)
                 except BadImages as error:
                     bad = dict(zip(error.indices, error.reasons, strict=True))
             rows = np.array(sorted(bad))
@@ -158,7 +166,6 @@ class Loader:
             samples.put(rows, self._stream.read(substitutes))
             attempts[rows] += 1
 
-    def _augment(self, step: int, samples: Samples) -> list[torch.Tensor]:
-        passes = self._plan.pass_of(step, self._slots)
-        views = draw(self._seed, passes, samples.places.sample, samples.height, samples.width, self._crops)
+    def _augment(self, samples: Samples, epochs: Ints) -> list[torch.Tensor]:
+        views = draw(self._seed, epochs, samples.places.sample, samples.height, samples.width, self._crops)
         return self._augmenter([image for image in samples.data if image is not None], views)

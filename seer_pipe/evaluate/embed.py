@@ -1,6 +1,6 @@
-"""The features of a whole shard set as one Parquet file, and the prototypes that its images are nearest to.
+"""The features of a whole shard set as one Parquet file, and the clusters that its images belong to.
 
-    OUT             a row an image, in the order of the set: key, shard, index, prototype, confidence, feature
+    OUT             one row per image, in the order of the set: key, shard, index, prototype, confidence, feature
     OUT.parts/      what is finished so far, a file for every PART images; gone when OUT is there
 
 A part is written whole or not at all, and says which weights and which set it is of, so that a run that was killed
@@ -23,7 +23,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
 
 from seer_pipe.data.order import Ints, Plan
 from seer_pipe.errors import UserError
@@ -42,7 +41,7 @@ IDENTITY = b"seer_pipe.embeddings"  # of weights and set
 
 @dataclass(frozen=True)
 class Assigned:
-    """Nearest prototype of each image, [n] int32, and the share of the softmax that it has, [n] float32."""
+    """The cluster of each image, [n] int32, and the share that it has of it, [n] float32."""
 
     prototype: torch.Tensor
     confidence: torch.Tensor
@@ -50,14 +49,10 @@ class Assigned:
 
 @torch.no_grad()
 def assign(subject: Subject, features: torch.Tensor) -> Assigned | None:
-    """The prototypes of features [n, width] on the subject's device; None where it comes without them.
-
-    Confidence is the largest of softmax(scores / temperature), SwAV's prediction (arXiv 2006.09882, equation 2).
-    """
-    if subject.head is None:
+    """The clusters of features [n, width] on the subject's device; None where its head names none."""
+    if subject.objective is None or subject.head is None or not subject.clusters:
         return None
-    shares = F.softmax(subject.head(features).scores / subject.temperature, dim=1)
-    confidence, prototype = shares.max(dim=1)
+    confidence, prototype = subject.objective.shares(subject.head, features).max(dim=1)
     return Assigned(prototype.int().cpu(), confidence.float().cpu())
 
 
@@ -96,7 +91,7 @@ class _Work:
         self.starts = range(0, len(self.usable), part)
         self.keys = _Keys(shards)
         self.plan = Plan(shards.counts, 1, seed=0)
-        self.prototypes = subject.head.prototypes.out_features if subject.head else 0
+        self.prototypes = subject.clusters
         kept = hashlib.sha256(self.usable.tobytes()).hexdigest()
         identity = f"{subject.digest} {shards.fingerprint} {kept}"
         self.schema = pa.schema(

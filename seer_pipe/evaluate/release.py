@@ -43,7 +43,7 @@ def export_run(
         metadata |= {"initial_weights" + ("" if name == "name" else f"_{name}"): value for name, value in init.items()}
         began, supervised = f", from the weights of {init['name']}", record.init["method"] is None
     if full:
-        metadata |= {"temperature": str(subject.temperature)}
+        metadata |= {"objective": config.objective.model_dump_json()}
     export_backbone(
         subject.trunk,
         out,

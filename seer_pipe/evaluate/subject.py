@@ -19,9 +19,9 @@ from seer_pipe.evaluate.features import Images
 from seer_pipe.evaluate.pictures import Pictures
 from seer_pipe.export import load_backbone, recalibrate_batch_norm
 from seer_pipe.export.weights import read_weights
-from seer_pipe.models import Trunk
+from seer_pipe.models import Trunk, build_trunk
 from seer_pipe.objectives.base import Network
-from seer_pipe.objectives.swav import SwavHead
+from seer_pipe.objectives.settings import Settings
 from seer_pipe.shards import ShardSet
 from seer_pipe.train.build import build_network
 from seer_pipe.train.checkpoint import Checkpoints, store_of
@@ -35,13 +35,18 @@ class Subject:
     trunk: Trunk
     size: int  # pixels of its largest training crop
     images: int  # that it was trained on
-    head: SwavHead | None = None  # its prototypes, where it comes with them
-    temperature: float = 0.1  # of the softmax over their scores
+    objective: Settings | None = None  # that it was trained by, where it comes with its head
+    head: torch.nn.Module | None = None
     state: Mapping[str, Any] = field(default_factory=dict)  # of a run's checkpoint, beside its tensors
 
     @property
+    def clusters(self) -> int:
+        """That its head names."""
+        return self.objective.clusters if self.objective is not None else 0
+
+    @property
     def digest(self) -> str:
-        """SHA-256 of all weights: says whether two subjects give the same features and prototypes."""
+        """SHA-256 of all weights: says whether two subjects give the same features and clusters."""
         digest = hashlib.sha256()
         for module in (self.trunk, self.head):
             for name, tensor in module.state_dict().items() if module else ():
@@ -51,20 +56,19 @@ class Subject:
 
 
 def load_run(run: Path, *, untrained: bool = False) -> tuple[Subject, settings.Config, Network]:
-    """The trunk of a run's newest checkpoint, or its first weights; the run's config, and trunk with head."""
+    """The trunk of a run's newest checkpoint, or its first weights; the run's config, and the whole network."""
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run's folder (no config.yaml)")
     config = settings.load(run / "config.yaml")
-    network, trunk = build_network(config)
+    network = build_network(config)
     size = max(crop.size for crop in config.views.crops)
     if untrained:
-        return Subject(trunk, size, 0), config, network
+        return Subject(network.trunk, size, 0), config, network
     found = Checkpoints(store_of(run)).latest(print)
     if found is None:
         raise UserError(f"{run}: no checkpoint yet; train it first, or use --untrained")
     network.load_state_dict(found.network)
-    head = network.head if isinstance(network.head, SwavHead) else None
-    subject = Subject(trunk, size, found.state["images"], head, config.objective.temperature, found.state)
+    subject = Subject(network.trunk, size, found.state["images"], config.objective, network.head, found.state)
     return subject, config, network
 
 
@@ -96,23 +100,15 @@ def load_subject(path: Path, *, untrained: bool = False, device: torch.device | 
 def _load_export(folder: Path) -> Subject:
     tensors, about = read_weights(folder)
     head = {name.removeprefix("head."): tensor for name, tensor in tensors.items() if name.startswith("head.")}
-    full = about.get("layout") == "full" and "prototypes.weight" in head
-    return Subject(
-        load_backbone(folder),
-        json.loads(about["size"]),
-        int(about.get("images_seen", 0)),
-        _build_head(head) if full else None,
-        float(about.get("temperature", Subject.temperature)),
-    )
-
-
-def _build_head(tensors: dict[str, torch.Tensor]) -> SwavHead:
-    """The head whose tensors these are: their shapes say how it is made."""
-    layers = [tensor for name, tensor in tensors.items() if name.startswith("projection.") and tensor.ndim == 2]
-    dims = [layers[0].shape[1], *(layer.shape[0] for layer in layers)]
-    head = SwavHead(dims, len(tensors["prototypes.weight"]), any("running_mean" in name for name in tensors))
-    head.load_state_dict(tensors)
-    return head
+    trunk, size, images = load_backbone(folder), json.loads(about["size"]), int(about.get("images_seen", 0))
+    if not head or "objective" not in about:
+        return Subject(trunk, size, images)
+    objective = settings.parse_objective(json.loads(about["objective"]), str(folder))
+    with torch.device("meta"):
+        network = objective.network(lambda: build_trunk(trunk.name, stem=trunk.stem_kind))
+    network.head.to_empty(device="cpu")
+    network.head.load_state_dict(head)
+    return Subject(trunk, size, images, objective, network.head)
 
 
 def recalibrate(subject: Subject, pictures: Pictures) -> None:

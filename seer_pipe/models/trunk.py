@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +13,7 @@ class Trunk(nn.Module, ABC):
     """A convolutional trunk whose ``state_dict`` has torchvision's names, without the classifier ``fc``."""
 
     name: str  # as in `trunk_names()`
-    stem_kind: str  # "imagenet" or "small"
+    stem_kind: Literal["imagenet", "small"]
     width: int  # features an image
     stages: tuple[tuple[int, int], ...]  # (output channels, blocks) of each stage
 

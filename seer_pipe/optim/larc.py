@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import ParamsT
 
+from seer_pipe.distributed.collectives import local
+
 
 class Larc(torch.optim.Optimizer):
     """Layer-wise adaptive SGD with momentum.
@@ -72,12 +74,12 @@ class Larc(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         found_inf: Tensor | None = getattr(self, "found_inf", None)
-        reasons = [_local(flag) > 0 for flag in (found_inf, self.skip) if flag is not None]
+        reasons = [local(flag) > 0 for flag in (found_inf, self.skip) if flag is not None]
         overflow = torch.stack(reasons).any() if reasons else None
         moved = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         if overflow is not None:
             for p in (p for params in moved for p in params):
-                _local(p.grad).masked_fill_(overflow, 0.0)
+                local(p.grad).masked_fill_(overflow, 0.0)
         adapted = [params if group["adapt"] else [] for group, params in zip(self.param_groups, moved, strict=True)]
         self._before_norms(adapted)
         norms = _norms([p for params in adapted for p in params])
@@ -93,8 +95,8 @@ class Larc(torch.optim.Optimizer):
     def _scale(self, params: list[Tensor], norms: Tensor, group: dict[str, Any]) -> None:
         """Replace each gradient by ``local · (g + weight_decay · p)``, given the norms [P, 2] of p and g."""
         rates = _local_rates(norms, group)
-        gradients = [_local(p.grad) for p in params]
-        torch._foreach_add_(gradients, [_local(p) for p in params], alpha=group["weight_decay"])
+        gradients = [local(p.grad) for p in params]
+        torch._foreach_add_(gradients, [local(p) for p in params], alpha=group["weight_decay"])
         torch._foreach_mul_(gradients, list(rates.unbind()))
 
     def _move(self, moved: list[Tensor], group: dict[str, Any], overflow: Tensor | None) -> None:
@@ -104,8 +106,8 @@ class Larc(torch.optim.Optimizer):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         if not moved:
             return
-        params, gradients = [_local(p) for p in moved], [_local(p.grad) for p in moved]
-        buffers = [_local(self.state[p]["momentum_buffer"]) for p in moved]
+        params, gradients = [local(p) for p in moved], [local(p.grad) for p in moved]
+        buffers = [local(self.state[p]["momentum_buffer"]) for p in moved]
         if overflow is None:
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, gradients)
@@ -127,13 +129,13 @@ class Lars(Larc):
     def _before_norms(self, adapted: list[list[Tensor]]) -> None:
         for group, params in zip(self.param_groups, adapted, strict=True):
             if params:
-                decay, gradients = group["weight_decay"], [_local(p.grad) for p in params]
-                torch._foreach_add_(gradients, [_local(p) for p in params], alpha=decay)
+                decay, gradients = group["weight_decay"], [local(p.grad) for p in params]
+                torch._foreach_add_(gradients, [local(p) for p in params], alpha=decay)
 
     def _scale(self, params: list[Tensor], norms: Tensor, group: dict[str, Any]) -> None:
         weight, gradient = norms.unbind(dim=1)
         rates = (group["trust"] * weight / gradient).masked_fill((weight == 0) | (gradient == 0), 1.0)
-        torch._foreach_mul_([_local(p.grad) for p in params], list(rates.unbind()))
+        torch._foreach_mul_([local(p.grad) for p in params], list(rates.unbind()))
 
 
 def _local_rates(norms: Tensor, group: dict[str, Any]) -> Tensor:
@@ -155,7 +157,7 @@ def _norms(params: list[Tensor]) -> dict[Tensor, Tensor]:
         layouts[_shard_groups(p)].append(p)
     norms: dict[Tensor, Tensor] = {}
     for groups, members in layouts.items():
-        shards = [_local(p) for p in members] + [_local(p.grad) for p in members]
+        shards = [local(p) for p in members] + [local(p.grad) for p in members]
         squares = torch.stack(torch._foreach_norm(shards, 2, torch.float32)).square_()
         for group in groups:
             dist.all_reduce(squares, group=group)
@@ -169,8 +171,3 @@ def _shard_groups(p: Tensor) -> tuple[dist.ProcessGroup, ...]:
         return ()
     placements = enumerate(p.placements)
     return tuple(p.device_mesh.get_group(dim) for dim, placement in placements if placement.is_shard())
-
-
-def _local(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

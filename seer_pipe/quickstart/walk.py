@@ -107,7 +107,7 @@ def _fit(recipe: Path, images: int) -> list[str]:
         raise UserError(f"{images} usable images are too few to learn from; at least {batch} are needed")
     if batch == config.train.batch:
         return []
-    return [f"train.batch={batch}", f"objective.prototypes={min(batch, config.objective.prototypes)}"]
+    return [f"train.batch={batch}", *config.objective.fitted(batch)]
 
 
 def _train_and_kill(train: list[Any], run: Path, config: settings.Config) -> None:

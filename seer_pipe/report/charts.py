@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from seer_pipe.objectives.settings import Panel
 from seer_pipe.report.ingested import evenly
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 200, 52, 8, 10, 26  # of the drawing, in units of about a pixel
@@ -95,35 +96,36 @@ def short(value: float) -> str:
     return f"{value:g}"
 
 
-#: What a run's metrics are drawn as: title, what to read off it, metrics with their names, whether shares of 1.
-PANELS: Sequence[tuple[str, str, dict[str, str], bool]] = (
-    ("Loss", "It must leave the line ln K, where nothing is told apart.", {"loss": "loss"}, False),
-    ("kNN accuracy", "What the features are worth, while they are trained.", {"knn": "kNN"}, True),
-    ("Entropies", "Codes near ln K say nothing; a low mean prediction uses few prototypes.",
-     {"code_entropy": "of a code", "prediction_entropy": "of the mean prediction"}, False),
-    ("Effective rank", "Directions that the embeddings fill: near 1 is collapse.", {"effective_rank": "rank"}, False),
-    ("Prototypes", "Used by a batch, and dead: nearest to no image for long.",
-     {"prototypes_used": "used", "prototypes_dead": "dead"}, True),
-    ("Embedding spread", "1 when spread over the sphere, 0 when all are one.", {"embedding_std": "spread"}, False),
-    ("Learning rate", "", {"lr": "learning rate"}, False),
-    ("Gradient norm", "Jumps come before a loss that is not finite.", {"grad_norm": "norm"}, False),
-    ("Throughput", "Images a second, all ranks together.", {"images_per_s": "images/s"}, False),
-    ("Waiting for data", "Share of the time that training waits for the loader.", {"data_wait": "waiting"}, True),
+#: What is drawn of every run, besides its objective's own panels.
+PANELS = (
+    Panel("Loss", "It must leave the line of chance, where nothing is told apart.", {"loss": "loss"}, chance=True),
+    Panel("kNN accuracy", "What the features are worth, while they are trained.", {"knn": "kNN"}, percent=True),
+)
+MORE_PANELS = (
+    Panel("Learning rate", "", {"lr": "learning rate"}),
+    Panel("Gradient norm", "Jumps come before a loss that is not finite.", {"grad_norm": "norm"}),
+    Panel("Throughput", "Images per second, all ranks together.", {"images_per_s": "images/s"}),
+    Panel("Waiting for data", "Share of the time that training waits for the loader.", {"data_wait": "waiting"},
+          percent=True),
 )  # fmt: skip
-DRAWN = {name for _, _, names, _ in PANELS for name in names} | {"loss_above_ln_k", "images", "step"}
+NOT_DRAWN = {"loss_above_chance", "images", "step"}
 
 
-def run_charts(rows: Sequence[dict[str, float]], ln_k: float) -> list[Chart]:
-    """The charts of a run's metrics: those that are known, then a chart for every other one that it has."""
+def run_charts(rows: Sequence[dict[str, float]], own: Sequence[Panel] = (), chance: float | None = None) -> list[Chart]:
+    """The charts of a run's metrics: those that are known, then a chart for every other one that it has.
+
+    ``own``: the objective's panels; ``chance``: its loss of guessing, marked where a panel wants that.
+    """
 
     def points(name: str) -> list[Point]:
         return [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
 
-    charts = []
-    for title, about, names, percent in PANELS:
-        series = {label: points(name) for name, label in names.items() if points(name)}
-        marks = {"ln K": ln_k} if title in ("Loss", "Entropies") else {}
+    charts, panels = [], [*PANELS, *own, *MORE_PANELS]
+    for panel in panels:
+        series = {label: points(name) for name, label in panel.metrics.items() if points(name)}
+        marks = {"chance": chance} if panel.chance and chance is not None else {}
         if series:
-            charts.append(Chart(title, about, series, marks, percent))
-    others = sorted({name for row in rows for name in row} - DRAWN)
+            charts.append(Chart(panel.title, panel.about, series, marks, panel.percent))
+    drawn = {name for panel in panels for name in panel.metrics} | NOT_DRAWN
+    others = sorted({name for row in rows for name in row} - drawn)
     return charts + [Chart(name.replace("_", " "), "", {name: points(name)}) for name in others if points(name)]

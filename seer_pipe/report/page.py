@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
@@ -18,6 +19,7 @@ from PIL import Image
 
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
+from seer_pipe.objectives.settings import Sign
 from seer_pipe.report.charts import run_charts
 from seer_pipe.report.history import folded, starts
 from seer_pipe.report.ingested import Ingested, ingested, spread
@@ -32,7 +34,6 @@ from seer_pipe.train.telemetry import read_metrics
 STORED, CROPPED, EVENTS = 24, 4, 200  # images shown, images whose crops are shown, newest events shown
 DECODABLE = {"too_small", "bad_aspect", "duplicate"}  # rejected, and yet images that open like any other
 MOST_BYTES = 16 << 20  # of a rejected file that is opened
-FALLEN = 1 / 3  # an effective rank below this part of its highest has fallen
 Verdict = tuple[bool, str]
 
 
@@ -63,8 +64,8 @@ def write_report(run: Path, out: Path | None = None) -> Path:
             problems.append(f"{path}: {error}")
     page = environment().get_template("report.html").render(
         name=config.name, folder=str(run), made=datetime.now().astimezone().isoformat(" ", "minutes"),
-        headline=_headline(rows, derived), verdicts=verdicts(rows, events, derived),
-        charts=run_charts(rows, derived.get("ln_prototypes", 0.0)),
+        headline=_headline(rows, derived), verdicts=verdicts(rows, events, derived, config.objective.signs()),
+        charts=run_charts(rows, config.objective.panels, config.objective.chance_loss),
         sets=sets, problems=problems, crops=shown,
         events=[_event(event) for event in folded(events)[-EVENTS:]],
         starts=_starts(events, run), events_told=_count(events), replaced=_replaced(run),
@@ -147,7 +148,9 @@ def _headline(rows: list[dict[str, float]], derived: dict[str, Any]) -> list[tup
     step, steps = int(last.get("step", 0)), derived.get("steps", 0)
     told = [("steps", f"{step:,} of {steps:,}"), ("images seen", f"{int(last.get('images', 0)):,}")]
     if "loss" in last:
-        told.append(("loss (ln K)", f"{last['loss']:.3f} ({derived.get('ln_prototypes', 0):.3f})"))
+        chance = derived.get("chance_loss")
+        label, of_chance = ("loss", "") if chance is None else ("loss (chance)", f" ({chance:.3f})")
+        told.append((label, f"{last['loss']:.3f}{of_chance}"))
     if rate := last.get("images_per_s"):
         left = derived.get("images", 0) - last["images"]
         told += [("images/s", f"{rate:,.1f}"), ("to go", duration(left / rate))]
@@ -160,26 +163,22 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if minutes < 2 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def verdicts(rows: list[dict[str, float]], events: list[dict[str, Any]], derived: dict[str, Any]) -> list[Verdict]:
+def verdicts(
+    rows: list[dict[str, float]], events: list[dict[str, Any]], derived: dict[str, Any], signs: Sequence[Sign]
+) -> list[Verdict]:
     """What to look at, judged by the last logged step: (whether it is well, a sentence)."""
     if not rows:
         return [(False, "no step was logged yet")]
-    last, ln_k = rows[-1], derived.get("ln_prototypes", 0.0)
-    warm = last["step"] > max(derived.get("warmup_steps", 0), derived.get("freeze_steps", 0))
-    found: list[Verdict] = []
-    if "loss" in last and ln_k:
-        if warm:
-            stuck = last["loss"] > 0.99 * ln_k
-            where = "not below ln K, the loss of guessing," if stuck else "below ln K"
-            found.append((not stuck, f"the loss {last['loss']:.3f} is {where} {ln_k:.3f}"))
-        else:
-            found.append((True, "too early to judge the loss: warm-up or frozen prototypes"))
-    if (rank := last.get("effective_rank")) is not None:
-        most = max(row.get("effective_rank", 0.0) for row in rows)
-        fell = f", after {most:.1f} at the most: they collapse" if rank < FALLEN * most else ""
-        found.append((rank > 4 and not fell, f"the embeddings fill {rank:.1f} directions{fell}"))
-    if (dead := last.get("prototypes_dead")) is not None:
-        found.append((dead < 0.5, f"{dead:.0%} of the prototypes are dead"))
+    last = rows[-1]
+    if "effective_rank" in last:
+        last = last | {"effective_rank_most": max(row.get("effective_rank", 0.0) for row in rows)}
+    if last["step"] > derived.get("settled_steps", 0):
+        judged = ((sign, sign.judge(last)) for sign in signs)
+        found = [
+            verdict if verdict[0] else (False, f"{verdict[1]}; {sign.advice}") for sign, verdict in judged if verdict
+        ]
+    else:
+        found = [(True, "too early to judge the objective: it warms up")]
     if (wait := last.get("data_wait")) is not None:
         found.append((wait < 0.2, f"training waits {wait:.0%} of the time for data"))
     bad = Counter(event["event"] for event in events if event["event"] in ("error", "rollback", "skip", "warning"))

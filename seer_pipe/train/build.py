@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,8 +16,7 @@ from seer_pipe import config as settings
 from seer_pipe.data import views
 from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk, build_trunk, init_weights
-from seer_pipe.objectives.base import Network, Objective
-from seer_pipe.objectives.swav import Swav, SwavHead
+from seer_pipe.objectives.base import Group, Network, Objective
 from seer_pipe.optim.larc import Larc, Lars
 from seer_pipe.optim.schedule import constant_learning_rate, learning_rate
 from seer_pipe.train import syncbn
@@ -36,26 +35,24 @@ class Spread:
     """A network spread over the processes of a run, with its first weights."""
 
     network: Network  # its parameters are what is optimised and saved
-    trunk: Trunk
     objective: Objective
     forward: nn.Module  # what to call in training
 
 
-def outline(config: settings.Config) -> tuple[Network, Trunk, SwavHead]:
-    """Trunk and head on the meta device: shapes and names, without memory and values."""
-    wanted = config.objective
+def outline(config: settings.Config) -> Network:
+    """The network on the meta device: shapes and names, without memory and values."""
     with torch.device("meta"):
-        trunk = build_trunk(config.model.name, stem=config.model.stem)
-        dims = [trunk.width, *wanted.head.hidden, wanted.head.dim]
-        head = SwavHead(dims, wanted.prototypes, wanted.head.batch_norm)
-        return Network(trunk, head), trunk, head
+        network = config.objective.network(lambda: build_trunk(config.model.name, stem=config.model.stem))
+    for copy, _ in network.copies():
+        copy.requires_grad_(False)
+    return network
 
 
-def build_network(config: settings.Config) -> tuple[Network, Trunk]:
-    """Trunk and head whole on the CPU, with the weights that every run of this config begins with."""
-    network, trunk, _ = outline(config)
+def build_network(config: settings.Config) -> Network:
+    """The network whole on the CPU, with the weights that every run of this config begins with."""
+    network = outline(config)
     materialise(network, config.seed, torch.device("cpu"))
-    return network, trunk
+    return network
 
 
 def spread_network(config: settings.Config, world: World) -> Spread:
@@ -64,7 +61,7 @@ def spread_network(config: settings.Config, world: World) -> Spread:
     The order matters. All that changes how a block computes comes first, on the meta device; then sharding; only
     then does a rank give memory to what is its own. So a sharded network never stands whole anywhere.
     """
-    network, trunk, head = outline(config)
+    network = outline(config)
     network.to(memory_format=layout(config.train))  # type: ignore[call-overload]  # the stubs lack it
     mode = parallel_mode(config.train.parallel, world)
     ranks, part = syncbn.groups(config.train, world.size)
@@ -73,15 +70,15 @@ def spread_network(config: settings.Config, world: World) -> Spread:
     elif part is not None:
         syncbn.slice_batches(network, *part)
     if config.train.compile:
-        for block in trunk.blocks():
+        for block in network.units():
             compile_block(block)
-    for block in checkpointed(trunk, config.train.activation_checkpointing):
+    for block in checkpointed(network.trunk, config.train.activation_checkpointing):
         recompute(block, at_once=mode == "fsdp2")
     if mode == "fsdp2":
-        shard(network, trunk.blocks(), world, config.train.shard_within)
+        shard(network, network.units(), world, config.train.shard_within)
     materialise(network, config.seed, world.device)
-    objective = build_objective(config, head, world.device)
-    return Spread(network, trunk, objective, replicate(network, world) if mode == "ddp" else network)
+    objective = config.objective.objective(network, config.views, world.device)
+    return Spread(network, objective, replicate(network, world) if mode == "ddp" else network)
 
 
 def checkpointed(trunk: Trunk, wanted: bool | list[int]) -> list[nn.Module]:
@@ -91,26 +88,19 @@ def checkpointed(trunk: Trunk, wanted: bool | list[int]) -> list[nn.Module]:
     return [block for block, stage in zip(trunk.blocks(), stages, strict=True) if stage in chosen]
 
 
-def materialise(network: nn.Module, seed: int, device: torch.device) -> None:
+def materialise(network: Network, seed: int, device: torch.device) -> None:
     """Give a network on the meta device, sharded or not, memory and its first weights, the same for every world."""
     network.to_empty(device=device)
     init_weights(network, torch.Generator().manual_seed(seed))
+    begin_copies(network)
 
 
-def build_objective(config: settings.Config, head: SwavHead, device: torch.device) -> Objective:
-    wanted = config.objective
-    return Swav(
-        head,
-        crops=config.views.count,
-        assignment=wanted.assign,
-        temperature=wanted.temperature,
-        eps=wanted.epsilon,
-        iterations=wanted.sinkhorn_iterations,
-        freeze_images=wanted.freeze_images,
-        queue_length=wanted.queue,
-        queue_start=wanted.queue_start_images,
-        device=device,
-    )
+@torch.no_grad()
+def begin_copies(network: Network) -> None:
+    """Make the momentum copies equal to their originals."""
+    for copy, original in network.copies():
+        for mine, first in zip(copy.state_dict().values(), original.state_dict().values(), strict=True):
+            mine.copy_(first)
 
 
 def build_optimizer(config: settings.Optimizer, network: nn.Module) -> Optimizer:
@@ -125,18 +115,26 @@ def build_optimizer(config: settings.Optimizer, network: nn.Module) -> Optimizer
 
 
 def parameter_groups(network: nn.Module, exclude: Sequence[str]) -> list[dict[str, Any]]:
-    """The parameters, and apart from them, without decay, those that the rules ``exclude`` name.
+    """The parameters that are trained, in groups that are optimised alike; first those that no rule names.
 
-    norm: scales and shifts of BatchNorm; bias: the shifts of all other layers.
+    ``exclude`` takes out of weight decay and adapted rates: norm, scales and shifts of BatchNorm; bias, the shifts of
+    all other layers. `Network.groups` names others: ``rate`` multiplies the learning rate, ``constant`` keeps it at its
+    peak.
     """
     norms = {id(p) for layer in network.modules() if isinstance(layer, _BatchNorm) for p in layer.parameters()}
-    kept: list[nn.Parameter] = []
-    excluded: list[nn.Parameter] = []
+    named = network.groups if isinstance(network, Network) else {}
+    groups: dict[Group, list[nn.Parameter]] = {Group(): []}
     for name, parameter in network.named_parameters():
-        rule = "norm" if id(parameter) in norms else name.rsplit(".", 1)[-1]
-        (excluded if rule in exclude else kept).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": kept}]
-    return [*groups, {"params": excluded, "weight_decay": 0.0, "adapt": False}] if excluded else groups
+        if parameter.requires_grad:
+            own = next((group for prefix, group in named.items() if name.startswith(prefix)), Group())
+            rule = "norm" if id(parameter) in norms else name.rsplit(".", 1)[-1]
+            groups.setdefault(replace(own, decay=own.decay and rule not in exclude), []).append(parameter)
+    return [
+        {"params": parameters, "rate": group.rate, "constant": group.constant}
+        | ({} if group.decay else {"weight_decay": 0.0, "adapt": False})
+        for group, parameters in groups.items()
+        if parameters
+    ]
 
 
 def rate_at(config: settings.Optimizer, derived: settings.Derived, images: int) -> float:

@@ -99,8 +99,10 @@ def estimate_memory(config: settings.Config, gpus: int, half: bool = True) -> di
     for the last of several resolutions (see `parallel.recompute`). Activations are the outputs of all convolutions,
     linear layers and BatchNorms, as the layers of the meta network have them.
     """
-    network, trunk, _ = outline(config)
+    network = outline(config)
+    trunk = network.trunk
     parameters = sum(parameter.numel() for parameter in network.parameters())
+    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     sharded = gpus > 1 and config.train.parallel in ("auto", "fsdp2")
     share = shard_ranks(config, gpus) if sharded else 1
     recomputed = checkpointed(trunk, config.train.activation_checkpointing)
@@ -110,25 +112,25 @@ def estimate_memory(config: settings.Config, gpus: int, half: bool = True) -> di
     width = 2 if half and config.train.precision != "fp32" else 4
     kept = images * width * activations(config)
     rows = images * config.views.count
-    scores = 4 * 3 * rows * config.objective.prototypes * config.train.accumulate
+    outputs = round(rows * config.train.accumulate)  # of all pieces: the loss sees the whole batch
     moments = 2 if config.optimizer.name == "adamw" else 1
-    queue = 4 * len(config.objective.assign) * config.objective.queue * config.objective.head.dim
     parts = {
         "weights": 4 * parameters / share,
-        "gradients": 4 * parameters / share,
+        "gradients": 4 * trained / share,
         "gradients_not_yet_reduced": 4.0 * sum(p.numel() for block in late for p in block.parameters()),
-        "optimizer": 4 * moments * parameters / share,
-        "guard": 0.0 if config.optimizer.name in ("larc", "lars") else 4 * (1 + moments) * parameters / share,
+        "optimizer": 4 * moments * trained / share,
+        "guard": 0.0 if config.optimizer.name in ("larc", "lars") else 4 * (1 + moments) * trained / share,
         "gathered": 2 * (4 + width) * largest if sharded else 0.0,
         "activations": kept,
-        "scores_and_queue": scores + queue,
+        "objective": config.objective.memory(outputs, config.train.batch),
     }
     return {name: size / GB for name, size in parts.items()} | {"total": sum(parts.values()) / GB}
 
 
 def activations(config: settings.Config) -> float:
     """Numbers that the backward pass keeps of one image, over all of its crops."""
-    network, trunk, _ = outline(config)
+    network = outline(config)
+    trunk = network.trunk
     chosen = set(checkpointed(trunk, config.train.activation_checkpointing))
     total = 0.0
     inside = {layer: block for block in trunk.blocks() for layer in block.modules()}
@@ -160,7 +162,7 @@ def problems(
     config: settings.Config, derived: settings.Derived, gpus: int, needed: float, gpu_memory: float | None
 ) -> list[str]:
     """What looks wrong, a sentence each; empty where nothing does."""
-    batch, objective, found = config.train.batch, config.objective, []
+    batch, found = config.train.batch, []
     if batch % gpus:
         found.append(f"train.batch {batch} is not divisible by {gpus} GPUs: choose {batch // gpus * gpus or gpus}")
     elif derived.images_per_rank < 2:
@@ -180,10 +182,7 @@ def problems(
     if derived.warmup_steps >= derived.steps:
         found.append(f"optimizer.warmup_images: the warm-up ({derived.warmup_steps} steps) is not over when the run is "
                      f"({derived.steps})")  # fmt: skip
-    if derived.freeze_steps >= derived.steps:
-        found.append("objective.freeze_images: the prototypes never move in this run")
-    if objective.queue and derived.queue_start_steps >= derived.steps:
-        found.append("objective.queue_start_images: the queue is never used in this run")
+    found += config.objective.problems(batch, derived.images)
     if gpu_memory is not None and needed > gpu_memory:
         found.append(f"about {needed:.1f} GB a GPU are needed, more than {gpu_memory:g}: set "
                      "train.activation_checkpointing or train.accumulate, or take more GPUs")  # fmt: skip

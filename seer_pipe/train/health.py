@@ -8,20 +8,21 @@ later. What is done then is ``Policy``'s: skip, after some in a row roll back, a
 from __future__ import annotations
 
 import faulthandler
-import math
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from seer_pipe import config as settings
+from seer_pipe.distributed.collectives import local
+from seer_pipe.objectives.base import Objective
+from seer_pipe.objectives.settings import Sign
 from seer_pipe.optim.larc import Larc
 
 
@@ -36,27 +37,33 @@ class Verdict(NamedTuple):
 class Guard:
     """Takes back a step that must not count. Around each: ``keep``, backward, ``check``, the update, ``settle``.
 
-    It holds a copy of buffers and, where the optimiser is none that can skip a step itself (LARC and LARS can), of
-    parameters and optimiser state, sharded as they are. (A counter that an optimiser keeps on the host counts a skipped
-    step. Prototypes stay normalised.) ``stop`` may be set at any time, and travels with the next ``check``.
+    It holds a copy of buffers, of the objective's state and, where the optimiser is none that can skip a step itself
+    (LARC and LARS can), of parameters and optimiser state, sharded as they are; state that is too large for a copy
+    takes itself back. (A counter that an optimiser keeps on the host counts a skipped step. What `before_step`
+    normalises stays so.) ``stop`` may be set at any time, and travels with the next ``check``.
     """
 
-    def __init__(self, network: nn.Module, optimizer: Optimizer, device: torch.device) -> None:
-        self._parameters = list(network.parameters())
+    def __init__(self, network: nn.Module, optimizer: Optimizer, objective: Objective, device: torch.device) -> None:
+        self._parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self._skips = optimizer if isinstance(optimizer, Larc) else None
         moved = [*self._parameters, *(value for own in optimizer.state.values() for value in own.values())]
         kept = [*network.buffers(), *(moved if self._skips is None else [])]
-        live = [_local(tensor.detach()) for tensor in kept if isinstance(tensor, Tensor)]
-        self._live = [tensor for tensor in live if tensor.device.type == device.type]
-        self._kept = [tensor.clone() for tensor in self._live]
+        live = [local(tensor) for tensor in kept if isinstance(tensor, Tensor)]
+        self._network = [tensor for tensor in live if tensor.device.type == device.type]
+        self._objective = objective
+        self._kept = [tensor.clone() for tensor in self._live()]
         self._device = device
-        self._bad = torch.zeros((), dtype=torch.bool, device=device)
+        self.bad = torch.zeros((), dtype=torch.bool, device=device)  # the last step, on the device
         self._sent: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
         self.stop = False
 
+    def _live(self) -> list[Tensor]:
+        """Asked for each time: an objective may have put other tensors in the place of its own."""
+        return [*self._network, *map(local, self._objective.tensors())]
+
     @torch.no_grad()
     def keep(self) -> None:
-        torch._foreach_copy_(self._kept, self._live)
+        torch._foreach_copy_(self._kept, self._live())
 
     @torch.no_grad()
     def check(self, loss: Tensor, *, gradients: bool = True) -> None:
@@ -66,8 +73,8 @@ class Guard:
         """
         bad_loss = bad = ~loss.detach().isfinite().all()
         if gradients:
-            local = [_local(p.grad) for p in self._parameters if p.grad is not None]
-            bad = bad_loss | ~torch.stack(torch._foreach_norm(local, 2, torch.float32)).isfinite().all()
+            gradients_here = [local(p.grad) for p in self._parameters if p.grad is not None]
+            bad = bad_loss | ~torch.stack(torch._foreach_norm(gradients_here, 2, torch.float32)).isfinite().all()
         rank = dist.get_rank() if dist.is_initialized() else 0
         flags = torch.stack([
             bad.float(),
@@ -76,9 +83,9 @@ class Guard:
         ])  # fmt: skip
         if dist.is_initialized():
             dist.all_reduce(flags, dist.ReduceOp.MAX)
-        self._bad = flags[0] > 0
+        self.bad = flags[0] > 0
         if self._skips is not None:
-            self._skips.skip = self._bad
+            self._skips.skip = self.bad
         if self._device.type == "cuda":
             host = torch.empty(flags.shape, pin_memory=True)
             host.copy_(flags, non_blocking=True)
@@ -90,8 +97,10 @@ class Guard:
 
     @torch.no_grad()
     def settle(self) -> None:
-        for live, kept in zip(self._live, self._kept, strict=True):
-            torch.where(self._bad, kept, live, out=live)
+        for live, kept in zip(self._live(), self._kept, strict=True):
+            torch.where(self.bad, kept, live, out=live)
+        for state in self._objective.reversibles():
+            state.take_back(self.bad)
 
     def verdicts(self, *, all_steps: bool = False) -> list[Verdict]:
         """Those of the steps before the last, that were not told yet; with ``all_steps`` the last one's too."""
@@ -150,42 +159,19 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
 
-class Collapse:
-    """Finds in the metrics of logged steps that a run does not learn, and says what to try; once for each sign.
-
-    ``floor``: the loss of a uniform prediction, ln K. What to try is what users and authors of SwAV found to help
-    (facebookresearch/swav, issues 12, 62, 69, 88, 120).
-    """
+class Signs:
+    """Watches the objective's signs in the metrics of logged steps, and says what to try; once for each sign."""
 
     PATIENCE = 10  # logged steps in a row that show a sign
 
-    def __init__(self, floor: float) -> None:
-        self._floor = floor
-        self._signs: dict[str, int] = {}
+    def __init__(self, signs: Sequence[Sign]) -> None:
+        self._seen = dict.fromkeys(signs, 0)
 
     def look(self, values: Mapping[str, float], settled: bool) -> Iterable[str]:
-        """Warnings that became due. ``settled``: the warm-up and the freezing of prototypes are over."""
-        found = {
-            "the loss is at ln K: predictions are uniform; try a longer objective.freeze_images, fewer prototypes, a "
-            "smaller objective.epsilon or queue, a lower optimizer.lr":
-                abs(values.get("loss_above_ln_k", math.inf)) < 0.01 * self._floor,
-            "codes are as good as uniform; try a smaller objective.epsilon":
-                values.get("code_entropy", 0.0) > 0.98 * self._floor,
-            "few prototypes are ever predicted; try more objective.sinkhorn_iterations, fewer prototypes, or a lower "
-            "optimizer.lr":
-                values.get("prediction_entropy", math.inf) < 0.1 * self._floor,
-            "embeddings lie in one direction; try a lower optimizer.lr, or a longer optimizer.warmup_images":
-                values.get("embedding_std", math.inf) < 0.1 or values.get("effective_rank", math.inf) < 2,
-            "more than half of the prototypes are nearest to no image; try fewer prototypes, or a larger batch or "
-            "queue":
-                values.get("prototypes_dead", 0.0) > 0.5,
-        }  # fmt: skip
-        for text, seen in found.items():
-            self._signs[text] = self._signs.get(text, 0) + 1 if seen and settled else 0
-            if self._signs[text] == self.PATIENCE:
-                yield text
-
-
-def _local(tensor: Tensor | None) -> Tensor:
-    assert tensor is not None
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        """Warnings that became due. ``settled``: the warm-up, and what the objective holds fixed at first, are over."""
+        for sign, times in self._seen.items():
+            verdict = sign.judge(values)
+            bad = settled and verdict is not None and not verdict[0]
+            self._seen[sign] = times + 1 if bad else 0
+            if self._seen[sign] == self.PATIENCE and verdict is not None:
+                yield f"{verdict[1]}; {sign.advice}"

@@ -27,13 +27,13 @@ from seer_pipe.data.sources import Order, Shards, open_cache, open_data
 from seer_pipe.data.views import VIEWS_VERSION
 from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk, build_trunk
-from seer_pipe.objectives.base import Network
+from seer_pipe.objectives.base import Moment, Network
 from seer_pipe.train import build
 from seer_pipe.train.boards import check_boards
 from seer_pipe.train.checkpoint import store_of
 from seer_pipe.train.events import Event, Events, Tell
 from seer_pipe.train.folder import Agreement, agree, lay_out, only_start, set_aside
-from seer_pipe.train.health import Collapse, Guard, Policy, Watchdog
+from seer_pipe.train.health import Guard, Policy, Signs, Watchdog
 from seer_pipe.train.heartbeat import Heartbeat, State, read_heartbeat
 from seer_pipe.train.machine import machine
 from seer_pipe.train.parallel import World, assign, join
@@ -128,19 +128,18 @@ class Trainer:
         spread = build.spread_network(config, world)
         self.network, self.objective = spread.network, spread.objective
         parameters = sum(parameter.numel() for parameter in self.network.parameters())
-        say(f"  {spread.trunk.name}: {parameters / 1e6:.1f} M parameters with head; {world.size} x {world.device.type}")
+        name, millions = self.network.trunk.name, parameters / 1e6
+        say(f"  {name}: {millions:.1f} M parameters with head; {world.size} x {world.device.type}")
         self.optimizer: Optimizer = build.build_optimizer(config.optimizer, self.network)
         zero_state(self.optimizer)
-        self.guard = Guard(self.network, self.optimizer, world.device)
+        self.guard = Guard(self.network, self.optimizer, self.objective, world.device)
         self.derived = settings.derive(config, plan.total, world.size)
-        self.train_step = TrainStep(
-            config, self.derived, spread.forward, self.objective, self.optimizer, world, self.guard
-        )
+        self.train_step = TrainStep(config, self.derived, spread, self.optimizer, world, self.guard)
         self.keeper = Keeper(
             store_of(run, config), self.network, self.optimizer, self.objective, config.train,
             identity, world, say, note,
         )  # fmt: skip
-        self.policy, self.collapse = Policy(config.health), Collapse(self.derived.ln_prototypes)
+        self.policy, self.signs = Policy(config.health), Signs(config.objective.signs())
         self.step = self.images = 0  # finished steps, and images that they saw
         self.offset = 0  # batches of the data that rollbacks left out: step s takes batch s + offset
         self._judged = 0  # the last step whose verdict is known
@@ -175,6 +174,7 @@ class Trainer:
             self.hooks.initialise(trunk)
             for name, tensor in self.network.trunk.state_dict().items():
                 assign(tensor, trunk.state_dict()[name])
+            build.begin_copies(self.network)
         return found
 
     def _take(self, found: Mapping[str, Any]) -> None:
@@ -344,7 +344,7 @@ class Trainer:
         finished = self.step + 1
         probing = self.hooks.probe is not None and self._is_probed()
         log = probing or finished % self.config.train.log_every == 0 or finished in (1, self.derived.steps)
-        told = self.train_step(batch.crops, self.images, log)
+        told = self.train_step(batch.crops, self._moment(batch), log)
         self.step = finished
         self.images += self.config.train.batch
         clock.images += self.config.train.batch
@@ -356,22 +356,27 @@ class Trainer:
                 values["knn"] = self._knn
             self._log(values)
 
+    def _moment(self, batch: Batch) -> Moment:
+        return Moment(self.images, self.derived.images, batch.samples, batch.epochs)
+
     def _log(self, values: dict[str, float]) -> None:
         self._collect_replaced()
         values["images"] = self.images
+        chance = self.derived.chance_loss
+        if chance is not None:
+            values["loss_above_chance"] = values["loss"] - chance
         self.beat("running", values.get("loss"))
         if self.metrics is not None:
             self.metrics.write(self.step, values)
         if self.hooks.tell is None:
             self.say(
-                f"step {self.step}/{self.derived.steps}  loss {values['loss']:.4f} "
-                f"(ln K {self.derived.ln_prototypes:.4f})  lr {values['lr']:.4g}  "
+                f"step {self.step}/{self.derived.steps}  loss {values['loss']:.4f}"
+                f"{'' if chance is None else f' (chance {chance:.4f})'}  lr {values['lr']:.4g}  "
                 f"{values['images_per_s']:.1f} images/s  waiting {values['data_wait']:.0%}"
             )
         elif self.world.is_first:
             self.hooks.tell({"event": "step", "step": self.step, "steps": self.derived.steps, **finite(values)})
-        settled = self.step > max(self.derived.warmup_steps, self.derived.freeze_steps)
-        for warning in self.collapse.look(values, settled):
+        for warning in self.signs.look(values, settled=self.step > self.derived.settled_steps):
             self.note("warning", self.step, reason=warning)
             self.say(f"warning: {warning}")
 

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from seer_pipe import config as settings
+from seer_pipe.distributed.collectives import local
 from seer_pipe.errors import UserError
 from seer_pipe.objectives.base import Objective
 from seer_pipe.store import Store
@@ -57,6 +58,7 @@ def run_state(network: nn.Module, optimizer: Optimizer, objective: Objective) ->
         **{
             f"optimizer/{name}/{key}": value
             for name, parameter in network.named_parameters()
+            if parameter in optimizer.state  # momentum copies have none
             for key, value in sorted(optimizer.state[parameter].items())
             if isinstance(value, Tensor)
         },
@@ -98,13 +100,15 @@ def restore(
     target: Tensors = {}
     for name, tensor in run_state(network, optimizer, objective).items():
         if name.startswith("objective/"):
+            if isinstance(tensor, DTensor):
+                target[name] = tensor  # a rank's part is enough for it
             continue
         if name.startswith("optimizer/") and name not in found.index:
             tensor.zero_()  # format 1 had no state of a parameter that never moved
             continue
         target[name] = tensor
     kept = {name: stored.shape for name, stored in found.index.items() if not name.startswith("objective/")}
-    own = {name: tuple(tensor.shape) for name, tensor in target.items()}
+    own = {name: tuple(tensor.shape) for name, tensor in target.items() if not name.startswith("objective/")}
     if kept != own:
         differing = sorted(name for name in kept.keys() | own.keys() if kept.get(name) != own.get(name))
         name = differing[0]
@@ -115,7 +119,7 @@ def restore(
     lent = {
         name: torch.empty(stored.shape, dtype=stored.dtype)
         for name, stored in found.index.items()
-        if name.startswith("objective/")
+        if name.startswith("objective/") and name not in target
     }
     found.load(target | lent, group)
     objective.load_state_dict({name.removeprefix("objective/"): tensor for name, tensor in lent.items()})
@@ -240,10 +244,10 @@ class Keeper:
         if self.saved != state["step"]:  # else a start before this one was killed in its rehearsal, or refused
             self.save(state)
             self.finish(must=True)
-        before = {name: _local(tensor).clone() for name, tensor in run_state(*self._parts).items()}
+        before = {name: local(tensor).clone() for name, tensor in run_state(*self._parts).items()}
         self.restore()
         after = run_state(*self._parts)
-        if not all(torch.equal(_local(after[name]), tensor) for name, tensor in before.items()):
+        if not all(torch.equal(local(after[name]), tensor) for name, tensor in before.items()):
             raise RuntimeError("what was loaded is not what was saved")
         problem = self._too_full(state["step"], extra) if self._world.is_first else None
         problem = self._world.gather(problem)[0]
@@ -290,8 +294,3 @@ class Keeper:
                     f"({kept[:12]}, now {now[:12]}): {ADVICE[name]}"
                 )
         return found
-
-
-def _local(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

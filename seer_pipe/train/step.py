@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from seer_pipe.config import Config, Derived
-from seer_pipe.objectives.base import Objective
+from seer_pipe.distributed.collectives import local
+from seer_pipe.objectives.base import Moment
 from seer_pipe.train import build
 from seer_pipe.train.health import Guard
 from seer_pipe.train.parallel import World
@@ -23,20 +24,20 @@ Metrics = dict[str, Tensor]
 
 
 class TrainStep:
-    """Forward, loss, backward, update. ``forward`` is the network as it is spread over the processes."""
+    """Forward, loss, backward, update of a network that is spread over the processes."""
 
     def __init__(
         self,
         config: Config,
         derived: Derived,
-        forward: nn.Module,
-        objective: Objective,
+        spread: build.Spread,
         optimizer: Optimizer,
         world: World,
         guard: Guard,
     ) -> None:
         self._config, self.derived = config, derived
-        self._forward, self._objective, self._optimizer = forward, objective, optimizer
+        self._network, self._forward, self._objective = spread.network, spread.forward, spread.objective
+        self._optimizer = optimizer
         self._guard = guard
         self.rate_factor = 1.0  # lowered by a rollback
         self._device = world.device.type
@@ -45,53 +46,73 @@ class TrainStep:
         #: float16 loses small gradients: they are scaled up. A step whose gradients overflow moves nothing.
         self.scaler = torch.amp.GradScaler(self._device, enabled=self._autocast == torch.float16)
 
-    def __call__(self, crops: Sequence[Tensor], images: int, log: bool) -> Mapping[str, float | Tensor]:
-        """Train on this rank's ``crops``, each [n, 3, S, S], when ``images`` images were seen before.
+    def __call__(self, crops: Sequence[Tensor], moment: Moment, log: bool) -> Mapping[str, float | Tensor]:
+        """Train on this rank's ``crops``, each [n, 3, S, S].
 
-        Returns what is to be told of the step: the learning rate, and with ``log`` the objective's metrics.
+        Returns what is to be logged of the step: the learning rate, and with ``log`` the objective's metrics.
         """
-        rate = build.rate_at(self._config.optimizer, self.derived, images) * self.rate_factor
+        rate = build.rate_at(self._config.optimizer, self.derived, moment.images) * self.rate_factor
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            peak = self.derived.peak_lr * self.rate_factor
+            group["lr"] = group["rate"] * (peak if group["constant"] else rate)
+        self._refresh(moment)
         self._guard.keep()
         self._optimizer.zero_grad()
-        self._objective.before_step(images)
+        self._objective.before_step(moment)
         whole = self._config.train.accumulate == 1
-        loss, metrics = (self._backward if whole else self._backward_in_pieces)(crops, images, log)
+        loss, metrics = (self._backward if whole else self._backward_in_pieces)(crops, moment, log)
         self.scaler.unscale_(self._optimizer)
-        self._objective.after_backward(images)
+        self._objective.after_backward(moment)
         # In float16 a gradient past its range is the scaler's to skip.
         self._guard.check(loss, gradients=not self.scaler.is_enabled())
         self.scaler.step(self._optimizer)
         self.scaler.update()
-        self._objective.after_step(images)
+        self._objective.after_step(moment)
         self._guard.settle()
+        if copies := self._network.copies():
+            follow(copies, self._objective.momentum(moment), self._guard.bad)
         return {**metrics, "lr": rate}
 
-    def _backward(self, crops: Sequence[Tensor], images: int, log: bool) -> tuple[Tensor, Metrics]:
-        loss, metrics = self._objective.loss(self._outputs(crops), images, log)
+    def _refresh(self, moment: Moment) -> None:
+        """Where this step is the first at which a multiple of the objective's interval was seen."""
+        every = self._objective.refresh_images
+        if every is not None:
+            before = max(0, moment.images - self._config.train.batch)
+            if (number := moment.images // every) > before // every:
+                self._objective.refresh(number, moment)
+
+    def _backward(self, crops: Sequence[Tensor], moment: Moment, log: bool) -> tuple[Tensor, Metrics]:
+        loss, metrics = self._objective.loss(self._outputs(crops), moment, log)
         self.scaler.scale(loss).backward()
         return loss, metrics
 
-    def _backward_in_pieces(self, crops: Sequence[Tensor], images: int, log: bool) -> tuple[Tensor, Metrics]:
+    def _backward_in_pieces(self, crops: Sequence[Tensor], moment: Moment, log: bool) -> tuple[Tensor, Metrics]:
         """The gradient of the whole batch's loss, with the activations of one piece of it in memory at a time.
 
-        The loss, and with it SwAV's codes, sees the outputs of all pieces (see `Objective`). BatchNorm normalises
-        each piece by the piece's statistics, over all synchronised ranks. The running ones move once a step, by all
-        pieces (see `PieceStatistics`); the first forward leaves them alone. What it costs is that forward.
+        The loss sees the outputs of all pieces (see `Objective`). BatchNorm normalises each piece by the piece's
+        statistics, over all synchronised ranks. The running ones move once per step, by all pieces (see
+        `PieceStatistics`); the first forward leaves them alone. What it costs is that forward.
         """
         pieces = list(zip(*(crop.chunk(self._config.train.accumulate) for crop in crops), strict=True))
         with torch.no_grad(), frozen_statistics(self._forward):
             flat = [tree_flatten(self._outputs(piece)) for piece in pieces]
-        joined = [self._join(parts).requires_grad_() for parts in zip(*(leaves for leaves, _ in flat), strict=True)]
-        loss, metrics = self._objective.loss(tree_unflatten(joined, flat[0][1]), images, log)
-        gradients = torch.autograd.grad(self.scaler.scale(loss), joined, allow_unused=True)
+        images = len(pieces[0][0])
+        joined = [_join(parts, images) for parts in zip(*(leaves for leaves, _ in flat), strict=True)]
+        moved = [leaf.requires_grad_() for leaf in joined if leaf.is_floating_point()]
+        loss, metrics = self._objective.loss(tree_unflatten(joined, flat[0][1]), moment, log)
+        found = iter(torch.autograd.grad(self.scaler.scale(loss), moved, allow_unused=True))
+        gradients = [next(found) if leaf.is_floating_point() else None for leaf in joined]
         statistics = PieceStatistics(self._forward)
         for number, piece in enumerate(pieces):
             with self._without_reduction() if number + 1 < len(pieces) else nullcontext():
                 leaves, _ = tree_flatten(self._outputs(piece))
-                wanted = [(leaf, g) for leaf, g in zip(leaves, gradients, strict=True) if g is not None]
-                parts = [self._by_crop(g).chunk(len(pieces), dim=1)[number].flatten(0, 1) for _, g in wanted]
+                wanted = [
+                    (leaf, g) for leaf, g in zip(leaves, gradients, strict=True) if g is not None and leaf.requires_grad
+                ]
+                parts = [
+                    g.unflatten(0, (-1, images * len(pieces))).chunk(len(pieces), dim=1)[number].flatten(0, 1)
+                    for _, g in wanted
+                ]
                 torch.autograd.backward([leaf for leaf, _ in wanted], parts)
             statistics.add()
         statistics.settle()
@@ -103,14 +124,26 @@ class TrainStep:
         with torch.autocast(self._device, self._autocast, enabled=self._autocast is not None, cache_enabled=cache):
             return self._forward([crop.contiguous(memory_format=self._layout) for crop in crops])
 
-    def _join(self, parts: Sequence[Tensor]) -> Tensor:
-        """Rows of pieces, each in crop-major order, to those of the batch in crop-major order."""
-        return torch.cat([self._by_crop(part) for part in parts], dim=1).flatten(0, 1)
-
-    def _by_crop(self, rows: Tensor) -> Tensor:
-        return rows.unflatten(0, (self._objective.crops, -1))
-
     def _without_reduction(self) -> AbstractContextManager[None]:
         """DDP reduces once, after the last piece. FSDP2 after each, or whole gradients would wait on every rank."""
         no_sync: AbstractContextManager[None] = getattr(self._forward, "no_sync", nullcontext)()
         return no_sync
+
+
+def _join(parts: Sequence[Tensor], images: int) -> Tensor:
+    """Rows of pieces of so many images, each in crop-major order, to those of the batch in crop-major order."""
+    return torch.cat([part.unflatten(0, (-1, images)) for part in parts], dim=1).flatten(0, 1)
+
+
+@torch.no_grad()
+def follow(copies: Sequence[tuple[nn.Module, nn.Module]], momentum: float, bad: Tensor) -> None:
+    """Move each copy's parameters to ``momentum`` · copy + (1 − momentum) · original, in place; not where ``bad``.
+
+    In place, so that sharded copies see it in their next forward. Buffers of a copy are its own.
+    """
+    weight = (1.0 - momentum) * (~bad).float()
+    for copy, original in copies:
+        mine = [local(parameter) for parameter in copy.parameters()]
+        way = torch._foreach_sub([local(parameter) for parameter in original.parameters()], mine)
+        torch._foreach_mul_(way, weight)
+        torch._foreach_add_(mine, way)

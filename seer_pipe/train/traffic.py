@@ -1,42 +1,22 @@
 """What the ranks of a run send each other in a step, collective by collective, from the recipe alone.
 
-Counted as torch calls them, in the steady state: prototypes no longer frozen, the queue full, nothing logged.
+Counted as torch calls them, in the steady state with nothing logged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seer_pipe import config as settings
-from seer_pipe.models import Trunk
-from seer_pipe.objectives.sinkhorn import LOG_DOMAIN_BELOW
+from seer_pipe.distributed.traffic import FLOAT, Collectives
+from seer_pipe.objectives.base import Network
 from seer_pipe.train.build import checkpointed, outline, parameter_groups
 from seer_pipe.train.syncbn import groups
 
-FLOAT = 4  # bytes: all that travels is float32
 GPUS_OF_A_NODE = 8  # for train.shard_within: node
-
-
-@dataclass(frozen=True)
-class Collectives:
-    """Those of one kind for one purpose, a step. ``bytes``: of whole tensors, as every rank has them at the end."""
-
-    part: str
-    kind: Literal["all_gather", "reduce_scatter", "all_reduce"]
-    ranks: int
-    calls: int
-    bytes: int
-
-    @property
-    def sent(self) -> float:
-        """Bytes that a rank sends (and receives) in rings: Patarasuk and Yuan 2009, optimal in bandwidth."""
-        turns = 2 if self.kind == "all_reduce" else 1
-        return turns * self.bytes * (self.ranks - 1) / self.ranks
 
 
 def traffic(config: settings.Config, gpus: int) -> list[Collectives]:
@@ -44,15 +24,18 @@ def traffic(config: settings.Config, gpus: int) -> list[Collectives]:
     ranks, _ = groups(config.train, gpus)
     if gpus == 1:
         return []
-    network, trunk, _ = outline(config)
-    found = [*_objective(config, gpus), Collectives("agreement", "all_reduce", gpus, 1, 3 * FLOAT)]
+    network = outline(config)
+    found = [
+        *config.objective.collectives(config.train.batch, gpus),
+        Collectives("agreement", "all_reduce", gpus, 1, 3 * FLOAT),
+    ]
     if ranks > 1:
-        found += _batch_norm(config, network, trunk, ranks)
+        found += _batch_norm(config, network, ranks)
     if config.train.parallel == "ddp":
-        size = FLOAT * sum(parameter.numel() for parameter in network.parameters())
+        size = FLOAT * sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
         buckets = max(1, -(-size // (25 << 20)))  # DDP's bucket_cap_mb; how it fills them is its own
         return [*found, Collectives("gradients", "all_reduce", gpus, buckets, size)]
-    return found + _sharded(config, network, trunk, gpus)
+    return found + _sharded(config, network, gpus)
 
 
 def shard_ranks(config: settings.Config, gpus: int) -> int:
@@ -66,17 +49,17 @@ def resolutions(config: settings.Config) -> int:
     return len({crop.size for crop in config.views.crops})
 
 
-def _sharded(config: settings.Config, network: nn.Module, trunk: Trunk, gpus: int) -> list[Collectives]:
+def _sharded(config: settings.Config, network: Network, gpus: int) -> list[Collectives]:
     ranks, pieces, sizes = shard_ranks(config, gpus), config.train.accumulate, resolutions(config)
-    blocks = trunk.blocks()
-    again = checkpointed(trunk, config.train.activation_checkpointing)
+    blocks = network.trunk.blocks()
+    again = checkpointed(network.trunk, config.train.activation_checkpointing)
     whole, in_blocks, in_again = (
         FLOAT * pieces * _padded((p for unit in units for p in unit.parameters()), ranks)
         for units in ([network], blocks, again)
     )
     # A block is gathered for each resolution in forward and again in backward; recomputation finds it gathered. With
-    # several pieces, once more for the forward without gradient. What is in no block, the prototypes too, stays
-    # gathered until the backward is over. Gradients are reduced once, those of recomputed blocks once a resolution.
+    # several pieces, once more for the forward without gradient. What is in no block stays gathered
+    # until the backward is over. Gradients are reduced once, those of recomputed blocks once a resolution.
     gathers = sizes * (3 if pieces > 1 else 2)
     more = sizes - 1
     calls, size = pieces * (len(blocks) + 1 + more * len(again)), whole + more * in_again
@@ -88,7 +71,8 @@ def _sharded(config: settings.Config, network: nn.Module, trunk: Trunk, gpus: in
     if gpus > ranks:
         found.append(Collectives("gradients across groups", "all_reduce", gpus // ranks, calls, size // ranks))
     if config.optimizer.name in ("larc", "lars"):
-        adapted = len(parameter_groups(network, config.optimizer.exclude)[0]["params"])
+        groups = parameter_groups(network, config.optimizer.exclude)
+        adapted = sum(len(group["params"]) for group in groups if group.get("adapt", True))
         found.append(Collectives("norms", "all_reduce", ranks, 1, FLOAT * 2 * adapted))
     return found
 
@@ -98,11 +82,15 @@ def _padded(parameters: Iterable[Tensor], ranks: int) -> int:
     return sum(-(-p.shape[0] // ranks) * ranks * (p.numel() // p.shape[0]) for p in parameters)
 
 
-def _batch_norm(config: settings.Config, network: nn.Module, trunk: Trunk, ranks: int) -> list[Collectives]:
+def _batch_norm(config: settings.Config, network: Network, ranks: int) -> list[Collectives]:
     """A gather of mean, variance and count of each forward, a sum of two vectors of each backward."""
     pieces = config.train.accumulate
-    again = {layer for block in checkpointed(trunk, config.train.activation_checkpointing) for layer in block.modules()}
-    in_trunk = set(trunk.modules())
+    again = {
+        layer
+        for block in checkpointed(network.trunk, config.train.activation_checkpointing)
+        for layer in block.modules()
+    }
+    in_trunk = set(network.trunk.modules())
     gathers = sums = gathered = summed = 0
     for layer in network.modules():
         if isinstance(layer, _BatchNorm):
@@ -115,17 +103,3 @@ def _batch_norm(config: settings.Config, network: nn.Module, trunk: Trunk, ranks
         Collectives("BatchNorm", "all_gather", ranks, gathers, gathered),
         Collectives("BatchNorm", "all_reduce", ranks, sums, summed),
     ]
-
-
-def _objective(config: settings.Config, gpus: int) -> list[Collectives]:
-    wanted, crops = config.objective, len(config.objective.assign)
-    scores = FLOAT * crops * wanted.prototypes
-    if wanted.epsilon < LOG_DOMAIN_BELOW:
-        calls, size = 2 * wanted.sinkhorn_iterations, 2 * wanted.sinkhorn_iterations * scores
-    else:
-        calls, size = 1 + wanted.sinkhorn_iterations, FLOAT * crops + wanted.sinkhorn_iterations * scores
-    found = [Collectives("Sinkhorn", "all_reduce", gpus, calls, size)]
-    if wanted.queue:
-        rows = FLOAT * crops * config.train.batch * wanted.head.dim
-        found.append(Collectives("queue", "all_gather", gpus, 1, rows))
-    return found

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seer_pipe.objectives.sinkhorn import sinkhorn
+from seer_pipe.objectives.swav.sinkhorn import sinkhorn
 from tests.distributed import run_ranks
 
 EPS = [0.05, 0.03, 0.02, 0.005]  # both forms, and below the range of float32

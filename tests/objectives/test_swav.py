@@ -14,10 +14,13 @@ from torch.distributed.tensor import DTensor
 
 from seer_pipe.errors import UserError
 from seer_pipe.objectives.base import Network
-from seer_pipe.objectives.swav import Swav, SwavHead, SwavOutput
+from seer_pipe.objectives.swav.objective import Swav, SwavHead, SwavOutput
+from seer_pipe.objectives.swav.settings import SwavSettings
 from seer_pipe.optim.larc import Larc
+from seer_pipe.train.health import Guard
 from tests.distributed import run_ranks
 from tests.host_sync import no_host_sync
+from tests.objectives.moments import at
 from tests.objectives.test_sinkhorn import reference as sinkhorn_reference
 
 CROPS, BATCH, WIDTH, DIM, PROTOTYPES = 4, 12, 10, 6, 20
@@ -67,9 +70,9 @@ def test_loss_gradients_and_queue_equal_the_published_algorithm_over_steps() -> 
     swav = build(queue_length=3 * BATCH, queue_start=start)
     published = Reference(3 * BATCH)
     for step in range(8):
-        swav.before_step(step * BATCH)
+        swav.before_step(at(step * BATCH))
         output = swav.head(features(step).flatten(0, 1))
-        loss, _ = swav.loss(output, step * BATCH)
+        loss, _ = swav.loss(output, at(step * BATCH))
 
         z = output.embeddings.detach().double().unflatten(0, (CROPS, -1)).requires_grad_()
         prototypes = swav.head.prototypes.weight.detach().double().requires_grad_()
@@ -96,16 +99,16 @@ def test_gradient_check_of_the_cross_entropy() -> None:
 
 def test_uniform_predictions_cost_ln_k() -> None:
     swav = build()
-    loss, metrics = swav.loss(SwavOutput(torch.ones(8, DIM), torch.ones(8, PROTOTYPES)), 0, log=True)
+    loss, metrics = swav.loss(SwavOutput(torch.ones(8, DIM), torch.ones(8, PROTOTYPES)), at(0), log=True)
     assert loss.item() == pytest.approx(math.log(PROTOTYPES), abs=1e-5)
-    assert metrics["loss_above_ln_k"].item() == pytest.approx(0, abs=1e-5)
+    assert metrics["loss"].item() == pytest.approx(SwavSettings(prototypes=PROTOTYPES).chance_loss, abs=1e-5)
     assert metrics["code_entropy"].item() == pytest.approx(math.log(PROTOTYPES), abs=1e-5)
 
 
 def test_assignment_crops_may_be_any() -> None:
     swav = build(assignment=[3])
     output = swav.head(features(0).flatten(0, 1))
-    loss, _ = swav.loss(output, 0)
+    loss, _ = swav.loss(output, at(0))
     scores = output.scores.double().unflatten(0, (CROPS, -1))
     q = sinkhorn_reference(scores[3], 0.05, 3)
     others = [-(q * F.log_softmax(scores[v] / 0.1, dim=1)).sum(1).mean() for v in (0, 1, 2)]
@@ -119,13 +122,13 @@ def test_prototypes_have_unit_norm_at_every_forward_and_do_not_move_while_frozen
     optimizer = torch.optim.SGD(swav.head.parameters(), lr=1.0, momentum=0.9, weight_decay=0.1)
     for step in range(6):
         images = step * BATCH
-        swav.before_step(images)
-        loss, _ = swav.loss(swav.head(features(step).flatten(0, 1)), images)
+        swav.before_step(at(images))
+        loss, _ = swav.loss(swav.head(features(step).flatten(0, 1)), at(images))
         optimizer.zero_grad()
         loss.backward()
-        swav.after_backward(images)
+        swav.after_backward(at(images))
         optimizer.step()
-        swav.after_step(images)
+        swav.after_step(at(images))
     for weight in seen:
         torch.testing.assert_close(weight.norm(dim=1), torch.ones(PROTOTYPES))
     for frozen in seen[1:4]:  # what the steps 0, 1 and 2 left behind
@@ -146,22 +149,30 @@ def test_the_queue_is_unused_until_full_and_does_not_fill_before_its_start() -> 
     torch.testing.assert_close(queued.queue[:, :BATCH], last)  # newest first
 
 
-def test_a_broken_step_does_not_poison_the_queue() -> None:
-    swav = build(queue_length=BATCH)
-    broken = swav.head(features(0).flatten(0, 1).index_fill(0, torch.tensor(3), math.nan))
-    assert swav.loss(broken, 0)[0].isnan()
-    assert swav.loss(swav.head(features(1).flatten(0, 1)), BATCH, log=True)[0].isfinite()
+def test_a_step_that_is_taken_back_leaves_the_state_as_it_was() -> None:
+    swav = build(queue_length=2 * BATCH)
+    guard = Guard(swav.head, torch.optim.SGD(swav.head.parameters(), lr=0.0), swav, torch.device("cpu"))
+    swav.loss(swav.head(features(0).flatten(0, 1)), at(0))
+    before = [tensor.clone() for tensor in swav.tensors()]
+    guard.keep()
+    broken = swav.head(features(1).flatten(0, 1).index_fill(0, torch.tensor(3), math.nan))
+    loss, _ = swav.loss(broken, at(BATCH))
+    assert loss.isnan()
+    guard.check(loss, gradients=False)
+    guard.settle()
+    assert all(map(torch.equal, swav.tensors(), before))
+    assert swav.loss(swav.head(features(2).flatten(0, 1)), at(2 * BATCH), log=True)[0].isfinite()
 
 
 def test_state_returns_exactly_and_another_shape_is_refused() -> None:
     swav = build(queue_length=2 * BATCH)
     for step in range(3):
-        swav.loss(swav.head(features(step).flatten(0, 1)), step * BATCH)
+        swav.loss(swav.head(features(step).flatten(0, 1)), at(step * BATCH))
     state = {name: value.clone() for name, value in swav.state_dict().items()}
     other = build(queue_length=2 * BATCH)
     other.load_state_dict(state)
     output = swav.head(features(3).flatten(0, 1))
-    losses = [objective.loss(output, 3 * BATCH, log=True) for objective in (swav, other)]
+    losses = [objective.loss(output, at(3 * BATCH), log=True) for objective in (swav, other)]
     assert torch.equal(losses[0][0], losses[1][0])
     assert all(torch.equal(value, losses[1][1][name]) for name, value in losses[0][1].items())
     with pytest.raises(UserError, match=r"queue is \[2, 24, 6\], this run's \[2, 36, 6\]"):
@@ -173,11 +184,11 @@ def test_autocast_leaves_loss_and_scores_in_float32() -> None:
     rows = features(0).flatten(0, 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = swav.head(rows)
-        losses = [swav.loss(output, step * BATCH, log=True)[0] for step in range(2)]
+        losses = [swav.loss(output, at(step * BATCH), log=True)[0] for step in range(2)]
     assert output.scores.dtype == output.embeddings.dtype == losses[0].dtype == torch.float32
     torch.testing.assert_close(output.embeddings.norm(dim=1), torch.ones(len(rows)))
     plain = build(queue_length=BATCH)
-    torch.testing.assert_close(losses, [plain.loss(output, step * BATCH)[0] for step in range(2)], rtol=0, atol=0)
+    torch.testing.assert_close(losses, [plain.loss(output, at(step * BATCH))[0] for step in range(2)], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("assignment", [[], [4], [-1]])
@@ -192,7 +203,7 @@ def test_metrics_tell_spread_from_collapsed_embeddings() -> None:
 
     def metrics(z: Tensor) -> dict[str, float]:
         images = 100 * PROTOTYPES
-        values = build().loss(SwavOutput(z, z @ prototypes.T), images, log=True)[1]
+        values = build().loss(SwavOutput(z, z @ prototypes.T), at(images), log=True)[1]
         return {name: value.item() for name, value in values.items()}
 
     spread = metrics(F.normalize(torch.randn(CROPS * 500, DIM), dim=1))
@@ -229,11 +240,11 @@ def train(shard: bool) -> dict[str, Any]:
     metrics, weights = [], []
     for step in range(5):
         images = step * BATCH
-        swav.before_step(images)
+        swav.before_step(at(images))
         rows = features(step).chunk(world, dim=1)[rank].flatten(0, 1)
-        loss, values = swav.loss(swav.head(rows), images, log=True)
+        loss, values = swav.loss(swav.head(rows), at(images), log=True)
         loss.backward()
-        swav.after_backward(images)
+        swav.after_backward(at(images))
         metrics.append(values)
         for parameter in swav.head.parameters():
             if parameter.grad is not None:
@@ -267,14 +278,14 @@ def test_it_learns() -> None:
     for step in range(150):
         kind = torch.randint(8, (64,))
         crops = [kinds[kind] + 0.5 * torch.randn(64, 3, size, size) for size in (12, 12, 8)]
-        swav.before_step(step * 64)
+        swav.before_step(at(step * 64))
         outputs = network(crops)
-        loss, metrics = swav.loss(outputs, step * 64, log=True)
+        loss, metrics = swav.loss(outputs, at(step * 64), log=True)
         optimizer.zero_grad()
         loss.backward()
-        swav.after_backward(step * 64)
+        swav.after_backward(at(step * 64))
         optimizer.step()
-    assert metrics["loss_above_ln_k"] < -0.8
+    assert metrics["loss"] < math.log(16) - 0.8
     assert metrics["embedding_std"] > 0.5
     nearest = outputs.scores[:64].argmax(dim=1)
     same_kind = kind[:, None] == kind
@@ -291,12 +302,12 @@ def two_steps(device: str) -> None:
         rows = torch.randn(CROPS * BATCH, WIDTH)
     with no_host_sync(device):
         for step in range(2):
-            swav.before_step(step * BATCH)
-            loss, _ = swav.loss(swav.head(rows), step * BATCH)
+            swav.before_step(at(step * BATCH))
+            loss, _ = swav.loss(swav.head(rows), at(step * BATCH))
             loss.backward()
-            swav.after_backward(step * BATCH)
+            swav.after_backward(at(step * BATCH))
             optimizer.step()
-            swav.after_step(step * BATCH)
+            swav.after_step(at(step * BATCH))
     assert swav.queue_filled == BATCH
 
 
@@ -318,14 +329,14 @@ def test_a_batch_in_pieces_gives_the_gradient_of_the_whole() -> None:
         return [parameter.grad for parameter in swav.head.parameters()]
 
     whole = build(queue_length=BATCH)
-    whole.loss(whole.head(batch.flatten(0, 1)), 0)[0].backward()
+    whole.loss(whole.head(batch.flatten(0, 1)), at(0))[0].backward()
 
     swav = build(queue_length=BATCH)
     pieces = [piece.flatten(0, 1) for piece in batch.split(5, dim=1)]
     with torch.no_grad():
         outputs = [[rows.unflatten(0, (CROPS, -1)) for rows in swav.head(piece)] for piece in pieces]
     joined = SwavOutput(*(torch.cat(rows, dim=1).flatten(0, 1).requires_grad_() for rows in zip(*outputs, strict=True)))
-    swav.loss(joined, 0)[0].backward()
+    swav.loss(joined, at(0))[0].backward()
     assert joined.embeddings.grad is None  # the loss reaches them through the scores
     assert joined.scores.grad is not None
     by_piece = joined.scores.grad.unflatten(0, (CROPS, -1)).split(5, dim=1)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from seer_pipe.objectives.swav.settings import SwavSettings
 from seer_pipe.report.charts import Chart, nice_ticks, run_charts
 from seer_pipe.report.history import folded, starts
 from seer_pipe.report.ingested import domain, ingested, spread
@@ -142,7 +143,7 @@ def test_chart_draws_what_it_was_given() -> None:
 
 def test_every_metric_is_drawn() -> None:
     rows = [{"step": 1, "loss": 1.0, "lr": 0.1, "images": 8, "something_new": 3.0}]
-    assert [chart.title for chart in run_charts(rows, 2.0)] == ["Loss", "Learning rate", "something new"]
+    assert [chart.title for chart in run_charts(rows, chance=2.0)] == ["Loss", "Learning rate", "something new"]
 
 
 def test_starts_kills_and_what_was_done_twice() -> None:
@@ -199,9 +200,11 @@ def test_a_rank_that_fell_is_not_well() -> None:
 
 
 def test_verdicts() -> None:
-    derived = {"ln_prototypes": 3.0, "warmup_steps": 5, "freeze_steps": 0}
-    healthy = {"step": 10.0, "loss": 2.0, "effective_rank": 30.0, "prototypes_dead": 0.1, "data_wait": 0.0}
-    assert all(good for good, _ in verdicts([healthy], [], derived))
-    ill = {"step": 10.0, "loss": 2.99, "effective_rank": 1.2, "prototypes_dead": 0.9, "data_wait": 0.5}
-    assert not any(good for good, _ in verdicts([ill], [{"event": "skip"}], derived))
-    assert verdicts([ill | {"step": 2.0}], [], derived)[0][0]  # too early to judge the loss
+    derived, signs = {"settled_steps": 5}, SwavSettings(prototypes=20).signs()  # ln 20 = 2.996
+    healthy = {"step": 10.0, "loss": 2.0, "effective_rank": 30.0, "embedding_std": 0.9, "prototypes_dead": 0.1,
+               "data_wait": 0.0}  # fmt: skip
+    assert all(good for good, _ in verdicts([healthy], [], derived, signs))
+    ill = {"step": 10.0, "loss": 2.99, "effective_rank": 1.2, "embedding_std": 0.9, "prototypes_dead": 0.9,
+           "data_wait": 0.5}  # fmt: skip
+    assert not any(good for good, _ in verdicts([ill], [{"event": "skip"}], derived, signs))
+    assert verdicts([ill | {"step": 2.0}], [], derived, signs)[0][0]  # too early to judge the loss

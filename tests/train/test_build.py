@@ -17,12 +17,14 @@ from seer_pipe import config as settings
 from seer_pipe.errors import UserError
 from seer_pipe.models import build_trunk
 from seer_pipe.recipes import load_recipe
+from seer_pipe.models import Trunk
 from seer_pipe.train import build
 from seer_pipe.train.build import build_network, spread_network
 from seer_pipe.train.health import Guard
 from seer_pipe.train.parallel import World, shard, whole
 from seer_pipe.train.step import TrainStep
 from tests.distributed import run_ranks
+from tests.objectives.moments import at
 from tests.train.helpers import small
 
 
@@ -60,7 +62,7 @@ def first_weights(parallel: str) -> tuple[dict[str, Tensor], int]:
 
 
 def test_first_weights_are_the_same_however_they_are_spread() -> None:
-    alone = build_network(recipe())[0].state_dict()
+    alone = build_network(recipe()).state_dict()
     for world, parallel in ((1, "none"), (2, "ddp"), (3, "fsdp2")):
         for weights, _ in run_ranks(world, first_weights, parallel):
             assert weights.keys() == alone.keys()
@@ -68,7 +70,7 @@ def test_first_weights_are_the_same_however_they_are_spread() -> None:
 
 
 def test_a_sharded_network_never_stands_whole() -> None:
-    network = build_network(recipe())[0]
+    network = build_network(recipe())
     sizes = [4 * parameter.numel() for parameter in network.parameters()]
     buffers = sum(buffer.nbytes for buffer in network.buffers())
     for _, peak in run_ranks(4, first_weights, "fsdp2"):
@@ -79,10 +81,10 @@ def test_a_sharded_network_never_stands_whole() -> None:
     assert peak > sum(sizes)  # so what is counted is the network
 
 
-class WideTrunk(nn.Module):
+class WideTrunk(Trunk):
     """Large weights, small activations."""
 
-    name, width, stages = "wide", 256, ((256, 8),)
+    name, stem_kind, width, stages = "wide", "imagenet", 256, ((256, 8),)
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,8 +94,8 @@ class WideTrunk(nn.Module):
     def blocks(self) -> list[nn.Module]:
         return list(self.residual)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.residual(self.stem(images).mean((2, 3), keepdim=True)).flatten(1)
+    def feature_map(self, images: Tensor) -> Tensor:
+        return self.residual(self.stem(images).mean((2, 3), keepdim=True))
 
 
 def peak_of_a_step(train: dict[str, Any]) -> int:
@@ -103,11 +105,11 @@ def peak_of_a_step(train: dict[str, Any]) -> int:
         patch.setattr(build, "build_trunk", lambda *_, **__: WideTrunk())
         made = spread_network(config, world)
     optimizer = build.build_optimizer(config.optimizer, made.network)
-    step = TrainStep(config, settings.derive(config, 1000, world.size), made.forward, made.objective, optimizer, world,
-                     Guard(made.network, optimizer, world.device))  # fmt: skip
+    step = TrainStep(config, settings.derive(config, 1000, world.size), made, optimizer, world,
+                     Guard(made.network, optimizer, made.objective, world.device))  # fmt: skip
     crops = [torch.randn(2, 3, size, size) for size in (24, 24, 16, 16)]
     with LiveBytes() as live:
-        step(crops, 0, log=False)
+        step(crops, at(0), log=False)
     return live.peak
 
 
@@ -126,8 +128,8 @@ def meta_plan(world: int) -> tuple[int, int]:
     """Numbers that the first of so many ranks keeps of the 10B, and the peak of this process's memory in bytes."""
     torch.distributed.destroy_process_group()
     dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
-    network, trunk, _ = build.outline(load_recipe(Path("seer_10b"), []))
-    shard(network, trunk.blocks(), World(0, world, torch.device("cpu")))
+    network = build.outline(load_recipe(Path("seer_10b"), []))
+    shard(network, network.units(), World(0, world, torch.device("cpu")))
     kept = sum(parameter.to_local().numel() for parameter in network.parameters())
     return kept, 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 
@@ -145,7 +147,7 @@ def test_a_trunk_and_a_head_are_drawn_as_torch_would() -> None:
     trunk = build_trunk(config.model.name)
     wanted = config.objective.head
     head = torch.nn.Linear(trunk.width, wanted.hidden[0])
-    network = build_network(config)[0]
+    network = build_network(config)
     for name, tensor in trunk.state_dict().items():
         assert torch.equal(network.state_dict()[f"trunk.{name}"], tensor)
     assert torch.equal(network.state_dict()["head.projection.0.weight"], head.weight)

@@ -47,7 +47,7 @@ def test_operations_are_those_of_the_crops() -> None:
 
 def test_weights_and_optimizer_are_counted_by_sharding() -> None:
     config = small("unused")
-    parameters = sum(p.numel() for p in build_network(config)[0].parameters())
+    parameters = sum(p.numel() for p in build_network(config).parameters())
     alone, four = estimate_memory(config, 1), estimate_memory(config, 4)
     assert alone["weights"] == alone["gradients"] == alone["optimizer"] == pytest.approx(4e-9 * parameters)
     assert four["weights"] == pytest.approx(1e-9 * parameters)
@@ -59,7 +59,7 @@ def test_weights_and_optimizer_are_counted_by_sharding() -> None:
 def test_activations_are_near_what_autograd_keeps() -> None:
     config = small("unused", model={"name": "regnety_200mf", "stem": "imagenet"},
                    views={"crops": [{"count": 2, "size": 64, "scale": [0.3, 1]}]})  # fmt: skip
-    network = build_network(config)[0].train()
+    network = build_network(config).train()
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     kept: dict[int, int] = {}
 

@@ -16,10 +16,12 @@ from torch.optim import SGD, AdamW, Optimizer
 from seer_pipe import config as settings
 from seer_pipe.data.loader import Batch, Loader
 from seer_pipe.errors import UserError
-from seer_pipe.objectives.swav import Swav
+from seer_pipe.objectives.base import Objective
+from seer_pipe.objectives.swav.objective import Swav
+from seer_pipe.objectives.swav.settings import SwavSettings
 from seer_pipe.optim.larc import Larc
 from seer_pipe.train.events import read_events
-from seer_pipe.train.health import Collapse, Guard, Policy
+from seer_pipe.train.health import Guard, Policy, Signs
 from seer_pipe.train.loop import train
 from seer_pipe.train.restore import zero_state
 from seer_pipe.train.telemetry import read_metrics
@@ -48,7 +50,7 @@ def test_a_bad_step_leaves_no_trace(make: Any) -> None:
         network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
         optimizer = make(network.parameters())
         zero_state(optimizer)
-        guard = Guard(network, optimizer, torch.device("cpu"))
+        guard = Guard(network, optimizer, Objective(), torch.device("cpu"))
         optimizer.param_groups[0]["lr"] = 0.1
         batches = [torch.randn(6, 4, generator=torch.Generator().manual_seed(step)) for step in range(4)]
         if spoiled:
@@ -86,7 +88,7 @@ def test_the_state_of_an_optimiser_begins_at_zero_whoever_makes_it() -> None:
 
 def test_verdicts_come_a_step_later() -> None:
     network = nn.Linear(2, 1)
-    guard = Guard(network, SGD(network.parameters(), lr=0.0), torch.device("cpu"))
+    guard = Guard(network, SGD(network.parameters(), lr=0.0), Objective(), torch.device("cpu"))
     for value, expected in ((1.0, []), (torch.nan, [False]), (1.0, [True])):
         network.zero_grad()
         (network(torch.ones(1, 2)).sum() * value).backward()
@@ -202,15 +204,15 @@ def test_a_bad_loss_of_one_rank_is_skipped_by_all(pictures: Path, tmp_path: Path
 
 
 def test_collapse_is_told_once_with_what_to_try() -> None:
-    collapse, told = Collapse(floor=2.0), []
-    healthy = {"loss_above_ln_k": -0.5, "code_entropy": 0.5, "prediction_entropy": 1.9, "embedding_std": 0.9,
+    collapse, told = Signs(SwavSettings(prototypes=20).signs()), []
+    healthy = {"loss": 2.5, "code_entropy": 0.5, "prediction_entropy": 2.9, "embedding_std": 0.9,
                "effective_rank": 9.0, "prototypes_dead": 0.1}  # fmt: skip
     for _ in range(30):
         told += collapse.look(healthy, settled=True)
-        told += collapse.look(healthy | {"loss_above_ln_k": 0.0}, settled=False)
+        told += collapse.look(healthy | {"loss": 3.0}, settled=False)
     assert told == []
     for _ in range(30):
-        told += collapse.look(healthy | {"loss_above_ln_k": 0.001}, settled=True)
+        told += collapse.look(healthy | {"loss": 2.99}, settled=True)
     assert len(told) == 1
     assert "freeze_images" in told[0]
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
+from seer_pipe.models import Trunk
 from seer_pipe.train import build
 from seer_pipe.train.build import build_optimizer, spread_network
 from seer_pipe.train.health import Guard
@@ -19,6 +20,7 @@ from seer_pipe.train.parallel import World, whole
 from seer_pipe.train.step import TrainStep
 from tests.distributed import run_ranks
 from tests.host_sync import no_host_sync
+from tests.objectives.moments import at
 from tests.train.helpers import small
 
 BATCH = 16
@@ -45,10 +47,10 @@ def recipe(choice: dict[str, Any], **train: Any) -> settings.Config:
     )  # fmt: skip
 
 
-class TinyTrunk(nn.Module):
+class TinyTrunk(Trunk):
     """Two residual blocks behind a stem: what a trunk is, small enough for a matrix of runs."""
 
-    name, width, stages = "tiny", 8, ((8, 1), (8, 1))
+    name, stem_kind, width, stages = "tiny", "imagenet", 8, ((8, 1), (8, 1))
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,11 +62,11 @@ class TinyTrunk(nn.Module):
     def blocks(self) -> list[nn.Module]:
         return list(self.residual)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def feature_map(self, images: Tensor) -> Tensor:
         x = self.stem(images)
         for block in self.residual:
             x = x + block(x)
-        return x.mean((2, 3))
+        return x
 
 
 def crops_of(step: int, config: settings.Config, rank: int, world: int, like: int) -> list[Tensor]:
@@ -77,7 +79,7 @@ def crops_of(step: int, config: settings.Config, rank: int, world: int, like: in
 
 
 def guard(made: Any, optimizer: Optimizer) -> Guard:
-    return Guard(made.network, optimizer, torch.device("cpu"))
+    return Guard(made.network, optimizer, made.objective, torch.device("cpu"))
 
 
 def run(
@@ -92,10 +94,10 @@ def run(
         monkeypatch.setattr(build, "build_trunk", lambda *_, **__: TinyTrunk())
         made = spread_network(config, here)
     optimizer = build_optimizer(config.optimizer, made.network)
-    step = TrainStep(config, derived, made.forward, made.objective, optimizer, here, guard(made, optimizer))
+    step = TrainStep(config, derived, made, optimizer, here, guard(made, optimizer))
     losses, programs = [], 0
     for number in range(steps):
-        told = step(crops_of(number, config, here.rank, world, like), number * BATCH, log=True)
+        told = step(crops_of(number, config, here.rank, world, like), at(number * BATCH), log=True)
         losses.append(float(told["loss"]))
         programs = programs or counters["stats"]["unique_graphs"]
     later = counters["stats"]["unique_graphs"] - programs
@@ -180,13 +182,13 @@ def test_pieces_are_exact_where_batchnorm_does_not_see_them() -> None:
             made = spread_network(config, ALONE)
         made.network.eval()
         optimizer = build_optimizer(config.optimizer, made.network)
-        step = TrainStep(config, settings.derive(config, 1000), made.forward, made.objective, optimizer, ALONE,
+        step = TrainStep(config, settings.derive(config, 1000), made, optimizer, ALONE,
                          guard(made, optimizer))  # fmt: skip
         losses = []
         for number in range(6):
             crops = crops_of(number, config, 0, 2, 1) + crops_of(number, config, 1, 2, 1)
             whole_batch = [torch.cat([crops[i], crops[i + len(crops) // 2]]) for i in range(len(crops) // 2)]
-            losses.append(float(step(whole_batch, number * BATCH, log=True)["loss"]))
+            losses.append(float(step(whole_batch, at(number * BATCH), log=True)["loss"]))
         results.append((losses, dict(made.network.state_dict())))
     assert_equal(results[0], results[1], 1e-6)
     assert_equal(results[0], results[2], 1e-6)
@@ -284,10 +286,10 @@ def half(precision: str, **train: Any) -> tuple[list[float], dict[str, torch.dty
     made.objective.head.register_forward_hook(lambda _m, _i, out: seen.__setitem__("scores", out.scores.dtype))
     optimizer = build_optimizer(config.optimizer, made.network)
     derived = settings.derive(config, 1000, world)
-    step = TrainStep(config, derived, made.forward, made.objective, optimizer, here, guard(made, optimizer))
+    step = TrainStep(config, derived, made, optimizer, here, guard(made, optimizer))
     losses = []
     for number in range(3):
-        told = step(crops_of(number, config, here.rank, world, 1), number * BATCH, log=True)
+        told = step(crops_of(number, config, here.rank, world, 1), at(number * BATCH), log=True)
         seen["loss"] = told["loss"].dtype
         losses.append(float(told["loss"]))
     seen |= {name: t.dtype for name, t in made.network.state_dict().items() if name.endswith(("running_var", "weight"))}
@@ -314,18 +316,18 @@ def test_a_step_on_a_gpu_makes_the_host_wait_for_nothing(precision: str) -> None
     config = recipe(EVERYTHING | {"accumulate": 1}, precision=precision, device="cuda")
     made = spread_network(config, gpu)
     optimizer = build_optimizer(config.optimizer, made.network)
-    step = TrainStep(config, settings.derive(config, 1000), made.forward, made.objective, optimizer, gpu,
-                     Guard(made.network, optimizer, gpu.device))  # fmt: skip
+    step = TrainStep(config, settings.derive(config, 1000), made, optimizer, gpu,
+                     Guard(made.network, optimizer, made.objective, gpu.device))  # fmt: skip
     for number in range(4):
         crops = [crop.cuda() for crop in crops_of(number, config, 0, 1, 1)]
         with no_host_sync("cuda") if number > 1 else nullcontext():
-            step(crops, number * BATCH, log=False)
+            step(crops, at(number * BATCH), log=False)
     assert all(parameter.isfinite().all() for parameter in made.network.parameters())
 
 
 def test_exclusions_have_neither_decay_nor_an_adapted_rate() -> None:
     config = recipe(EVERYTHING).model_copy(update={"model": settings.Model(name="resnet18")})
-    network = build.build_network(config)[0]
+    network = build.build_network(config)
     groups = build.parameter_groups(network, ["bias", "norm"])
     assert len(groups) == 2
     names = {id(parameter): name for name, parameter in network.named_parameters()}

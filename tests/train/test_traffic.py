@@ -18,6 +18,7 @@ from seer_pipe.train.parallel import World
 from seer_pipe.train.step import TrainStep
 from seer_pipe.train.traffic import Collectives, traffic
 from tests.distributed import run_ranks
+from tests.objectives.moments import at
 from tests.train.helpers import small
 from tests.train.test_step import TinyTrunk
 
@@ -54,13 +55,13 @@ def counted(choice: dict[str, Any]) -> Counts:
     config = recipe(dict(choice))
     made = spread_network(config, world)
     optimizer = build_optimizer(config.optimizer, made.network)
-    step = TrainStep(config, settings.derive(config, 1000, world.size), made.forward, made.objective, optimizer, world,
-                     Guard(made.network, optimizer, world.device))  # fmt: skip
+    step = TrainStep(config, settings.derive(config, 1000, world.size), made, optimizer, world,
+                     Guard(made.network, optimizer, made.objective, world.device))  # fmt: skip
     crops = [torch.randn(BATCH // world.size, 3, size, size) for size in (24, 24, 16, 16)]
     for number in range(2):  # the queue is filled, and DDP has found its buckets
-        step(crops, number * BATCH, log=False)
+        step(crops, at(number * BATCH), log=False)
     with Counted() as mode:
-        step(crops, 2 * BATCH, log=False)
+        step(crops, at(2 * BATCH), log=False)
     return {kind: (calls, mode.bytes[kind]) for kind, calls in mode.calls.items()}
 
 

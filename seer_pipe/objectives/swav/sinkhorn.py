@@ -12,10 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from seer_pipe.objectives.collectives import all_max_, all_sum_
-
-LOG_DOMAIN_BELOW = 0.03
-"""Below this eps the smallest term of cosine scores, exp(−2/eps), nears the end of float32."""
+from seer_pipe.distributed.collectives import all_max_, all_sum_
+from seer_pipe.objectives.swav.settings import LOG_DOMAIN_BELOW
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ Sinkhorn over the scores of the global batch (and queue), without gradient; ever
     loss = mean over a in A of  1/(V-1) sum over v != a of  -sum_k q_a[k] · log softmax_k(s_v / temperature)
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from seer_pipe.distributed.collectives import all_gather_rows, all_max_, all_mean, local, rank, world_size
 from seer_pipe.errors import UserError
-from seer_pipe.objectives.base import Objective
-from seer_pipe.objectives.collectives import all_gather_rows, all_max_, all_mean, rank, world_size
+from seer_pipe.objectives.base import Moment, Objective
 from seer_pipe.objectives.heads import projection
-from seer_pipe.objectives.sinkhorn import sinkhorn
+from seer_pipe.objectives.metrics import entropy, moments, spread
+from seer_pipe.objectives.swav.sinkhorn import sinkhorn
 
 
 class SwavOutput(NamedTuple):
@@ -103,18 +103,17 @@ class Swav(Objective):
         self.last_nearest = torch.full((prototypes,), -1, device=device)
 
     @torch.no_grad()
-    def before_step(self, images: int) -> None:
+    def before_step(self, moment: Moment) -> None:
         """Normalises the prototypes. FSDP shards them by rows, so this needs no communication."""
-        weight = self.head.prototypes.weight
-        local = weight.to_local() if isinstance(weight, DTensor) else weight
-        local.copy_(F.normalize(local, dim=1))
+        weight = local(self.head.prototypes.weight)
+        weight.copy_(F.normalize(weight, dim=1))
 
-    def loss(self, outputs: SwavOutput, images: int, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, outputs: SwavOutput, moment: Moment, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(outputs.scores.device.type, enabled=False):
-            codes = self.codes(outputs, images)
+            codes = self.codes(outputs, moment.images)
             loss = self.cross_entropy(outputs.scores, codes)
-            self._note_nearest(outputs.scores, images)
-            return loss, self._metrics(outputs, codes, loss, images) if log else {}
+            self._note_nearest(outputs.scores, moment.images)
+            return loss, self._metrics(outputs, codes, loss, moment.images) if log else {}
 
     @torch.no_grad()
     def codes(self, outputs: SwavOutput, images: int) -> Tensor:
@@ -136,9 +135,9 @@ class Swav(Objective):
         others = log_p.sum(dim=0) - log_p.index_select(0, self.assignment)  # [A, n, K]: all but the code's own crop
         return -(codes * others).sum() / (codes.shape[0] * codes.shape[1] * (self.crops - 1))
 
-    def after_backward(self, images: int) -> None:
+    def after_backward(self, moment: Moment) -> None:
         """Freezes: without a gradient, momentum, weight decay and LARC leave the prototypes alone as well."""
-        if images < self.freeze_images:
+        if moment.images < self.freeze_images:
             self.head.prototypes.weight.grad = None
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -170,7 +169,6 @@ class Swav(Objective):
 
     def _enqueue(self, embeddings: Tensor) -> None:
         fresh = all_gather_rows(embeddings.transpose(0, 1), self.group).transpose(0, 1)
-        fresh = fresh.nan_to_num(0.0)  # a broken step must not poison the ones after it
         length = self.queue.shape[1]
         self.queue.copy_(torch.cat([fresh, self.queue], dim=1)[:, :length])
         self.queue_filled = min(length, self.queue_filled + fresh.shape[1])
@@ -183,34 +181,21 @@ class Swav(Objective):
     def _metrics(self, outputs: SwavOutput, codes: Tensor, loss: Tensor, images: int) -> dict[str, Tensor]:
         """What tells learning from collapse. The codes' mean is uniform by construction and would tell nothing.
 
-        - `loss`, and `loss_above_ln_k`: at 0 the predictions are uniform.
         - `code_entropy` of a sample, in nats: near ln K the codes say nothing.
         - `prediction_entropy` of the mean prediction: low when few prototypes are predicted.
-        - `embedding_std` times sqrt(D): 1 when spread over the sphere, 0 when all embeddings are one.
-        - `effective_rank` of the embeddings (RankMe, Garrido et al. 2023), 1 to D.
         - `prototypes_used`: share nearest to some crop of the batch; `prototypes_dead`: share nearest to none
           in the last 10 K images.
         """
         z, k = outputs.embeddings, outputs.scores.shape[1]
         predictions = F.softmax(outputs.scores / self.temperature, dim=1)
-        wide = z.double()  # in float32 the rounding of the moments alone would count as dimensions
-        means = [loss, _entropy(codes).mean(), predictions.mean(0), z.mean(0), wide.T @ wide / len(z)]
+        means = [loss, entropy(codes).mean(), predictions.mean(0), *moments(z)]
         loss, code_entropy, prediction, mean, moment = all_mean([value.double() for value in means], self.group)
-        deviation = (moment.diagonal() - mean.square()).clamp_min(0).sqrt()
-        singular = torch.linalg.eigvalsh(moment.nan_to_num()).clamp_min(0).sqrt()
         nearest = all_max_(self.last_nearest, self.group)
         return {
             "loss": loss,
-            "loss_above_ln_k": loss - math.log(k),
             "code_entropy": code_entropy,
-            "prediction_entropy": _entropy(prediction),
-            "embedding_std": deviation.mean() * math.sqrt(z.shape[1]),
-            "effective_rank": _entropy(singular / singular.sum()).exp(),
+            "prediction_entropy": entropy(prediction),
+            **spread(mean, moment),
             "prototypes_used": (nearest == images).float().mean(),
             "prototypes_dead": (nearest < images - 10 * k).float().mean(),
         }
-
-
-def _entropy(p: Tensor) -> Tensor:
-    """Entropy over the last dimension, in nats."""
-    return torch.special.entr(p).sum(dim=-1)

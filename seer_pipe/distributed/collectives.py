@@ -1,4 +1,4 @@
-"""The three collectives that objectives need; without a process group they are those of a world of one rank.
+"""The collectives that objectives need; without a process group they are those of a world of one rank.
 
 `group` is a process group, or None for all ranks.
 """
@@ -6,6 +6,7 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 #: The name that torch 2.13 gave it; the old one is deprecated there.
 all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -17,6 +18,13 @@ def rank(group: dist.ProcessGroup | None = None) -> int:
 
 def world_size(group: dist.ProcessGroup | None = None) -> int:
     return dist.get_world_size(group) if dist.is_initialized() else 1
+
+
+def local(tensor: Tensor | None) -> Tensor:
+    """This rank's part of a tensor that may be sharded, without gradient. The tensor must be there."""
+    assert tensor is not None
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def all_sum_(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:

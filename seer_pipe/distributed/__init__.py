@@ -1,0 +1,1 @@
+"""What ranks send each other: collectives, and the account of them. Knows no room above it."""

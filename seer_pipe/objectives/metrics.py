@@ -1,0 +1,33 @@
+"""Metrics that several objectives log: whether embeddings fill their space."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def moments(z: Tensor) -> list[Tensor]:
+    """Mean [D] and second moment [D, D] of this rank's unit embeddings [n, D], in float64: to be averaged over ranks."""
+    wide = z.double()  # in float32 the rounding of the moments alone would count as dimensions
+    return [wide.mean(0), wide.T @ wide / len(z)]
+
+
+def spread(mean: Tensor, moment: Tensor) -> dict[str, Tensor]:
+    """Of the moments of unit embeddings over all ranks:
+
+    - ``embedding_std`` times sqrt(D): 1 when spread over the sphere, 0 when all embeddings are one.
+    - ``effective_rank`` (RankMe, Garrido et al. 2023), 1 to D.
+    """
+    deviation = (moment.diagonal() - mean.square()).clamp_min(0).sqrt()
+    singular = torch.linalg.eigvalsh(moment.nan_to_num()).clamp_min(0).sqrt()
+    return {
+        "embedding_std": deviation.mean() * math.sqrt(len(mean)),
+        "effective_rank": entropy(singular / singular.sum()).exp(),
+    }
+
+
+def entropy(p: Tensor) -> Tensor:
+    """Entropy over the last dimension, in nats."""
+    return torch.special.entr(p).sum(dim=-1)

@@ -1,0 +1,147 @@
+"""What is asked of an objective before there is a network: its settings answer for themselves.
+
+No torch at import, so that help and completion stay fast. Nothing outside of this package names a method: config,
+doctor, training, evaluation and report ask through this class alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from seer_pipe.distributed.traffic import Collectives
+from seer_pipe.section import Positive, Section
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from seer_pipe.config import Views
+    from seer_pipe.models import Trunk
+    from seer_pipe.objectives.base import Network, Objective
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A chart of the report: metrics of a run with the names that they are drawn under."""
+
+    title: str
+    about: str  # what to read off it, in a sentence
+    metrics: Mapping[str, str]
+    percent: bool = False  # shares of 1
+    chance: bool = False  # marks the loss of guessing
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A sign in the metrics of a logged step that a run does not learn."""
+
+    metrics: Sequence[str]  # that it reads; where one is missing it says nothing
+    seen: Callable[[Mapping[str, float]], bool]
+    finding: str  # a sentence with the metrics in braces, as for str.format
+    advice: str  # what to try
+
+    def judge(self, values: Mapping[str, float]) -> tuple[bool, str] | None:
+        """Whether the metrics are healthy, and the finding; None where they do not tell."""
+        if any(name not in values for name in self.metrics):
+            return None
+        return not self.seen(values), self.finding.format(**values)
+
+
+#: Of every objective that logs `seer_pipe.objectives.metrics.spread` of its embeddings.
+EMBEDDING_PANELS = (
+    Panel("Effective rank", "Directions that the embeddings fill: near 1 is collapse.", {"effective_rank": "rank"}),
+    Panel("Embedding spread", "1 when spread over the sphere, 0 when all are one.", {"embedding_std": "spread"}),
+)
+EMBEDDING_SIGNS = (
+    Sign(
+        ("embedding_std", "effective_rank"),
+        lambda values: values["embedding_std"] < 0.1 or values["effective_rank"] < 2,
+        "the embeddings fill {effective_rank:.1f} directions",
+        "embeddings lie in one direction: try a lower optimizer.lr, or a longer optimizer.warmup_images",
+    ),
+    Sign(
+        ("effective_rank", "effective_rank_most"),  # the latter where all of a run's steps are looked at
+        lambda values: values["effective_rank"] < values["effective_rank_most"] / 4,
+        "the embeddings filled {effective_rank_most:.1f} directions at most, and fill {effective_rank:.1f} now",
+        "they collapse: go back to a checkpoint before, with a lower optimizer.lr",
+    ),
+)
+
+
+class Head(Section):
+    """A projection on the trunk's features: linear layers with ReLU between them."""
+
+    hidden: list[Positive] = Field(default=[2048], description="widths of the layers in between")
+    dim: Positive = 128
+    batch_norm: bool = True
+
+
+class Settings(Section):
+    """The settings of one objective, and all that is asked of it without a network.
+
+    Implementations override what differs from an objective that knows no chance loss, needs no memory beside the
+    network, sends nothing, and names no clusters.
+    """
+
+    name: str
+
+    panels: ClassVar[Sequence[Panel]] = ()
+    """What the report draws besides loss, learning rate and throughput."""
+
+    def check(self, views: Views, batch: int) -> None:
+        """ValueError where these settings do not go with the views, or with a global batch of so many images."""
+
+    @property
+    def chance_loss(self) -> float | None:
+        """The loss of a network that tells nothing apart; None where there is no such number."""
+        return None
+
+    @property
+    def settled_images(self) -> int:
+        """Images until which the objective holds something fixed: no sign is judged before."""
+        return 0
+
+    def derived(self, batch: int) -> dict[str, float]:
+        """Further numbers that follow from the settings and the global batch, shown at the start and kept."""
+        return {}
+
+    def fitted(self, batch: int) -> list[str]:
+        """Overrides ``objective.key=value`` with which the settings go with a smaller batch than they were made for."""
+        return []
+
+    def problems(self, batch: int, images: int) -> list[str]:
+        """What looks wrong in a run of so many images, one sentence each."""
+        return []
+
+    def memory(self, rows: int, batch: int) -> float:
+        """Bytes per rank besides the network: of one step on ``rows`` outputs (crops times images), and of state."""
+        return 0.0
+
+    def collectives(self, batch: int, ranks: int) -> list[Collectives]:
+        """What the objective sends in a step, counted as torch calls it, in the steady state with nothing logged."""
+        return []
+
+    def signs(self) -> Sequence[Sign]:
+        """What tells in the metrics that a run does not learn."""
+        return ()
+
+    def network(self, trunk: Callable[[], Trunk]) -> Network:
+        """The network to train, on the default device; each call of ``trunk`` makes another trunk."""
+        raise NotImplementedError
+
+    def objective(self, network: Network, views: Views, device: torch.device) -> Objective:
+        """The objective over a network that this object made."""
+        raise NotImplementedError
+
+    @property
+    def clusters(self) -> int:
+        """Clusters that the head names; 0 where it names none."""
+        return 0
+
+    def shares(self, head: nn.Module, features: Tensor) -> Tensor:
+        """The share [n, clusters] of each cluster for pooled features [n, width]; rows sum to one."""
+        raise NotImplementedError
