@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -164,7 +164,7 @@ def layouts_of(trunk: Trunk) -> list[Layout]:
     for library in namings(trunk):
         names = names_in(trunk, library)
         shapes = {names[ours]: tensor.shape for ours, tensor in state.items()}
-        layouts.append(Layout((trunk.name, cast("Stem", trunk.stem_kind)), library, names, shapes))
+        layouts.append(Layout((trunk.name, trunk.stem_kind), library, names, shapes))
     return layouts
 
 

@@ -15,9 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
-from seer_pipe.models import build_trunk
+from seer_pipe.models import Trunk, build_trunk
 from seer_pipe.recipes import load_recipe
-from seer_pipe.models import Trunk
 from seer_pipe.train import build
 from seer_pipe.train.build import build_network, spread_network
 from seer_pipe.train.health import Guard
