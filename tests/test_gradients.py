@@ -1,4 +1,4 @@
-"""Losses over gathered rows and over sums: gradients of several ranks, averaged as DDP does, are those of one process."""
+"""Losses over gathered rows and over sums: the gradients of several ranks, averaged, are those of one process."""
 
 import pytest
 import torch

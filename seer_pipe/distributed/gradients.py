@@ -6,8 +6,8 @@ world size times the gradient that the mean loss has with respect to what it sen
 - Each rank has a loss of its own rows against gathered ones: `gather_rows`. The backward sums what all ranks pass back
   for a row. (To take the own slice only, as is often done, loses the gradient as a negative of the other ranks' rows.)
 - Every rank computes with a sum over ranks: `sum_ranks`, whose backward sums as well. Where the rest of the loss is the
-  same on all ranks, what comes back is equal on all, and a multiplication by the world size does it without a collective
-  (``same``). (Passed on as it is, as plain all-reduces in a loss do, the gradient is too small by that factor.)
+  same on all ranks, what comes back is equal on all, and a multiplication by the world size does it, without a
+  collective (``same``). (Plain all-reduces in a loss pass it on as it is: the gradient is too small by that factor.)
 
 Without a process group both are the identity. ``group`` is a process group, or None for all ranks.
 """
@@ -38,7 +38,7 @@ def gather_crops(rows: Tensor, images: int, group: dist.ProcessGroup | None = No
 
 
 def sum_ranks(tensor: Tensor, group: dist.ProcessGroup | None = None, *, same: bool = False) -> Tensor:
-    """The sum over all ranks. ``same``: all that the loss does with it is the same on every rank, so its gradient is."""
+    """The sum over all ranks. ``same``: every rank goes on from it to the same loss, so its gradient is the same."""
     if world_size(group) == 1:
         return tensor
     total: Tensor = _SumRanks.apply(tensor, group, same)

@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from seer_pipe.config import Positive
 from seer_pipe.errors import UserError
-from seer_pipe.section import Section, read_file, validate
+from seer_pipe.section import Positive, Section, read_file, validate
 
 FOLDER = Path("slurm/clusters")
 VARIABLE = "SEER_PIPE_CLUSTER"  # names the defaults where the command line does not

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def moments(z: Tensor) -> list[Tensor]:
-    """Mean [D] and second moment [D, D] of this rank's unit embeddings [n, D], in float64: to be averaged over ranks."""
+    """Mean [D] and second moment [D, D] of this rank's unit embeddings [n, D], float64: to be averaged over ranks."""
     wide = z.double()  # in float32 the rounding of the moments alone would count as dimensions
     return [wide.mean(0), wide.T @ wide / len(z)]
 

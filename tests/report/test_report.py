@@ -73,7 +73,7 @@ def test_report(run: Path) -> None:
         "a.example",
         "3 of 3",
         "peak_lr",
-        "ln K",
+        "chance",
         "1 starts, 0 of them killed",
         "CPU cores",
         "fp32",

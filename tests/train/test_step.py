@@ -281,7 +281,7 @@ def half(precision: str, **train: Any) -> tuple[list[float], dict[str, torch.dty
         monkeypatch.setattr(build, "build_trunk", lambda *_, **__: TinyTrunk())
         made = spread_network(config, here)
     seen: dict[str, torch.dtype] = {}
-    block = made.trunk.blocks()[0]
+    block = made.network.trunk.blocks()[0]
     block.register_forward_hook(lambda _m, _i, out: seen.__setitem__("block", out.dtype))
     made.objective.head.register_forward_hook(lambda _m, _i, out: seen.__setitem__("scores", out.scores.dtype))
     optimizer = build_optimizer(config.optimizer, made.network)

@@ -110,8 +110,8 @@ class SwavSettings(Settings):
         return (
             Sign(
                 ("loss",),
-                lambda values: values["loss"] > 0.99 * chance,
-                f"the loss is {{loss:.3f}}, that of uniform predictions ln K = {chance:.3f}",
+                lambda values: abs(values["loss"] - chance) < 0.01 * chance,
+                f"the loss is {{loss:.3f}}, and ln K = {chance:.3f} where predictions are uniform",
                 "predictions are uniform: try a longer objective.freeze_images, fewer prototypes, a smaller "
                 "objective.epsilon or queue, a lower optimizer.lr",
             ),
