@@ -12,8 +12,8 @@ from torch.nn.modules._functions import SyncBatchNorm as _NativeSyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seer_pipe import config as settings
+from seer_pipe.distributed.collectives import all_gather_single
 from seer_pipe.errors import UserError
-from seer_pipe.objectives.collectives import all_gather_single
 
 
 class Slices(NamedTuple):
