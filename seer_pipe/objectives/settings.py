@@ -65,7 +65,7 @@ EMBEDDING_SIGNS = (
     ),
     Sign(
         ("effective_rank", "effective_rank_most"),  # the latter where all of a run's steps are looked at
-        lambda values: values["effective_rank"] < values["effective_rank_most"] / 4,
+        lambda values: values["effective_rank"] < values["effective_rank_most"] / 3,
         "the embeddings filled {effective_rank_most:.1f} directions at most, and fill {effective_rank:.1f} now",
         "they collapse: go back to a checkpoint before, with a lower optimizer.lr",
     ),

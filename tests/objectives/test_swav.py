@@ -225,7 +225,7 @@ def test_effective_rank_counts_no_rounding() -> None:
     z = torch.stack([angles.cos(), angles.sin()], dim=1) @ directions
     swav = Swav(SwavHead([WIDTH, 256], PROTOTYPES, batch_norm=False), crops=4)
     output = SwavOutput(z, swav.head.prototypes(z))
-    _, metrics = swav.loss(output, 0, log=True)
+    _, metrics = swav.loss(output, at(0), log=True)
     singular = torch.linalg.svdvals(z.double()).square()
     shares = singular.sqrt() / singular.sqrt().sum()
     assert metrics["effective_rank"].item() == pytest.approx(torch.special.entr(shares).sum().exp().item(), abs=1e-3)

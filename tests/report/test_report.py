@@ -192,11 +192,12 @@ def test_numbers_are_written_one_way() -> None:
 
 
 def test_a_rank_that_fell_is_not_well() -> None:
+    signs = SwavSettings().signs()
     rows = [{"step": 1.0, "effective_rank": 55.0}, {"step": 2.0, "effective_rank": 5.0}]
-    assert verdicts(rows, [], {}) == [
-        (False, "the embeddings fill 5.0 directions, after 55.0 at the most: they collapse")
-    ]
-    assert verdicts(rows[::-1], [], {})[0][0]
+    ((healthy, told),) = verdicts(rows, [], {}, signs)
+    assert not healthy
+    assert "filled 55.0 directions at most, and fill 5.0 now; they collapse" in told
+    assert verdicts(rows[::-1], [], {}, signs)[0][0]
 
 
 def test_verdicts() -> None:
@@ -206,5 +207,6 @@ def test_verdicts() -> None:
     assert all(good for good, _ in verdicts([healthy], [], derived, signs))
     ill = {"step": 10.0, "loss": 2.99, "effective_rank": 1.2, "embedding_std": 0.9, "prototypes_dead": 0.9,
            "data_wait": 0.5}  # fmt: skip
-    assert not any(good for good, _ in verdicts([ill], [{"event": "skip"}], derived, signs))
+    found = verdicts([ill], [{"event": "skip"}], derived, signs)
+    assert [good for good, told in found if "at most" not in told] == [False] * 5
     assert verdicts([ill | {"step": 2.0}], [], derived, signs)[0][0]  # too early to judge the loss
