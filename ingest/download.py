@@ -29,9 +29,8 @@ from ingest.etiquette import AGENT, OPT_OUTS, directives
 from ingest.guard import AddressGuard, BlockedAddressError, GuardedResolver
 from ingest.hosts import AttemptError, Host, Hosts
 from ingest.lenient import LONGEST_HEAD, LenientConnector, decoder
-from ingest.reasons import Reason
+from ingest.reasons import LaterError, Reason, UnfetchedError
 from ingest.robots import LONGEST, Rules
-from ingest.sources import LaterError, UnfetchedError
 from ingest.url import parse
 from seer_pipe.errors import UserError
 

@@ -15,48 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seer_pipe.errors import UserError
-from seer_pipe.store import Store, open_store, split_url
+from seer_pipe.store import Store, open_in, open_store, split_url
 
 REMOTE = "s3://"
-BUFFER = 8 << 20  # bytes of one read from a store
-
-
-class StoreFile(io.RawIOBase):
-    """An object of a store as a seekable file."""
-
-    def __init__(self, store: Store, path: str) -> None:
-        size = store.size(path)
-        if size is None:
-            raise FileNotFoundError(f"{store.url}/{path}")
-        self._store, self._path, self._size, self._position = store, path, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        length = max(0, min(len(buffer), self._size - self._position))
-        buffer[:length] = self._store.get_range(self._path, self._position, length)
-        self._position += length
-        return length
-
-
-def open_in(store: Store, path: str) -> BinaryIO:
-    """An object of a store, for reading; FileNotFoundError where there is none."""
-    local = store.local_path(path)
-    if local is not None:
-        return local.open("rb")
-    return cast(BinaryIO, io.BufferedReader(StoreFile(store, path), BUFFER))
 
 
 def locate(where: str) -> tuple[Store, str]:

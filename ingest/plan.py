@@ -23,12 +23,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ingest.files import open_in
 from ingest.shuffle import shuffled
 from ingest.sources import KEPT, Source
 from seer_pipe.errors import UserError
 from seer_pipe.shards import MANIFEST, rejected_path, sidecar_path
-from seer_pipe.store import FolderStore, Store
+from seer_pipe.store import FolderStore, Store, open_in
 
 VERSION = 2
 TEMPORARY = FolderStore.TEMPORARY  # what a killed run leaves behind begins so

@@ -1,4 +1,4 @@
-"""The closed list of reasons for which an input does not become a sample."""
+"""The closed list of reasons for which an input does not become a sample, and the errors that carry them."""
 
 from __future__ import annotations
 
@@ -62,6 +62,22 @@ class Reason(StrEnum):
     HTTP_5XX = "http_5xx", "a server error, to the last try"
     HTTP_OTHER = "http_other", "a status that is neither success, redirect nor error"
     BAD_RESPONSE = "bad_response", "the answer breaks the HTTP protocol or its content encoding"
+
+
+class UnfetchedError(Exception):
+    """An input whose bytes cannot be had."""
+
+    def __init__(self, reason: Reason, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+class LaterError(Exception):
+    """An input that cannot be had now, and is to be asked for again in ``seconds``, after others."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
 
 
 def said(error: BaseException) -> str:

@@ -23,8 +23,8 @@ from ingest.files import read_parquet
 from ingest.image import BadImage, Stored
 from ingest.plan import DUPLICATE, INPUTS, TEMPORARY, Plan
 from ingest.progress import Meter
-from ingest.reasons import Reason
-from ingest.sources import LaterError, Row, Source, UnfetchedError
+from ingest.reasons import LaterError, Reason, UnfetchedError
+from ingest.sources import Row, Source
 from ingest.unit import MakeSink, Outcome, Rejection, ShardSink, Unit
 from seer_pipe.errors import UserError
 from seer_pipe.shards import MANIFEST, write_manifest

@@ -38,7 +38,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seer_pipe.errors import UserError
-from seer_pipe.store import Store, open_store, split_url
+from seer_pipe.store import Store, open_in, open_store, split_url
 
 FORMAT_VERSION = 1
 VERSION_KEY = b"seer_pipe.format_version"
@@ -203,11 +203,6 @@ def to_parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def is_done(store: Store, path: str) -> bool:
-    """Whether the shard ``path`` (its tar's path) has been committed."""
-    return store.size(sidecar_path(path)) is not None
-
-
 def write_manifest(store: Store, paths: Sequence[str], sidecars: Sequence[str] | None = None) -> int:
     """Write the manifest of the committed shards ``paths`` (tar paths, in order); the number of samples.
 
@@ -246,32 +241,6 @@ class ShardIndex:
 
 
 INDEX_TYPES = {"offset": np.int64, "length": np.int64, "crc32c": np.uint32, "width": np.int32, "height": np.int32}
-
-
-class _Remote(io.RawIOBase):
-    """An object in a store as a file that is read by ranges."""
-
-    def __init__(self, store: Store, path: str) -> None:
-        size = store.size(path)
-        if size is None:
-            raise FileNotFoundError(f"{store.url}/{path}")
-        self._store, self._path, self._size, self._at = store, path, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        length = max(0, min(len(buffer), self._size - self._at))
-        buffer[:length] = self._store.get_range(self._path, self._at, length)
-        self._at += length
-        return length
 
 
 class ShardSet:
@@ -318,6 +287,15 @@ class ShardSet:
         return int(self.counts.sum())
 
     @cached_property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """The number of each shard's first sample within the set, and last the number of samples."""
+        return np.concatenate([[0], np.cumsum(self.counts)])
+
+    def shards_of(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
+        """The number of the shard that holds each of ``samples`` (numbers within the set)."""
+        return np.searchsorted(self.starts, samples, side="right") - 1
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the manifest's rows: another order, number or content of shards is another set."""
         digest = hashlib.sha256()
@@ -360,12 +338,9 @@ class ShardSet:
 
     def _file(self, path: str, whole: bool = False) -> Any:
         """A file to read a part of: of an object no more than that is fetched, if not ``whole``."""
-        local = self.store.local_path(path)
-        if local is not None:
-            return local.open("rb")
-        if whole:
+        if whole and self.store.local_path(path) is None:
             return io.BytesIO(self.store.get(path))
-        return io.BufferedReader(_Remote(self.store, path), 1 << 16)
+        return open_in(self.store, path, buffer=1 << 16)
 
     def sidecar(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Sidecar of shard number ``shard``, whole or some columns."""

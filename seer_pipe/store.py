@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import random
 import time
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 from seer_pipe.errors import UserError
 
@@ -109,6 +110,41 @@ def split_url(url: str) -> tuple[str, str]:
         return S3 + bucket, key
     folder, name = os.path.split(url)
     return folder or ".", name
+
+
+class _RangedFile(io.RawIOBase):
+    """An object of a store as a seekable file that is read by ranges."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        size = store.size(path)
+        if size is None:
+            raise FileNotFoundError(f"{store.url}/{path}")
+        self._store, self._path, self._size, self._at = store, path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        length = max(0, min(len(buffer), self._size - self._at))
+        buffer[:length] = self._store.get_range(self._path, self._at, length)
+        self._at += length
+        return length
+
+
+def open_in(store: Store, path: str, buffer: int = 8 << 20) -> BinaryIO:
+    """An object of a store as a file to read from, by ranges of at least ``buffer`` bytes; FileNotFoundError where
+    there is none."""
+    local = store.local_path(path)
+    if local is not None:
+        return local.open("rb")
+    return cast(BinaryIO, io.BufferedReader(_RangedFile(store, path), buffer))
 
 
 class FolderStore:

@@ -21,8 +21,8 @@ from seer_pipe.shards import (
     VERSION_KEY,
     ShardSet,
     ShardWriter,
-    is_done,
     rejected_path,
+    sidecar_path,
     to_parquet,
     write_manifest,
 )
@@ -53,6 +53,8 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, shard
         rows = made.sidecar(number).to_pylist()
         assert [made.read(number, row) for row in rows] == images
         assert [row["sha256"] for row in rows] == [hashlib.sha256(image).hexdigest() for image in images]
+        start, stop = made.starts[number : number + 2]
+        assert made.shards_of(np.arange(start, stop)).tolist() == [number] * len(images)
         index = made.index(number)
         data = (root / f"{number:05d}.tar").read_bytes()
         assert [data[o : o + n] for o, n in zip(index.offset, index.length, strict=True)] == images
@@ -103,9 +105,9 @@ def test_a_shard_is_done_only_when_committed(tmp_path: Path) -> None:
     writer = ShardWriter(store, "00000.tar", extra=[pa.field("caption", pa.string())])
     writer.add("0", b"image", source="s", width=1, height=1, caption="a word")
     writer.reject("t", "too_small", "3x3")
-    assert not is_done(store, "00000.tar")
+    assert store.size(sidecar_path("00000.tar")) is None
     writer.commit()
-    assert is_done(store, "00000.tar")
+    assert store.size(sidecar_path("00000.tar")) is not None
     assert pq.read_table(tmp_path / "00000.parquet")["caption"].to_pylist() == ["a word"]
     assert pq.read_table(tmp_path / rejected_path("00000.tar")).to_pylist() == [
         {"source": "t", "reason": "too_small", "detail": "3x3"}

@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 import pyarrow as pa
 
 from ingest.budget import Lease
-from ingest.reasons import Reason
+from ingest.reasons import Reason, UnfetchedError
 from seer_pipe.errors import UserError
 from seer_pipe.shards import SIDECAR_SCHEMA
 
@@ -46,22 +46,6 @@ def listed(kept: Iterable[pa.Field]) -> list[pa.Field]:
 FILE = pa.field("file", pa.binary())
 #: Columns of a list that knows beforehand why an input is of no use.
 PROBLEM = (pa.field("problem", pa.string()), pa.field("detail", pa.string()))
-
-
-class UnfetchedError(Exception):
-    """An input whose bytes cannot be had."""
-
-    def __init__(self, reason: Reason, detail: str = "") -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
-
-
-class LaterError(Exception):
-    """An input that cannot be had now, and is to be asked for again in ``seconds``, after others."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(seconds)
-        self.seconds = seconds
 
 
 class Source(Protocol):

@@ -10,16 +10,14 @@ import zipfile
 from collections.abc import Callable, Iterator
 from io import FileIO
 from itertools import islice
-from types import TracebackType
 from typing import BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 
-from ingest.budget import Lease
 from ingest.files import expand, is_apple_double, labels, listing, open_file
 from ingest.reasons import Reason, said
-from ingest.sources import FILE, PROBLEM, InFiles, Row, UnfetchedError, demand_no_problem
-from ingest.sources.readers import DAMAGE, Reader, Readers
+from ingest.sources import FILE, PROBLEM
+from ingest.sources.readers import DAMAGE, OfMembers, Reader, Readers
 from seer_pipe.shards import BLOCK
 
 BATCH = 10_000  # rows of a table
@@ -47,7 +45,7 @@ class Member(NamedTuple):
 SCHEMA = pa.schema([("source", pa.string()), ("size", pa.int64()), ("place", pa.int64()), *PROBLEM, FILE])
 
 
-class ArchiveSource(InFiles):
+class ArchiveSource(OfMembers):
     """Every member that is no folder, of the archive, pattern or folder of archives ``where``, in order; but for what
     macOS puts beside files (``._name``).
 
@@ -66,18 +64,6 @@ class ArchiveSource(InFiles):
             rows = ((f"{label}/{member.name}", *member[1:], os.fsencode(file)) for member in members(file))
             while batch := list(islice(rows, BATCH)):
                 yield pa.table([*map(list, zip(*batch, strict=True))], schema=SCHEMA)
-
-    async def fetch(self, row: Row, lease: Lease) -> bytes:
-        demand_no_problem(row)
-        if row["size"] > self._max_bytes:
-            raise UnfetchedError(Reason.TOO_LARGE, f"{row['size']} bytes; {self._max_bytes} allowed")
-        await lease.hold(row["size"])
-        return await self._readers.read(row["file"], row["place"], row["size"])
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._readers.close()
 
 
 def members(file: str) -> Iterator[Member]:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from ingest.budget import Lease
-from ingest.reasons import Reason
-from ingest.sources import Plain, Row, UnfetchedError
+from ingest.reasons import Reason, UnfetchedError
+from ingest.sources import Plain, Row
 from seer_pipe.errors import UserError
 
 SCHEMA = pa.schema([("source", pa.string()), ("size", pa.int64()), ("path", pa.binary())])

@@ -9,10 +9,12 @@ import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
 
-from ingest.reasons import Reason, said
-from ingest.sources import UnfetchedError
+from ingest.budget import Lease
+from ingest.reasons import Reason, UnfetchedError, said
+from ingest.sources import InFiles, Row, demand_no_problem
 
 #: What damaged files raise. (A tar with very many headers in a row makes ``tarfile`` recurse.)
 DAMAGE = (
@@ -69,3 +71,22 @@ class Readers(Generic[Place]):
         for reader in self._readers.values():
             reader.close()
         self._readers.clear()
+
+
+class OfMembers(InFiles):
+    """Images that are members of archives, whose sizes the list knows."""
+
+    _readers: Readers[Any]
+    _max_bytes: int
+
+    async def fetch(self, row: Row, lease: Lease) -> bytes:
+        demand_no_problem(row)
+        if row["size"] > self._max_bytes:
+            raise UnfetchedError(Reason.TOO_LARGE, f"{row['size']} bytes; {self._max_bytes} allowed")
+        await lease.hold(row["size"])
+        return await self._readers.read(row["file"], row["place"], row["size"])
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._readers.close()

@@ -14,8 +14,8 @@ import pyarrow as pa
 from ingest.budget import Lease
 from ingest.files import expand, labels, listing, open_file
 from ingest.formats import sniff
-from ingest.reasons import Reason, said
-from ingest.sources import FILE, PROBLEM, InFiles, Row, UnfetchedError, demand_no_problem, listed
+from ingest.reasons import Reason, UnfetchedError, said
+from ingest.sources import FILE, PROBLEM, InFiles, Row, demand_no_problem, listed
 from ingest.sources.inflate import Address, inflated
 from ingest.sources.payload import STREAMS, decoded, response
 from ingest.sources.readers import DAMAGE, Readers

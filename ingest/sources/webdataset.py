@@ -6,21 +6,19 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from itertools import chain, count, groupby, islice
+from itertools import chain, count, groupby, islice, pairwise
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
-from ingest.budget import Lease
 from ingest.files import REMOTE, expand, labels, listing, open_file
 from ingest.reasons import Reason
-from ingest.sources import FILE, PROBLEM, InFiles, Row, UnfetchedError, demand_no_problem, kept_fields, listed
+from ingest.sources import FILE, PROBLEM, kept_fields, listed
 from ingest.sources.archive import Member, TarReader, members
 from ingest.sources.lists import find, plain
-from ingest.sources.readers import DAMAGE, Readers
+from ingest.sources.readers import DAMAGE, OfMembers, Readers
 from seer_pipe.shards import MANIFEST, ShardSet
 from seer_pipe.store import open_store
 
@@ -36,7 +34,7 @@ FIELDS = [
 ]
 
 
-class WebDatasetSource(InFiles):
+class WebDatasetSource(OfMembers):
     """The samples of the tar, pattern or folder of tars ``where``, or of a shard set of ours, in order; of the
     latter without those that its list excludes.
 
@@ -75,8 +73,7 @@ class WebDatasetSource(InFiles):
                 yield pa.table([*map(list, zip(*batch, strict=True))], schema=self._schema)
 
     def _own_tables(self, shards: ShardSet) -> Iterator[pa.Table]:
-        stops = np.cumsum(shards.counts)
-        for number, (start, stop) in enumerate(zip(stops - shards.counts, stops, strict=True)):
+        for number, (start, stop) in enumerate(pairwise(shards.starts)):
             names = ["source", "key", "length", "offset", *self._columns]
             table = shards.sidecar(number, list(dict.fromkeys(names))).select(names)
             table = table.filter(pa.array(~np.isin(np.arange(start, stop), shards.excluded)))
@@ -84,18 +81,6 @@ class WebDatasetSource(InFiles):
             file = pa.array([os.fsencode(shards.url(number))] * table.num_rows, pa.binary())
             columns = [*table.columns[:4], nothing, nothing, file, *table.columns[4:]]
             yield pa.table(columns, self._schema.names).cast(self._schema)
-
-    async def fetch(self, row: Row, lease: Lease) -> bytes:
-        demand_no_problem(row)
-        if row["size"] > self._max_bytes:
-            raise UnfetchedError(Reason.TOO_LARGE, f"{row['size']} bytes; {self._max_bytes} allowed")
-        await lease.hold(row["size"])
-        return await self._readers.read(row["file"], row["place"], row["size"])
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._readers.close()
 
 
 def is_shard_set(where: str) -> bool:

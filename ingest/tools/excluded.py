@@ -123,13 +123,12 @@ def write(shards: ShardSet, rows: pa.Table) -> None:
     """Write the list of ``rows`` (sample, of, distance), which are in the order of the set."""
     schema = EXCLUDED_SCHEMA.with_metadata({FINGERPRINT_KEY: shards.fingerprint})
     samples = rows["sample"].to_numpy()
-    firsts = np.concatenate([[0], np.cumsum(shards.counts)])
     with tempfile.TemporaryDirectory(prefix="excluded-") as folder:
         local = Path(folder, EXCLUDED)
         with pq.ParquetWriter(local, schema, compression="zstd") as writer:
-            for shard, (start, stop) in enumerate(pairwise(np.searchsorted(samples, firsts).tolist())):
+            for shard, (start, stop) in enumerate(pairwise(np.searchsorted(samples, shards.starts).tolist())):
                 if start < stop:
-                    keys = shards.sidecar(shard, ["key"])["key"].take(samples[start:stop] - firsts[shard])
+                    keys = shards.sidecar(shard, ["key"])["key"].take(samples[start:stop] - shards.starts[shard])
                     part = rows.slice(start, stop - start).append_column("key", keys)
                     writer.write_table(part.select(schema.names).cast(schema))
         shards.store.put_file(EXCLUDED, local)

@@ -50,12 +50,11 @@ def _rows(tiles: int) -> int:
 def _tiles(shards: ShardSet, samples: int, seed: int) -> list[Image.Image]:
     total = len(shards)
     chosen = np.sort(np.random.default_rng(seed).choice(total, min(samples, total), replace=False))
-    firsts = np.concatenate([[0], np.cumsum(shards.counts)])
     tiles = []
-    shard_of = np.searchsorted(firsts, chosen, side="right") - 1
+    shard_of = shards.shards_of(chosen)
     for shard in np.unique(shard_of).tolist():
         rows = shards.sidecar(shard, ["key", "offset", "length", "crc32c"])
-        for row in rows.take(chosen[shard_of == shard] - firsts[shard]).to_pylist():
+        for row in rows.take(chosen[shard_of == shard] - shards.starts[shard]).to_pylist():
             with Image.open(BytesIO(shards.read(shard, row))) as image:
                 image.thumbnail((TILE, TILE))
                 tiles.append(image.convert("RGB"))

@@ -125,8 +125,6 @@ class Remote:
         self._took: deque[float] = deque(maxlen=64)  # seconds, of the latest requests
         self._lock = Lock()
         self._hedging = 0
-        #: Requests that were made, and those of them that were the second for the same bytes.
-        self.requests = self.hedged = 0
 
     def get(self, span: Span, start: int, length: int) -> bytes:
         until, reason = self._dead.get(span.shard, (0.0, ""))
@@ -161,13 +159,11 @@ class Remote:
                 return done.pop().result()  # raises
             if not done and self._may_hedge():
                 asked += 1
-                self.hedged += 1
                 second = self._ask(shard, start, length)
                 second.add_done_callback(self._hedge_ended)
                 under_way.add(second)
 
     def _ask(self, shard: int, start: int, length: int) -> Future[bytes]:
-        self.requests += 1
         return begin("request", self._timed, shard, start, length)
 
     def _timed(self, shard: int, start: int, length: int) -> bytes:

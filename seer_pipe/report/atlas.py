@@ -109,7 +109,7 @@ def _about(found: Clusters, show: int, with_keys: bool, asked: list[str]) -> dic
 
 def _draw(shards: ShardSet, found: Clusters, show: int, out: Path, search: Sequence[Path]) -> None:
     """Sheets of the nearest images, one of the outliers, and one of what was searched for with what is nearest."""
-    starts = dict(zip(shards.paths, np.concatenate([[0], np.cumsum(shards.counts)]).tolist(), strict=False))
+    starts = dict(zip(shards.paths, shards.starts.tolist(), strict=False))
 
     def sample(row: int) -> int:
         return int(starts[found.rows.shard[row]] + found.rows.index[row])

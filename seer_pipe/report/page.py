@@ -26,7 +26,7 @@ from seer_pipe.report.ingested import Ingested, ingested, spread
 from seer_pipe.report.pictures import crops, data_uri, thumbnail, thumbnails
 from seer_pipe.shards import ShardSet
 from seer_pipe.store import READ_ONLY, FolderStore
-from seer_pipe.train.checkpoint import MARKER, Checkpoints, store_of
+from seer_pipe.train.checkpoint import Checkpoints, store_of
 from seer_pipe.train.events import read_events
 from seer_pipe.train.heartbeat import read_heartbeat
 from seer_pipe.train.telemetry import read_metrics
@@ -226,13 +226,9 @@ def _replaced(run: Path) -> str:
 
 
 def _checkpoints(run: Path) -> list[tuple[str, str]]:
-    store = store_of(run)
-    sizes = {}
-    for step in Checkpoints(store).steps():
-        marker = json.loads(store.get(f"step-{step:08d}/{MARKER}"))
-        files = marker.get("files", marker)  # the first format had the files alone
-        sizes[step] = sum(entry["size"] for entry in files.values())
-    return [(f"{step:,}", f"{size / 1e6:,.1f}") for step, size in sizes.items()]
+    """Step and megabytes of each."""
+    checkpoints = Checkpoints(store_of(run))
+    return [(f"{step:,}", f"{checkpoints.size(step) / 1e6:,.1f}") for step in checkpoints.steps()]
 
 
 def _evaluations(run: Path) -> list[list[str]]:

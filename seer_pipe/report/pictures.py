@@ -23,12 +23,11 @@ COLUMNS = ["key", "source", "offset", "length", "crc32c", "width", "height"]
 
 def rows_of(shards: ShardSet, samples: Sequence[int]) -> Iterator[tuple[int, int, dict[str, object]]]:
     """For each of ``samples`` (numbers in the set): it, its shard and its sidecar row; a sidecar is read once."""
-    firsts = np.concatenate([[0], np.cumsum(shards.counts)])
     wanted = np.unique(np.asarray(samples, np.int64))
-    shard_of = np.searchsorted(firsts, wanted, side="right") - 1
+    shard_of = shards.shards_of(wanted)
     for shard in np.unique(shard_of).tolist():
         here = wanted[shard_of == shard]
-        table = shards.sidecar(shard, COLUMNS).take(here - firsts[shard])
+        table = shards.sidecar(shard, COLUMNS).take(here - shards.starts[shard])
         for sample, row in zip(here.tolist(), table.to_pylist(), strict=True):
             yield sample, shard, row
 

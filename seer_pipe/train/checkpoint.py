@@ -42,7 +42,6 @@ from seer_pipe.train.storage import (
     Writer,
     digest,
     index_from_json,
-    index_of_whole_files,
     index_to_json,
     read_checked,
 )
@@ -227,19 +226,14 @@ class Checkpoints:
     def open(self, step: int) -> Checkpoint:
         """What a checkpoint holds; DamagedError where a file is not what was committed."""
         folder, marker = _folder(step), self._marker(step)
-        version = marker.get("format_version", 1)
-        if version > FORMAT_VERSION:
+        if (version := marker["format_version"]) != FORMAT_VERSION:
             raise UserError(
-                f"{self.store.url}/{folder}: checkpoint format {version}; this seer_pipe reads up to "
-                f"{FORMAT_VERSION}: upgrade it"
+                f"{self.store.url}/{folder}: checkpoint format {version}; this seer_pipe reads format "
+                f"{FORMAT_VERSION}: use the version that wrote it, or a newer one"
             )
-        files = marker["files"] if version > 1 else marker
+        files = marker["files"]
         state = json.loads(read_checked(self.store, folder, "state.json", files))
-        if version > 1:
-            index = index_from_json(read_checked(self.store, folder, "index.json", files))
-        else:  # whole tensors, a file a part
-            parts = {part: f"{part}.safetensors" for part in ("network", "optimizer", "objective")}
-            index = index_of_whole_files(self.store, folder, parts)
+        index = index_from_json(read_checked(self.store, folder, "index.json", files))
         return Checkpoint(self.store, folder, files, state, index)
 
     def latest(self, warn: Callable[[str], None]) -> Latest | None:
@@ -321,14 +315,11 @@ def _sealed(marker: dict[str, Any]) -> bytes:
 
 
 def _unsealed(data: bytes) -> dict[str, Any]:
-    """ValueError where it is not what was sealed; formats 1 and 2 had no seal."""
-    marker = json.loads(data)
-    seal = marker.pop("sealed", None)
-    if seal is None and marker.get("format_version", 1) < 3:
-        return dict(marker)
-    if seal != _seal(marker):
+    """ValueError where it is not what was sealed."""
+    marker: dict[str, Any] = json.loads(data)
+    if marker.pop("sealed", None) != _seal(marker):
         raise ValueError("not what was sealed")
-    return dict(marker)
+    return marker
 
 
 def _seal(marker: dict[str, Any]) -> str:

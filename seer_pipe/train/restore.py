@@ -97,16 +97,11 @@ def restore(
 
     UserError where it is of another network or optimiser; DamagedError, on all ranks, where its files are damaged.
     """
-    target: Tensors = {}
-    for name, tensor in run_state(network, optimizer, objective).items():
-        if name.startswith("objective/"):
-            if isinstance(tensor, DTensor):
-                target[name] = tensor  # a rank's part is enough for it
-            continue
-        if name.startswith("optimizer/") and name not in found.index:
-            tensor.zero_()  # format 1 had no state of a parameter that never moved
-            continue
-        target[name] = tensor
+    target = {
+        name: tensor
+        for name, tensor in run_state(network, optimizer, objective).items()
+        if not name.startswith("objective/") or isinstance(tensor, DTensor)  # a rank's part is enough for it
+    }
     kept = {name: stored.shape for name, stored in found.index.items() if not name.startswith("objective/")}
     own = {name: tuple(tensor.shape) for name, tensor in target.items() if not name.startswith("objective/")}
     if kept != own:
@@ -287,7 +282,7 @@ class Keeper:
         for name, now in self._identity.items():
             if name == "plan" and found.state["config"]["train"]["batch"] != self._train.batch:
                 continue  # changed on purpose: another batch has another order
-            kept = found.state.get(name, "0")  # of views: what was saved before they had a version
+            kept = found.state[name]
             if kept != now:
                 raise UserError(
                     f"{self._checkpoints.store.url}: the checkpoint was made with another {CALLED[name]} "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -193,24 +193,6 @@ class Reader(StorageReader):
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
         return True
-
-
-def index_of_whole_files(store: Store, folder: str, parts: Mapping[str, str]) -> Index:
-    """The index of files that hold whole tensors, {prefix of the names: file}, from the files' headers alone."""
-    index: Index = {}
-    for prefix, file in parts.items():
-        length = int.from_bytes(store.get_range(f"{folder}/{file}", 0, 8), "little")
-        header = json.loads(store.get_range(f"{folder}/{file}", 8, length))
-        header.pop("__metadata__", None)
-        for key, about in header.items():
-            shape = tuple(about["shape"])
-            part = Part(file, key, (0,) * len(shape), shape)
-            index[f"{prefix}/{key}"] = Stored(_DTYPES[about["dtype"]], shape, [part])
-    return index
-
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-           "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
 
 
 def _key(name: str, offsets: Iterable[int]) -> str:

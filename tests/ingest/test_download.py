@@ -16,8 +16,7 @@ import pytest
 from ingest.budget import Budget
 from ingest.download import Downloader, DownloadSettings, seconds
 from ingest.hosts import Host
-from ingest.reasons import Reason
-from ingest.sources import LaterError, UnfetchedError
+from ingest.reasons import LaterError, Reason, UnfetchedError
 from seer_pipe.errors import UserError
 from tests.ingest.web import LOOPBACK, Web, bomb, jpeg
 

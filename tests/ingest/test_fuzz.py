@@ -18,7 +18,7 @@ from PIL import Image
 from ingest.image import BadImage, process
 from ingest.jpeg import NotAJpeg, parse_jpeg
 from ingest.png import parse_png
-from ingest.sources import UnfetchedError
+from ingest.reasons import UnfetchedError
 from ingest.sources.archive import kind, members
 from ingest.sources.inflate import Address
 from ingest.sources.readers import DAMAGE

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from warcio.archiveiterator import ArchiveIterator
 
-from ingest.sources import UnfetchedError
+from ingest.reasons import UnfetchedError
 from ingest.sources.inflate import Address, inflated
 from ingest.sources.records import next_record
 from ingest.sources.warc import Place, WarcReader, captures

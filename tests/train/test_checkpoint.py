@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import save as to_safetensors
 from torch.distributed.checkpoint.staging import DefaultStager
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -19,8 +18,8 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from seer_pipe.errors import UserError
 from seer_pipe.store import FolderStore, Store, open_store
 from seer_pipe.train import checkpoint, storage
-from seer_pipe.train.checkpoint import MARKER, Checkpoints, _sealed, _unsealed
-from seer_pipe.train.storage import DamagedError, digest
+from seer_pipe.train.checkpoint import FORMAT_VERSION, MARKER, Checkpoints, _sealed, _unsealed
+from seer_pipe.train.storage import DamagedError
 from tests.distributed import run_ranks
 
 SHAPES = {"network/weight": (7, 3), "network/row": (1, 4), "optimizer/weight/momentum_buffer": (7, 3)}
@@ -258,28 +257,25 @@ def test_a_single_bit_that_flips_in_the_marker_is_found(tmp_path: Path) -> None:
         assert json.loads(data) == honest  # a blank for another
 
 
-def test_the_format_before_is_read(tmp_path: Path) -> None:
-    """Whole tensors in a file a part, and a marker that is the table of files."""
-    store, files = FolderStore(tmp_path), {}
-    for part in ("network", "optimizer", "objective"):
-        tensors = {name.split("/", 1)[1]: t for name, t in logical().items() if name.startswith(part)}
-        files[f"{part}.safetensors"] = to_safetensors(tensors)
-    files["state.json"] = json.dumps({"format_version": 1, "step": 5}).encode()
-    for name, data in files.items():
-        store.put(f"step-00000005/{name}", data)
-    store.put(f"step-00000005/{MARKER}", json.dumps({name: digest(data) for name, data in files.items()}).encode())
-    assert_whole(store, 5)
-    assert run_ranks(3, load_as_rank, str(tmp_path)) == [True, True, True]
-
-
-def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, FORMAT_VERSION - 1, 99])
+def test_another_format_is_refused(tmp_path: Path, version: int) -> None:
     store = FolderStore(tmp_path)
     save(store, 1)
     path = f"step-00000001/{MARKER}"
-    marker = _unsealed(store.get(path)) | {"format_version": 99}
+    marker = _unsealed(store.get(path)) | {"format_version": version}
     store.put(path, _sealed(marker))
-    with pytest.raises(UserError, match=r"format 99.*upgrade"):
+    with pytest.raises(UserError, match=rf"format {version}; this seer_pipe reads format {FORMAT_VERSION}: "):
         Checkpoints(store).latest(pytest.fail)
+
+
+def test_a_marker_without_a_seal_is_damaged(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    save(store, 1)
+    path = f"step-00000001/{MARKER}"
+    for version in ({}, {"format_version": 1}, {"format_version": 2}):
+        store.put(path, json.dumps({**version, "files": {}}).encode())
+        with pytest.raises(DamagedError):
+            Checkpoints(store).open(1)
 
 
 def test_what_is_kept(tmp_path: Path) -> None:
