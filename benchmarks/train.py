@@ -44,12 +44,12 @@ from seer_pipe import config as settings
 from seer_pipe.data.loader import Loader
 from seer_pipe.data.order import slots_of
 from seer_pipe.data.sources import open_data
+from seer_pipe.distributed.world import World, join
 from seer_pipe.objectives.base import Moment
 from seer_pipe.objectives.swav.objective import SwavHead
 from seer_pipe.train import build
 from seer_pipe.train.doctor import training_flops
 from seer_pipe.train.health import Guard
-from seer_pipe.train.parallel import World, join
 from seer_pipe.train.restore import zero_state
 from seer_pipe.train.step import TrainStep
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 _TIMEOUT = timedelta(seconds=120)
 # A server that has imported what ranks need (fully_shard loads the compiler) and forks every rank: milliseconds
@@ -72,3 +74,10 @@ def _rank(rank: int, world: int, folder: str, function: Callable[..., Any], args
         report.rename(report.with_suffix(".txt"))  # whole or not there: the parent is watching
     finally:
         dist.destroy_process_group()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The logical tensor on the CPU, whatever its sharding. All ranks must call it."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor.detach().cpu().contiguous()

@@ -1,1 +1,1 @@
-"""What ranks send each other: collectives, and the account of them. Knows no room above it."""
+"""The processes of a run, and what they send each other. Knows no room above it."""

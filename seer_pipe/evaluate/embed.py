@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import torch
 
 from seer_pipe.data.order import Ints, Plan
+from seer_pipe.distributed.world import World, join
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.features import Images, extract
 from seer_pipe.evaluate.labels import left_out
@@ -32,7 +33,6 @@ from seer_pipe.evaluate.pictures import SUFFIXES, FilePictures, ShardPictures
 from seer_pipe.evaluate.subject import Subject, load_subject
 from seer_pipe.shards import ShardSet, to_parquet
 from seer_pipe.store import FolderStore
-from seer_pipe.train.parallel import World, join
 
 PART = 4096  # images
 PART_NAME = re.compile(r"\d{12}\.parquet")

@@ -14,10 +14,10 @@ from torch import nn
 from seer_pipe.data.dali import Augmenter, BadImages
 from seer_pipe.data.order import Ints
 from seer_pipe.data.views import Crops, CropSpec, centre
+from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.pictures import Picture, Pictures, ahead
 from seer_pipe.export import Preprocessing
-from seer_pipe.train.parallel import World
 
 #: From the numbers, heights and widths of n images to the box of each.
 View = Callable[[Ints, Ints, Ints], Crops]

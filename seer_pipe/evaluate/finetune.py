@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from seer_pipe import config as settings
 from seer_pipe.data.order import Ints
 from seer_pipe.data.views import Augment, Crops, CropSpec, draw
+from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.bench import check_classes, on_bench, train_and_test
 from seer_pipe.evaluate.features import Images
@@ -36,7 +37,7 @@ from seer_pipe.export import recalibrate_batch_norm
 from seer_pipe.models import Trunk
 from seer_pipe.train import syncbn
 from seer_pipe.train.build import build_optimizer, precision
-from seer_pipe.train.parallel import World, replicate
+from seer_pipe.train.parallel import replicate
 
 OPTIMIZER = settings.Optimizer.model_validate(
     {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4, "exclude": ["norm"]}

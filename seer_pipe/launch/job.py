@@ -20,10 +20,10 @@ import torch
 import torch.distributed as dist
 
 from seer_pipe import config as settings
+from seer_pipe.distributed.world import RendezvousError, World, join
 from seer_pipe.errors import UserError
 from seer_pipe.launch import record
 from seer_pipe.run import start
-from seer_pipe.train.parallel import RendezvousError, World, join
 
 PATIENCE = 60  # seconds for a start before this one to let go of the run
 

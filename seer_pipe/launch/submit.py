@@ -24,6 +24,7 @@ from seer_pipe import config as settings
 from seer_pipe import slurm
 from seer_pipe.config import Config
 from seer_pipe.data.sources import open_data
+from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.labels import open_labelled
 from seer_pipe.launch import keeper, record
@@ -33,7 +34,7 @@ from seer_pipe.launch.record import Record
 from seer_pipe.train.boards import check_boards
 from seer_pipe.train.build import check_world, outline
 from seer_pipe.train.folder import agree
-from seer_pipe.train.parallel import World, parallel_mode
+from seer_pipe.train.parallel import parallel_mode
 
 GRACE = 120.0  # seconds that a cancelled run has for its checkpoint
 

@@ -14,13 +14,14 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from seer_pipe import config as settings
 from seer_pipe.data import views
+from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk, build_trunk, init_weights
 from seer_pipe.objectives.base import Group, Network, Objective
 from seer_pipe.optim.larc import Larc, Lars
 from seer_pipe.optim.schedule import constant_learning_rate, learning_rate
 from seer_pipe.train import syncbn
-from seer_pipe.train.parallel import World, compile_block, parallel_mode, ranks_in_step, recompute, replicate, shard
+from seer_pipe.train.parallel import compile_block, parallel_mode, ranks_in_step, recompute, replicate, shard
 
 
 def build_crops(config: settings.Views) -> list[views.CropSpec]:

@@ -14,10 +14,10 @@ from seer_pipe import changes
 from seer_pipe import config as settings
 from seer_pipe.changes import Difference, differences
 from seer_pipe.config import Config, Derived, Record
+from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.store import Store, open_store
 from seer_pipe.train.checkpoint import Checkpoints, store_of
-from seer_pipe.train.parallel import World
 from seer_pipe.train.storage import DamagedError
 
 

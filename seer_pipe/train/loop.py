@@ -25,6 +25,7 @@ from seer_pipe.data.loader import Batch, Loader
 from seer_pipe.data.order import slots_of
 from seer_pipe.data.sources import Order, Shards, open_cache, open_data
 from seer_pipe.data.views import VIEWS_VERSION
+from seer_pipe.distributed.world import World, join
 from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk, build_trunk
 from seer_pipe.objectives.base import Moment, Network
@@ -36,7 +37,7 @@ from seer_pipe.train.folder import Agreement, agree, lay_out, only_start, set_as
 from seer_pipe.train.health import Guard, Policy, Signs, Watchdog
 from seer_pipe.train.heartbeat import Heartbeat, State, read_heartbeat
 from seer_pipe.train.machine import machine
-from seer_pipe.train.parallel import World, assign, join
+from seer_pipe.train.parallel import assign
 from seer_pipe.train.restore import Keeper, zero_state
 from seer_pipe.train.signals import StoppedError, StopRequest, Wait
 from seer_pipe.train.step import TrainStep

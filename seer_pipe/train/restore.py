@@ -16,11 +16,11 @@ from torch.optim import Optimizer
 
 from seer_pipe import config as settings
 from seer_pipe.distributed.collectives import local
+from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.objectives.base import Objective
 from seer_pipe.store import Store
 from seer_pipe.train.checkpoint import Checkpoint, Checkpoints, Tensors, damage
-from seer_pipe.train.parallel import World
 from seer_pipe.train.storage import DamagedError
 from seer_pipe.train.syncbn import SyncBatchNorm
 

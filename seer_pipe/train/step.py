@@ -14,10 +14,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from seer_pipe.config import Config, Derived
 from seer_pipe.distributed.collectives import local
+from seer_pipe.distributed.world import World
 from seer_pipe.objectives.base import Moment
 from seer_pipe.train import build
 from seer_pipe.train.health import Guard
-from seer_pipe.train.parallel import World
 from seer_pipe.train.syncbn import PieceStatistics, frozen_statistics
 
 Metrics = dict[str, Tensor]

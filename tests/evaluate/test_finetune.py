@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from ingest.tools.excluded import exclude
+from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.features import Images
 from seer_pipe.evaluate.finetune import Recipe, _batches, evaluate_finetune, few_values
@@ -21,7 +22,6 @@ from seer_pipe.evaluate.linear import evaluate_linear
 from seer_pipe.evaluate.results import kept
 from seer_pipe.export import Preprocessing, export_backbone, recalibrate_batch_norm
 from seer_pipe.models import build_trunk
-from seer_pipe.train.parallel import World
 from tests.distributed import run_ranks
 from tests.train.helpers import make_pictures
 

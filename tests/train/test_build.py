@@ -14,15 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from seer_pipe import config as settings
+from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk, build_trunk
 from seer_pipe.recipes import load_recipe
 from seer_pipe.train import build
 from seer_pipe.train.build import build_network, spread_network
 from seer_pipe.train.health import Guard
-from seer_pipe.train.parallel import World, shard, whole
+from seer_pipe.train.parallel import shard
 from seer_pipe.train.step import TrainStep
-from tests.distributed import run_ranks
+from tests.distributed import run_ranks, whole
 from tests.objectives.moments import at
 from tests.train.helpers import small
 

@@ -11,12 +11,12 @@ from torch.distributed.checkpoint.staging import DefaultStager
 from torch.optim import SGD
 
 from seer_pipe import config as settings
+from seer_pipe.distributed.world import World
 from seer_pipe.objectives.base import Objective
 from seer_pipe.store import FolderStore, Store
 from seer_pipe.train import syncbn
 from seer_pipe.train.checkpoint import Checkpoints
 from seer_pipe.train.loop import Say
-from seer_pipe.train.parallel import World
 from seer_pipe.train.restore import Keeper, zero_state
 from tests.distributed import run_ranks
 

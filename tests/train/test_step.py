@@ -11,14 +11,14 @@ from torch._dynamo.utils import counters
 from torch.optim import Optimizer
 
 from seer_pipe import config as settings
+from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk
 from seer_pipe.train import build
 from seer_pipe.train.build import build_optimizer, spread_network
 from seer_pipe.train.health import Guard
-from seer_pipe.train.parallel import World, whole
 from seer_pipe.train.step import TrainStep
-from tests.distributed import run_ranks
+from tests.distributed import run_ranks, whole
 from tests.host_sync import no_host_sync
 from tests.objectives.moments import at
 from tests.train.helpers import small

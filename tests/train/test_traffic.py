@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from seer_pipe import config as settings
+from seer_pipe.distributed.world import World
 from seer_pipe.train import build
 from seer_pipe.train.build import build_optimizer, spread_network
 from seer_pipe.train.health import Guard
-from seer_pipe.train.parallel import World
 from seer_pipe.train.step import TrainStep
 from seer_pipe.train.traffic import Collectives, traffic
 from tests.distributed import run_ranks

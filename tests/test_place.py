@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from seer_pipe.distributed.place import BY_TORCHRUN, Place, end_with_torchrun, find_place
+from seer_pipe.distributed.world import RendezvousError, join
 from seer_pipe.errors import UserError
-from seer_pipe.train.parallel import RendezvousError, join
-from seer_pipe.train.place import BY_TORCHRUN, Place, end_with_torchrun, find_place
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", BY_TORCHRUN)
 WHOLE = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -85,7 +85,7 @@ def test_a_closed_shell_does_not_end_a_run() -> None:
 RANK = """
 import os, sys, time
 from pathlib import Path
-from seer_pipe.train.parallel import join
+from seer_pipe.distributed.world import join
 with join("cpu") as world:
     world.barrier()
     Path(sys.argv[1], str(world.rank)).write_text(str(os.getpid()))
