@@ -16,6 +16,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores: parallel test processes must not fight over them
 
 
+def pytest_configure() -> None:
+    """Before anything imports triton: without a GPU the kernels for one run on the CPU, in its interpreter."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Another -m on the command line takes the place of the default, which leaves tests for a GPU out."""
     if any(item.get_closest_marker("gpu") for item in items):

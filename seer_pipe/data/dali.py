@@ -1,15 +1,13 @@
 """From encoded images and their views to normalised crops: one decode, every crop cut from it.
 
-DALI decodes and, on a GPU, cuts (`resize` of a region, antialiased; a flip is a region read backwards), and
-`seer_pipe.data.pixels` does the rest there. On a CPU `seer_pipe.data.pixels_cpu` does all that follows the decoder.
-DALI holds no random state, and no image outlives its call.
+DALI decodes; all that follows is one compiled kernel on a CPU (`seer_pipe.data.pixels_cpu`), and a few of Triton's on a
+GPU (`seer_pipe.data.pixels_gpu`). DALI holds no random state, and no image outlives its call.
 
 Chosen by numbers, on one core, from photographs of the web (docs/views.md). DALI's dynamic mode and not its pipeline
 mode: that is 3 % faster at decoding and cutting, but an undecodable image can end a pipeline for good, while in dynamic
 mode the call raises and the next one works. Whole images decoded once: regions crop by crop take twice as long, and the
-region of all crops is nearly the image. Not DALI's CPU kernels past the decoder: a cut to 224 pixels takes its resize
-four times as long as torch's, a blur of 224 pixels its gaussian_blur 2 to 3 ms; and its hue turns in YIQ, where
-torchvision's turns in HSV.
+region of all crops is nearly the image. Not DALI's kernels past the decoder: its hue turns in YIQ, where torchvision's
+turns in HSV, and on a GPU each operator of the dynamic mode is a call of its own, for each crop.
 """
 
 from collections.abc import Sequence
@@ -24,7 +22,7 @@ from seer_pipe.errors import UserError
 
 try:
     import nvidia.dali.experimental.dynamic as ndd
-    from nvidia.dali.types import DALIImageType, DALIInterpType
+    from nvidia.dali.types import DALIImageType
 except ModuleNotFoundError as error:
     raise UserError(
         f"no DALI ({error}): pip install 'seer-pipe[cuda13]', or [cuda12] where torch's CUDA is 12; either runs on a "
@@ -32,10 +30,13 @@ except ModuleNotFoundError as error:
     ) from None
 
 from seer_pipe.data import pixels_cpu
-from seer_pipe.data.pixels import finish_many, pack
+from seer_pipe.data.pixels import pack
 from seer_pipe.data.views import Crops, CropSpec
 
 MAX_PIXELS = 2**30 // 12  # Pillow's own bound against decompression bombs: 256 MiB of RGB
+#: The share of the JPEGs that a GPU's JPEG engine is given, where there is one and it can decode them: all of them. By
+#: default it is a part of each batch, so that an image's decoder, and so its pixels, would depend on its batch.
+ENGINE = 1.0
 CHUNK = 32  # images for each thread to decode before they are cut: enough to share out, little to hold
 
 
@@ -77,6 +78,11 @@ class Augmenter:
         self._turn = min(max_batch, CHUNK * threads) if self._stream is None else max_batch
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="crops")
+        if self._stream is None:
+            pixels_cpu.kernel()  # compiled now, if it was not: the first batch shall not wait
+            self._make = self._make_on_cpu
+        else:
+            self._make = self._make_on_gpu
         with ndd.Device(device):
             self._context = ndd.EvalContext(num_threads=threads, cuda_stream=self._stream)
 
@@ -125,22 +131,20 @@ class Augmenter:
                 faults[i] = f"does not decode: {' '.join(str(error).split())}"
         return faults
 
-    def _make(self, images: Any, crops: Sequence[Crops], out: Sequence[torch.Tensor]) -> None:
-        if self._stream is None:
-            self._make_on_cpu([np.from_dlpack(image) for image in images.tensors], crops, out)
-            return
-        for crop, x in zip(crops, out, strict=True):
-            cut = _cut_on_gpu(images, crop, x.shape[-1]).permute(0, 3, 1, 2)
-            planes = x if x.dtype == torch.float32 else torch.empty_like(x, dtype=torch.float32)
-            planes.copy_(cut)
-            finish_many(planes, crop)
-            if planes is not x:
-                x.copy_(planes)
-            x.record_stream(torch.cuda.default_stream(self._device))  # where it will be used
-        self._stream.synchronize()
+    def _make_on_gpu(self, images: Any, crops: Sequence[Crops], out: Sequence[torch.Tensor]) -> None:
+        """Launched by this thread, and waited for in it: the streams of others wait for nothing."""
+        from seer_pipe.data import pixels_gpu  # it needs Triton, which torch brings along for GPUs alone
 
-    def _make_on_cpu(self, pictures: Sequence[np.ndarray], crops: Sequence[Crops], out: Sequence[torch.Tensor]) -> None:
+        height, width = np.array([shape[:2] for shape in images.shape]).T
+        address = np.array([image.__cuda_array_interface__["data"][0] for image in images.tensors], np.uint64)
+        pixels_gpu.make(pack(crops, height, width, address), out, self._layout)
+        for x in out:
+            x.record_stream(torch.cuda.default_stream(self._device))  # where it will be used
+        torch.cuda.current_stream(self._device).synchronize()
+
+    def _make_on_cpu(self, images: Any, crops: Sequence[Crops], out: Sequence[torch.Tensor]) -> None:
         """Each thread calls the kernel once, and takes image after image until none is left."""
+        pictures = [np.from_dlpack(image) for image in images.tensors]
         height, width = np.array([picture.shape[:2] for picture in pictures]).T
         table = pack(crops, height, width, np.array([picture.ctypes.data for picture in pictures], np.uint64))
         arguments = (
@@ -165,20 +169,6 @@ def _decode(jpegs: Sequence[bytes | np.ndarray], crops: Sequence[Crops], device:
             raise ValueError(f"{width}x{height} pixels, more than the {MAX_PIXELS} allowed")
         if height < bottom or width < right:
             raise ValueError(f"{width}x{height} pixels, fewer than recorded: a crop reaches {right}x{bottom}")
-    return ndd.decoders.image(encoded, device=device, output_type=DALIImageType.RGB, adjust_orientation=False)
-
-
-def _cut_on_gpu(images: Any, crop: Crops, size: int) -> torch.Tensor:
-    """One crop of every image, uint8 [n, size, size, 3], flipped where it is to be."""
-    top_left = crop.box[:, :2].astype(np.float32)
-    bottom_right = top_left + crop.box[:, 2:]
-    mirrored = crop.flip[:, None] & np.array([False, True])  # a region that ends where it should begin is flipped
-    cut = ndd.resize(
-        images,
-        size=(size, size),
-        roi_start=ndd.as_batch(np.where(mirrored, bottom_right, top_left)),
-        roi_end=ndd.as_batch(np.where(mirrored, top_left, bottom_right)),
-        interp_type=DALIInterpType.INTERP_LINEAR,
-        antialias=True,
+    return ndd.decoders.image(
+        encoded, device=device, output_type=DALIImageType.RGB, adjust_orientation=False, hw_decoder_load=ENGINE
     )
-    return cut.torch()

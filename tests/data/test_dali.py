@@ -8,15 +8,13 @@ import threading
 from dataclasses import replace
 
 import numpy as np
-import nvidia.dali.experimental.dynamic as ndd
 import pytest
 import torch
 from PIL import Image
 
-from seer_pipe.data import dali, pixels
+from seer_pipe.data import pixels, pixels_cpu
 from seer_pipe.data.dali import MAX_PIXELS, Augmenter, BadImages
 from seer_pipe.data.views import Augment, Crops, CropSpec, centre, draw
-from tests.data import reference as definition
 
 SPECS = [CropSpec(2, 224, (0.14, 1.0)), CropSpec(2, 96, (0.05, 0.14), Augment(solarise_p=0.3))]
 
@@ -161,18 +159,6 @@ def test_evaluation_view_is_resize_and_central_crop(torchvision, photos, device)
     assert max(different) < 1
 
 
-def test_dalis_cut_which_gpus_use_is_as_defined(photos):
-    """With its CPU kernels: boxes of whole pixels, flipped and not, and between pixels."""
-    some = photos[::5]
-    for crop in [*views_of(some, SPECS), centre(*sizes(some), size=224, resize=256)]:
-        with ndd.EvalContext(num_threads=1):
-            images = dali._decode(some, [crop], "cpu")
-            cut = dali._cut_on_gpu(images, crop, 96).numpy().astype(float)
-        for row, image in enumerate(images.tensors):
-            ours = definition.cut(image.torch().numpy(), crop.box[row], 96).astype(float)
-            assert np.abs(cut[row] - (ours[:, ::-1] if crop.flip[row] else ours)).mean() < 0.5
-
-
 @pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 3}, {"max_batch": 1}, {"max_batch": 3}])
 def test_the_same_image_and_view_give_the_same_bytes_in_any_batch(files, device, options):
     views = views_of(files, SPECS)
@@ -204,24 +190,6 @@ def test_crops_are_the_callers_to_keep(files, device):
     augmenter(files, views_of(files, SPECS, seed=2))
     augmenter.close()
     assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
-
-
-def test_many_at_once_are_as_defined(device):
-    """The form for GPUs."""
-    torch.manual_seed(0)
-    x = (torch.rand(40, 3, 33, 33) * 300 - 20).clamp(0, 255).round()  # extremes, greys and ties are among them
-    x[0], x[1], x[2] = 0, 255, 128
-    spec = CropSpec(1, 33, (0.1, 1.0), Augment(solarise_p=0.3))
-    (crop,) = draw(3, 0, np.arange(40), np.full(40, 50), np.full(40, 50), [spec])
-    many = x.clone().to(device)
-    pixels.finish_many(many, crop)
-    for row in range(40):
-        one = definition.finish(x[row].permute(1, 2, 0).double().numpy(), crop, row).transpose(2, 0, 1)
-        assert np.abs(one - many[row].cpu().numpy()).max() < 1e-3
-    rows = [7, 3, 30]
-    few = x[rows].to(device)
-    pixels.finish_many(few, crop.take(rows))
-    assert torch.equal(few, many[rows])
 
 
 def test_normalised_as_public_backbones_expect(device):
@@ -292,6 +260,12 @@ def test_works_in_a_thread_while_others_run(files):
         turns += 1
     assert turns > 20
     assert all(torch.equal(a, b) for a, b in zip(result, augment(files * 8, views), strict=True))
+
+
+def test_the_kernel_is_compiled_before_the_first_batch():
+    pixels_cpu.kernel.cache_clear()
+    Augmenter(SPECS, threads=1, max_batch=1).close()
+    assert pixels_cpu.kernel.cache_info().currsize == 1
 
 
 @pytest.mark.gpu
