@@ -258,6 +258,7 @@ class Derived:
     steps_per_pass: int
     passes: float
     images: int  # that the run will have seen at its end
+    batch_correlation: float | None  # what remains of a sorted set, see `Plan.correlation`; None: no order was given
     images_per_rank: int  # of one step
     peak_lr: float
     warmup_steps: int
@@ -267,8 +268,16 @@ class Derived:
     objective: dict[str, float]  # what else follows from its settings
 
 
-def derive(config: Config, images_in_set: int, world: int = 1, finished: tuple[int, int] = (0, 0)) -> Derived:
-    """The one place where settings become numbers. ``finished``: steps and images, for the batch may have changed."""
+def derive(
+    config: Config,
+    images_in_set: int,
+    world: int = 1,
+    finished: tuple[int, int] = (0, 0),
+    correlation: float | None = None,
+) -> Derived:
+    """The one place where settings become numbers. ``finished``: steps and images, for the batch may have changed;
+    ``correlation``: of any two batches of the order at most.
+    """
     batch, objective = config.train.batch, config.objective
     per_pass = images_in_set // batch
     if config.train.images is not None:
@@ -285,6 +294,7 @@ def derive(config: Config, images_in_set: int, world: int = 1, finished: tuple[i
         steps_per_pass=per_pass,
         passes=images / (per_pass * batch) if per_pass else 0.0,
         images=images,
+        batch_correlation=correlation,
         images_per_rank=batch // world,
         peak_lr=config.optimizer.lr * batch / 256,
         warmup_steps=math.ceil(config.optimizer.warmup_images / batch),
