@@ -49,4 +49,5 @@ def _rehearse_export(run: Path) -> None:
     subject = load_run(run)[0]
     images = torch.randn(2, 3, subject.size, subject.size, generator=torch.Generator().manual_seed(0))
     with TemporaryDirectory(dir=run, prefix=".rehearsal-") as folder:
-        export_backbone(subject.trunk, Path(folder, "backbone"), images=images, metadata={})
+        format, head = ("torchvision", None) if "torchvision" in subject.trunk.namings else ("full", subject.head)
+        export_backbone(subject.trunk, Path(folder, "backbone"), format=format, head=head, images=images, metadata={})

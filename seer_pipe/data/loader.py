@@ -18,6 +18,7 @@ import torch
 from seer_pipe.data.cache import Cache
 from seer_pipe.data.chunks import Samples
 from seer_pipe.data.dali import Augmenter, BadImages
+from seer_pipe.data.layouts import labels, lay_out
 from seer_pipe.data.order import Ints
 from seer_pipe.data.sources import Order, Shards
 from seer_pipe.data.stream import Stream
@@ -45,11 +46,13 @@ class Replaced:
 class Batch:
     """``crops``: a tensor [n, 3, size, size] for each crop, normalised; n images in the order of the slots.
 
+    ``labels``: what the geometry of the views knows of each, [crops, n] int64; None where crops are independent.
     ``samples``, ``epochs`` [n] int64: the id of each image in its set or mix of sets, and how often it was seen before.
     """
 
     step: int
     crops: list[torch.Tensor]
+    labels: torch.Tensor | None
     samples: torch.Tensor
     epochs: torch.Tensor
     replaced: list[Replaced]
@@ -149,7 +152,8 @@ class Loader:
                     epochs = self._plan.pass_of(step, self._slots)
                     crops = self._augment(samples, epochs)
                     ids, seen = (torch.from_numpy(a).to(self._device) for a in (samples.places.sample, epochs))
-                    return Batch(step, crops, ids, seen, replaced)
+                    known = labels(self._crops, len(samples), self._device)
+                    return Batch(step, lay_out(crops, self._crops), known, ids, seen, replaced)
                 except BadImages as error:
                     bad = dict(zip(error.indices, error.reasons, strict=True))
             rows = np.array(sorted(bad))

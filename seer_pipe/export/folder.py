@@ -14,11 +14,11 @@ import seer_pipe
 from seer_pipe.errors import UserError
 from seer_pipe.export.formats import FORMATS, Format
 from seer_pipe.export.match import load_weights
-from seer_pipe.export.names import names_in
 from seer_pipe.export.onnx import ONNX_CODE, require_onnx, run_onnx, write_onnx
 from seer_pipe.export.preprocess import Preprocessing
 from seer_pipe.export.weights import read_weights, write_weights
 from seer_pipe.models import Trunk, build_trunk, multiply_adds
+from seer_pipe.models.trunk import OWN
 
 TOLERANCE = 1e-5  # of features loaded back, relative to the largest
 ONNX_TOLERANCE = 1e-4  # the runtime's kernels add in another order, which narrow BatchNorm statistics make more of
@@ -61,6 +61,8 @@ def export_backbone(
     if onnx:
         require_onnx()
     layout = FORMATS[format]
+    if layout.library not in (OWN, *trunk.namings):
+        raise UserError(f"{format}: that library has no {trunk.name}: export it as full")
     files = layout.files(trunk, preprocessing)
     identity = {"trunk": trunk.name, "stem": trunk.stem_kind, "layout": format, "seer_pipe": seer_pipe.__version__}
     shown = {name: json.dumps(getattr(preprocessing, name)) for name in ("size", "mean", "std")}
@@ -107,7 +109,7 @@ def load_backbone(folder: str | Path) -> Trunk:
 
 
 def _tensors(trunk: Trunk, head: nn.Module | None, layout: Format) -> dict[str, Tensor]:
-    names = names_in(trunk, layout.library)
+    names = trunk.names_in(layout.library)
     tensors = {layout.prefix + names[key]: tensor for key, tensor in trunk.state_dict().items()}
     if head is not None:
         tensors |= {f"head.{key}": tensor for key, tensor in head.state_dict().items()}

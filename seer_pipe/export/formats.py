@@ -11,6 +11,7 @@ from seer_pipe.export.preprocess import Preprocessing
 from seer_pipe.models import Trunk
 from seer_pipe.models.regnet import REGNETS, SE_RATIO, STEM_WIDTH
 from seer_pipe.models.resnet import RESNETS
+from seer_pipe.models.trunk import OWN
 
 Json = dict[str, Any]
 
@@ -228,5 +229,5 @@ FORMATS = {
         "huggingface", "Transformers", _huggingface_files, _huggingface_snippet, transform=_HUGGINGFACE_TRANSFORM
     ),
     "detectron2": Format("detectron2", "detectron2", _detectron2_files, _detectron2_snippet, weights="model.pth"),
-    "full": Format("torchvision", "seer_pipe, head included", _own_config, _full_snippet, prefix="trunk."),
+    "full": Format(OWN, "seer_pipe, head included", _own_config, _full_snippet, prefix="trunk."),
 }

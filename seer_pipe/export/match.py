@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from seer_pipe.errors import UserError
-from seer_pipe.export.names import names_in, namings
 from seer_pipe.export.weights import read_weights
 from seer_pipe.models import Trunk, build_trunk, trunk_names
-from seer_pipe.models.build import Stem
-from seer_pipe.models.resnet import RESNETS
+from seer_pipe.models.build import FAMILIES, Stem
+from seer_pipe.models.trunk import OWN
 
 _HEADS = re.compile(
     r"^(?:fc|head|heads|classifier|linear|projection_head|projector|predictor|prototypes|queue(?:_ptr)?)(?:[.\d]|$)"
@@ -161,8 +160,8 @@ def layouts_of(trunk: Trunk) -> list[Layout]:
     """A trunk's tensors by the names of every library that knows its family."""
     state = trunk.state_dict()
     layouts = []
-    for library in namings(trunk):
-        names = names_in(trunk, library)
+    for library in trunk.namings or [OWN]:
+        names = trunk.names_in(library)
         shapes = {names[ours]: tensor.shape for ours, tensor in state.items()}
         layouts.append(Layout((trunk.name, trunk.stem_kind), library, names, shapes))
     return layouts
@@ -171,12 +170,11 @@ def layouts_of(trunk: Trunk) -> list[Layout]:
 @cache
 def known_layouts() -> tuple[Layout, ...]:
     """Those of all trunks with all their stems."""
-    trunks: list[tuple[str, Stem]] = [(name, "imagenet") for name in trunk_names()]
-    trunks += [(name, "small") for name in RESNETS]
     layouts = []
-    for name, stem in trunks:
-        with torch.device("meta"):
-            layouts += layouts_of(build_trunk(name, stem=stem))
+    for family in FAMILIES:
+        for stem in family.stems:
+            with torch.device("meta"):
+                layouts += [layout for name in family.names for layout in layouts_of(build_trunk(name, stem=stem))]
     return tuple(layouts)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
@@ -17,9 +19,24 @@ from seer_pipe.models.trunk import Trunk
 Stem = Literal["imagenet", "small"]
 
 
+@dataclass(frozen=True)
+class Family:
+    """Trunks that are built alike."""
+
+    names: Sequence[str]
+    make: Callable[[str, Stem], Trunk]
+    stems: Sequence[Stem] = ("imagenet",)
+
+
+FAMILIES = [
+    Family(tuple(REGNETS), lambda name, _: RegNetTrunk(name)),
+    Family(tuple(RESNETS), ResNetTrunk, ("imagenet", "small")),
+]
+
+
 def trunk_names() -> list[str]:
     """Every name that `build_trunk` knows, RegNets by size first."""
-    return [*REGNETS, *RESNETS]
+    return [name for family in FAMILIES for name in family.names]
 
 
 def build_trunk(name: str, *, stem: Stem = "imagenet") -> Trunk:
@@ -30,15 +47,15 @@ def build_trunk(name: str, *, stem: Stem = "imagenet") -> Trunk:
     and ``regnety_8gf`` are therefore not the models of these sizes in pycls and ClassyVision. ``regnety_256gf``
     and ``regnety_10b`` are SEER's. ``stem="small"``, for images of 32 to 96 pixels, exists for ResNets only.
     """
-    if name not in trunk_names():
+    family = next((family for family in FAMILIES if name in family.names), None)
+    if family is None:
         near = get_close_matches(name, trunk_names(), n=3) or trunk_names()
         raise UserError(f"no trunk is named {name!r}: try {', '.join(near)}")
-    stems = ("imagenet",) if name in REGNETS else ("imagenet", "small")
-    if stem not in stems:
-        raise UserError(f"{name} has no stem {stem!r}: choose {' or '.join(stems)}")
+    if stem not in family.stems:
+        raise UserError(f"{name} has no stem {stem!r}: choose {' or '.join(family.stems)}")
     device = torch.get_default_device()
     with torch.device("meta"):  # so that memory is written once, by our initialisation
-        trunk = RegNetTrunk(name) if name in REGNETS else ResNetTrunk(name, stem)
+        trunk = family.make(name, stem)
     if device.type != "meta":
         trunk.to_empty(device=device)
         init_weights(trunk, torch.default_generator)

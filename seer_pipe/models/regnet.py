@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from torch import Tensor, nn
 
+from seer_pipe.models.names import Naming
 from seer_pipe.models.trunk import Trunk
 
 STEM_WIDTH = 32
@@ -58,9 +59,44 @@ REGNETS = {
     "regnety_10b": RegNetParams(27, 1744, 620.83, 2.52, 1010),  # SEER's largest (Goyal et al. 2022)
 }
 
+NAMINGS: dict[str, Naming] = {  # by library; torchvision's are ours
+    "torchvision": Naming(
+        stem="stem.0 stem.1",
+        block=lambda i, j: f"trunk_output.block{i}.block{i}-{j}",
+        parts="proj.0 proj.1 f.a.0 f.a.1 f.b.0 f.b.1 f.se.fc1 f.se.fc2 f.c.0 f.c.1",
+    ),
+    "timm": Naming(
+        stem="stem.conv stem.bn",
+        block=lambda i, j: f"s{i}.b{j + 1}",
+        parts="downsample.conv downsample.bn conv1.conv conv1.bn conv2.conv conv2.bn se.fc1 se.fc2 conv3.conv conv3.bn",
+    ),
+    "huggingface": Naming(
+        stem="embedder.embedder.convolution embedder.embedder.normalization",
+        block=lambda i, j: f"encoder.stages.{i - 1}.layers.{j}",
+        parts="shortcut.convolution shortcut.normalization layer.0.convolution layer.0.normalization"
+        " layer.1.convolution layer.1.normalization layer.2.attention.0 layer.2.attention.2"
+        " layer.3.convolution layer.3.normalization",
+    ),
+    "detectron2": Naming(
+        stem="stem.conv stem.bn",
+        block=lambda i, j: f"s{i}.b{j + 1}",
+        parts="proj bn f.a f.a_bn f.b f.b_bn f.se.f_ex.0 f.se.f_ex.2 f.c f.c_bn",
+    ),
+    "vissl": Naming(
+        stem="conv1.stem.0 conv1.stem.1",
+        block=lambda i, j: f"res{i}.block{i}-{j}",
+        parts="proj bn f.a.0 f.a.1 f.b.0 f.b.1 f.se.excitation.0 f.se.excitation.2 f.c f.final_bn",
+    ),
+}
+NAMINGS["torchvision in nn.Sequential"] = replace(  # as lightly's users make a backbone of a model's children
+    NAMINGS["torchvision"], stem="0.0 0.1", block=lambda i, j: f"1.block{i}.block{i}-{j}"
+)
+
 
 class RegNetTrunk(Trunk):
     """A RegNetY of the given parameters, ImageNet stem: features at 1/32 of the image's resolution."""
+
+    namings = NAMINGS
 
     def __init__(self, name: str) -> None:
         super().__init__()

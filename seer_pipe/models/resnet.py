@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
 
+from seer_pipe.models.names import Naming
 from seer_pipe.models.trunk import Trunk
 
 STEM_WIDTH = 64
@@ -42,6 +43,33 @@ RESNETS = {
     "wide_resnet101_2": ResNetParams((3, 4, 23, 3), width_per_group=128),
 }
 
+NAMINGS: dict[str, Naming] = {  # by library; torchvision's are ours
+    "torchvision": Naming(  # and timm, VISSL, SwAV
+        stem="conv1 bn1",
+        block=lambda i, j: f"layer{i}.{j}",
+        parts="conv1 bn1 conv2 bn2 conv3 bn3 downsample.0 downsample.1",
+    ),
+    "huggingface": Naming(
+        stem="embedder.embedder.convolution embedder.embedder.normalization",
+        block=lambda i, j: f"encoder.stages.{i - 1}.layers.{j}",
+        parts="layer.0.convolution layer.0.normalization layer.1.convolution layer.1.normalization"
+        " layer.2.convolution layer.2.normalization shortcut.convolution shortcut.normalization",
+    ),
+    "detectron2": Naming(
+        stem="stem.conv1 stem.conv1.norm",
+        block=lambda i, j: f"res{i + 1}.{j}",
+        parts="conv1 conv1.norm conv2 conv2.norm conv3 conv3.norm shortcut shortcut.norm",
+    ),
+}
+NAMINGS["timm"] = NAMINGS["torchvision"]
+NAMINGS["torchvision in nn.Sequential"] = replace(NAMINGS["torchvision"], stem="0 1", block=lambda i, j: f"{i + 3}.{j}")
+NAMINGS["lightly"] = replace(  # its own ResNet for small images, which pools and rectifies without modules
+    NAMINGS["torchvision"],
+    stem="0 1",
+    block=lambda i, j: f"{i + 1}.{j}",
+    parts="conv1 bn1 conv2 bn2 conv3 bn3 shortcut.0 shortcut.1",
+)
+
 
 class ResNetTrunk(Trunk):
     """A ResNet in the variant of torchvision: a bottleneck's stride is in its 3x3 convolution.
@@ -49,6 +77,8 @@ class ResNetTrunk(Trunk):
     The "imagenet" stem takes the image to a quarter of its resolution. The "small" stem, one 3x3 convolution of
     stride 1 without pooling, keeps it, for images of 32 to 96 pixels (SimCLR, appendix B.9).
     """
+
+    namings = NAMINGS
 
     def __init__(self, name: str, stem: Literal["imagenet", "small"]) -> None:
         super().__init__()

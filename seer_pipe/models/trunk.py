@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seer_pipe.models.names import Naming
+
+#: The library of names that every trunk has.
+OWN = "seer_pipe"
+
 
 class Trunk(nn.Module, ABC):
-    """A convolutional trunk whose ``state_dict`` has torchvision's names, without the classifier ``fc``."""
+    """A convolutional trunk, without a classifier.
+
+    ``namings``: what other libraries call its tensors. Its family brings them, with its own names as those of
+    ``torchvision`` if that has such a trunk. Without any it is exported as ``full`` alone, by the names it has here.
+    """
+
+    namings: ClassVar[Mapping[str, Naming]] = {}
 
     name: str  # as in `trunk_names()`
     stem_kind: Literal["imagenet", "small"]
     width: int  # features an image
     stages: tuple[tuple[int, int], ...]  # (output channels, blocks) of each stage
+
+    def names_in(self, library: str) -> dict[str, str]:
+        """{our name of a tensor: that library's name of it}, for every tensor, one to one; of OWN it is ours."""
+        if library == OWN:
+            return {key: key for key in self.state_dict()}
+        theirs = self.namings["torchvision"].translation(self.namings[library], self.stages)
+        split = {key: key.rsplit(".", 1) for key in self.state_dict()}
+        return {key: f"{theirs[module]}.{tensor}" for key, (module, tensor) in split.items()}
 
     @abstractmethod
     def feature_map(self, images: Tensor) -> Tensor:

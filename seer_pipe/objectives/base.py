@@ -134,7 +134,7 @@ class Network(nn.Module):
     """A trunk and an objective's head over all crops of a batch."""
 
     groups: Mapping[str, Group] = {}
-    """By prefix of the parameters' names: those that are optimised other than the rest."""
+    """By name of a module or parameter, as ``head.predict``: what is optimised other than the rest."""
 
     def __init__(self, trunk: Trunk, head: nn.Module) -> None:
         super().__init__()

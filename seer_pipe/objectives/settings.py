@@ -72,6 +72,16 @@ EMBEDDING_SIGNS = (
 )
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What an objective is built for, besides its network."""
+
+    views: Views
+    seed: int  # of the run: what an objective draws comes from it
+    samples: int  # in the set or mix of sets: the ids of a moment are below
+    device: torch.device
+
+
 class Head(Section):
     """A projection on the trunk's features: linear layers with ReLU between them."""
 
@@ -133,7 +143,7 @@ class Settings(Section):
         """The network to train, on the default device; each call of ``trunk`` makes another trunk."""
         raise NotImplementedError
 
-    def objective(self, network: Network, views: Views, device: torch.device) -> Objective:
+    def objective(self, network: Network, setup: Setup) -> Objective:
         """The objective over a network that this object made."""
         raise NotImplementedError
 

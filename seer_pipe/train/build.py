@@ -18,6 +18,7 @@ from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk, build_trunk, init_weights
 from seer_pipe.objectives.base import Group, Network, Objective
+from seer_pipe.objectives.settings import Setup
 from seer_pipe.optim.larc import Larc, Lars
 from seer_pipe.optim.schedule import constant_learning_rate, learning_rate
 from seer_pipe.train import syncbn
@@ -25,7 +26,13 @@ from seer_pipe.train.parallel import compile_block, parallel_mode, ranks_in_step
 
 
 def build_crops(config: settings.Views) -> list[views.CropSpec]:
-    return [views.CropSpec(crop.count, crop.size, crop.scale, crop.augment or config.augment) for crop in config.crops]
+    def augment(crop: settings.Crop) -> views.Augment:
+        return views.Augment(**(crop.augment or config.augment).model_dump())
+
+    return [
+        views.CropSpec(crop.count, crop.size, crop.scale, augment(crop), crop.layout == "quarter_turns")
+        for crop in config.crops
+    ]
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,10 @@ def build_network(config: settings.Config) -> Network:
     return network
 
 
-def spread_network(config: settings.Config, world: World) -> Spread:
+def spread_network(config: settings.Config, world: World, samples: int = 0) -> Spread:
     """Trunk and head with their first weights, spread over the processes, and the objective over them.
+
+    ``samples``: in the set, for objectives that keep something of each.
 
     The order matters. All that changes how a block computes comes first, on the meta device; then sharding; only
     then does a rank give memory to what is its own. So a sharded network never stands whole anywhere.
@@ -75,7 +84,7 @@ def spread_network(config: settings.Config, world: World) -> Spread:
     if mode == "fsdp2":
         shard(network, network.units(), world, config.train.shard_within)
     materialise(network, config.seed, world.device)
-    objective = config.objective.objective(network, config.views, world.device)
+    objective = config.objective.objective(network, Setup(config.views, config.seed, samples, world.device))
     return Spread(network, objective, replicate(network, world) if mode == "ddp" else network)
 
 
@@ -121,10 +130,13 @@ def parameter_groups(network: nn.Module, exclude: Sequence[str]) -> list[dict[st
     """
     norms = {id(p) for layer in network.modules() if isinstance(layer, _BatchNorm) for p in layer.parameters()}
     named = network.groups if isinstance(network, Network) else {}
+    for prefix in named:
+        if not any(f"{name}.".startswith(f"{prefix}.") for name, _ in network.named_parameters()):
+            raise ValueError(f"groups: no parameter is named {prefix} or begins with it")
     groups: dict[Group, list[nn.Parameter]] = {Group(): []}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            own = next((group for prefix, group in named.items() if name.startswith(prefix)), Group())
+            own = next((group for prefix, group in named.items() if f"{name}.".startswith(f"{prefix}.")), Group())
             rule = "norm" if id(parameter) in norms else name.rsplit(".", 1)[-1]
             groups.setdefault(replace(own, decay=own.decay and rule not in exclude), []).append(parameter)
     return [

@@ -126,7 +126,7 @@ class Trainer:
         """Build and restore, and write nothing: what contradicts the run is refused here."""
         self.config, self.plan, self.world, self.say, self.note = config, plan, world, say, note
         self.path, self.hooks, self.watchdog, self.agreement, self.fresh = run, hooks, watchdog, agreement, fresh
-        spread = build.spread_network(config, world)
+        spread = build.spread_network(config, world, len(shards))
         self.network, self.objective = spread.network, spread.objective
         parameters = sum(parameter.numel() for parameter in self.network.parameters())
         name, millions = self.network.trunk.name, parameters / 1e6
@@ -134,7 +134,7 @@ class Trainer:
         self.optimizer: Optimizer = build.build_optimizer(config.optimizer, self.network)
         zero_state(self.optimizer)
         self.guard = Guard(self.network, self.optimizer, self.objective, world.device)
-        self.derived = settings.derive(config, plan.total, world.size, correlation=plan.correlation[1])
+        self.derived = settings.derive(config, plan.total, world.size)
         self.train_step = TrainStep(config, self.derived, spread, self.optimizer, world, self.guard)
         self.keeper = Keeper(
             store_of(run, config), self.network, self.optimizer, self.objective, config.train,
@@ -182,13 +182,13 @@ class Trainer:
         """The place of a checkpoint that was loaded, which may have been saved under another batch."""
         self.step = self._judged = found["step"]
         self.images = found["images"]
+        self.train_step.refreshed = found.get("refreshed", 0)
         position = self.step + found.get("offset", 0)
         then, now = found["config"]["train"]["batch"], self.config.train.batch
         if then != now:
             position = next_pass(position, then, now, self.plan.total)
         self.offset = position - self.step
-        done, correlation = (self.step, self.images), self.plan.correlation[1]
-        self.derived = settings.derive(self.config, self.plan.total, self.world.size, done, correlation)
+        self.derived = settings.derive(self.config, self.plan.total, self.world.size, (self.step, self.images))
         self.train_step.derived = self.derived
 
     def begin(self) -> None:
@@ -359,7 +359,7 @@ class Trainer:
             self._log(values)
 
     def _moment(self, batch: Batch) -> Moment:
-        return Moment(self.images, self.derived.images, batch.samples, batch.epochs)
+        return Moment(self.images, self.derived.images, batch.samples, batch.epochs, batch.labels)
 
     def _log(self, values: dict[str, float]) -> None:
         self._collect_replaced()
@@ -415,6 +415,7 @@ class Trainer:
             "offset": self.offset,
             "skipped": self.policy.skipped,
             "rate_factor": self.train_step.rate_factor,
+            "refreshed": self.train_step.refreshed,
             "scaler": self.train_step.scaler.state_dict(),
             "config": self.config.model_dump(mode="json"),
             "derived": asdict(self.derived),

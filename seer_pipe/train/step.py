@@ -40,6 +40,7 @@ class TrainStep:
         self._optimizer = optimizer
         self._guard = guard
         self.rate_factor = 1.0  # lowered by a rollback
+        self.refreshed = 0  # number of the objective's last refresh
         self._device = world.device.type
         self._autocast = build.precision(config.train, world)
         self._layout = build.layout(config.train)
@@ -76,10 +77,9 @@ class TrainStep:
     def _refresh(self, moment: Moment) -> None:
         """Where this step is the first at which a multiple of the objective's interval was seen."""
         every = self._objective.refresh_images
-        if every is not None:
-            before = max(0, moment.images - self._config.train.batch)
-            if (number := moment.images // every) > before // every:
-                self._objective.refresh(number, moment)
+        if every is not None and (number := moment.images // every) > self.refreshed:
+            self._objective.refresh(number, moment)
+            self.refreshed = number
 
     def _backward(self, crops: Sequence[Tensor], moment: Moment, log: bool) -> tuple[Tensor, Metrics]:
         loss, metrics = self._objective.loss(self._outputs(crops), moment, log)

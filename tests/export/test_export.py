@@ -11,7 +11,6 @@ from torch import nn
 
 from seer_pipe.errors import UserError
 from seer_pipe.export import FORMATS, Preprocessing, export_backbone, load_backbone
-from seer_pipe.export.names import names_in
 from seer_pipe.models import build_trunk, trunk_names
 
 METADATA = {"images_seen": "8192", "step": "2", "method": "swav"}
@@ -116,7 +115,7 @@ def shapes(model: nn.Module) -> dict[str, torch.Size]:
 def renamed_shapes(name: str, library: str) -> tuple[dict[str, torch.Size], dict]:
     with torch.device("meta"):
         trunk = build_trunk(name)
-    names = names_in(trunk, library)
+    names = trunk.names_in(library)
     config = FORMATS[library].files(trunk, Preprocessing())["config.json"]
     return {names[key]: shape for key, shape in shapes(trunk).items()}, config
 

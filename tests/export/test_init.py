@@ -13,7 +13,6 @@ from seer_pipe.cli import app
 from seer_pipe.errors import UserError
 from seer_pipe.export import init_backbone, load_backbone
 from seer_pipe.export.match import nearest_trunk
-from seer_pipe.export.names import names_in, namings
 from seer_pipe.models import build_trunk, trunk_names
 
 
@@ -39,7 +38,7 @@ def test_swavs_and_seers_checkpoints(tmp_path: Path) -> None:
     heads = {"projection_head.0.weight": torch.zeros(1), "prototypes.weight": torch.zeros(1)}
     torch.save({f"module.{name}": value for name, value in {**resnet, **heads}.items()}, tmp_path / "swav.pth.tar")
     regnet = build_trunk("regnety_200mf")
-    names = names_in(regnet, "vissl")
+    names = regnet.names_in("vissl")
     vissl = {f"_feature_blocks.{names[ours]}": value for ours, value in regnet.state_dict().items()}
     torch.save({"classy_state_dict": {"base_model": {"model": {"trunk": vissl}}}}, tmp_path / "seer.torch")
     files = {"resnet18": ("swav.pth.tar", resnet), "regnety_200mf": ("seer.torch", regnet.state_dict())}
@@ -54,8 +53,8 @@ def test_swavs_and_seers_checkpoints(tmp_path: Path) -> None:
 def test_every_trunk_is_recognised_by_every_librarys_names(name: str) -> None:
     with torch.device("meta"):
         trunk = build_trunk(name)
-    for library in namings(trunk):
-        names = names_in(trunk, library)
+    for library in trunk.namings:
+        names = trunk.names_in(library)
         shapes = {names[ours]: value.shape for ours, value in trunk.state_dict().items()}
         assert nearest_trunk(shapes).name == name
 
@@ -122,7 +121,7 @@ def solo_learn(state: dict) -> dict:
 
 def lightly(state: dict) -> dict:
     with torch.device("meta"):
-        names = names_in(build_trunk("resnet18"), "torchvision in nn.Sequential")
+        names = build_trunk("resnet18").names_in("torchvision in nn.Sequential")
     renamed = {names[name]: value for name, value in state.items()}
     nets = {**prefixed("backbone_momentum.", other(renamed)), **prefixed("backbone.", renamed)}
     return {"state_dict": {**nets, "projection_head.layers.0.weight": ONE}, "pytorch-lightning_version": "2.4"}
@@ -130,7 +129,7 @@ def lightly(state: dict) -> dict:
 
 def lightlys_own_resnet(state: dict) -> dict:
     with torch.device("meta"):
-        names = names_in(build_trunk("resnet18"), "lightly")
+        names = build_trunk("resnet18").names_in("lightly")
     return {"state_dict": prefixed("backbone.", {names[name]: value for name, value in state.items()})}
 
 

@@ -11,7 +11,6 @@ from torch import nn
 
 from seer_pipe.errors import UserError
 from seer_pipe.export import load_backbone, load_weights
-from seer_pipe.export.names import names_in
 from seer_pipe.models import build_trunk
 
 
@@ -58,7 +57,7 @@ def test_from_seer(torchvision, tmp_path):
     filter_fn = pytest.importorskip("timm.models.regnet")._filter_fn
     source, trunk = build_trunk("regnety_200mf"), build_trunk("regnety_200mf")
     vissl = {
-        f"_feature_blocks.{theirs}": source.state_dict()[ours] for ours, theirs in names_in(source, "vissl").items()
+        f"_feature_blocks.{theirs}": source.state_dict()[ours] for ours, theirs in source.names_in("vissl").items()
     }
     heads = {"0.projection_head.0.weight": torch.zeros(1)}
     content = {"classy_state_dict": {"base_model": {"model": {"trunk": vissl, "heads": heads}}}, "iteration": 7}
@@ -67,7 +66,7 @@ def test_from_seer(torchvision, tmp_path):
     assert all(
         torch.equal(a, b) for a, b in zip(trunk.state_dict().values(), source.state_dict().values(), strict=True)
     )
-    timms = names_in(source, "timm")
+    timms = source.names_in("timm")
     read_by_timm = filter_fn(content)
     assert {timms[key] for key in source.state_dict()} == set(read_by_timm)
     assert all(torch.equal(read_by_timm[timms[key]], tensor) for key, tensor in source.state_dict().items())

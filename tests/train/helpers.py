@@ -58,20 +58,20 @@ def spoiled_pictures(root: Path) -> Path:
 
 
 def small(pictures: Path | str, **sections: dict[str, Any]) -> settings.Config:
-    """A run of a few seconds; ``sections`` change single settings."""
+    """A run of a few seconds; ``sections`` change single settings, or the objective by its name."""
     tree: dict[str, Any] = {
         "name": "small",
         "data": {"path": str(pictures)},
         "views": {"crops": [{"count": 2, "size": 24, "scale": [0.3, 1]},
                             {"count": 2, "size": 16, "scale": [0.1, 0.3]}]},
         "model": {"name": "regnety_200mf"},
-        "objective": {"head": {"hidden": [32], "dim": 16}, "prototypes": 12, "queue": 16, "queue_start_images": 16,
-                      "freeze_images": 16},
+        "objective": {"name": "swav", "head": {"hidden": [32], "dim": 16}, "prototypes": 12, "queue": 16,
+                      "queue_start_images": 16, "freeze_images": 16},
         "optimizer": {"lr": 1.0, "warmup_images": 16},
         "train": {"batch": 8, "images": 96, "threads": 1, "device": "cpu", "log_every": 1, "checkpoint_every": 3},
     }  # fmt: skip
     for section, changes in sections.items():
-        tree[section] = tree.get(section, {}) | changes
+        tree[section] = changes if section == "objective" and "name" in changes else tree.get(section, {}) | changes
     return settings.parse(tree, "test")
 
 

@@ -18,7 +18,6 @@ from seer_pipe import config as settings
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.probe import KnnProbe
 from seer_pipe.evaluate.subject import load_run
-from seer_pipe.export.names import names_in
 from seer_pipe.models import Trunk, build_trunk
 from seer_pipe.run import start
 from seer_pipe.store import open_store
@@ -91,7 +90,7 @@ def made_by_timm(file: Path) -> tuple[str, nn.Module]:
 def as_released_by_seer(file: Path) -> tuple[str, nn.Module]:
     """VISSL's names and nesting."""
     source = build_trunk("regnety_200mf")
-    names = names_in(source, "vissl")
+    names = source.names_in("vissl")
     trunk = {f"_feature_blocks.{names[ours]}": tensor for ours, tensor in source.state_dict().items()}
     model = {"trunk": trunk, "heads": {"0.projection_head.0.weight": torch.zeros(1)}}
     torch.save({"classy_state_dict": {"base_model": {"model": model}}, "iteration": 7}, file)

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from seer_pipe.distributed.traffic import FLOAT, Collectives
-from seer_pipe.objectives.settings import EMBEDDING_PANELS, EMBEDDING_SIGNS, Head, Panel, Settings, Sign
+from seer_pipe.objectives.settings import EMBEDDING_PANELS, EMBEDDING_SIGNS, Head, Panel, Settings, Setup, Sign
 from seer_pipe.section import Count, Positive
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from seer_pipe.config import Views
@@ -146,13 +145,13 @@ class SwavSettings(Settings):
         dims = [made.width, *self.head.hidden, self.head.dim]
         return Network(made, SwavHead(dims, self.prototypes, self.head.batch_norm))
 
-    def objective(self, network: Network, views: Views, device: torch.device) -> Swav:
+    def objective(self, network: Network, setup: Setup) -> Swav:
         from seer_pipe.objectives.swav.objective import Swav, SwavHead
 
         assert isinstance(network.head, SwavHead)
         return Swav(
             network.head,
-            crops=views.count,
+            crops=setup.views.count,
             assignment=self.assign,
             temperature=self.temperature,
             eps=self.epsilon,
@@ -160,7 +159,7 @@ class SwavSettings(Settings):
             freeze_images=self.freeze_images,
             queue_length=self.queue,
             queue_start=self.queue_start_images,
-            device=device,
+            device=setup.device,
         )
 
     @property

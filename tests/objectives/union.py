@@ -1,0 +1,38 @@
+"""Objectives and a tiny trunk of the tests where the product's are listed, for as long as a test takes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Union
+
+from pydantic import Field
+
+from seer_pipe import config
+from seer_pipe.models.build import FAMILIES, Family
+from seer_pipe.objectives import AnySettings
+from seer_pipe.objectives.settings import Settings
+from tests.train.test_step import TinyTrunk
+
+TINY = Family((TinyTrunk.name,), lambda *_: TinyTrunk())
+
+
+@contextmanager
+def joined(*kinds: type[Settings]) -> Iterator[None]:
+    """As if the line in `seer_pipe.objectives` named these too, and `seer_pipe.models.build` the trunk."""
+    join(*kinds)
+    try:
+        yield
+    finally:
+        _set(AnySettings)
+        FAMILIES.remove(TINY)
+
+
+def join(*kinds: type[Settings]) -> None:
+    """For the rest of the process."""
+    FAMILIES.append(TINY)
+    _set(Annotated[Union[(AnySettings, *kinds)], Field(discriminator="name")])
+
+
+def _set(union: Any) -> None:
+    for section in config.Config, config._Kept:
+        section.model_fields["objective"].annotation = union
+        section.model_rebuild(force=True)
