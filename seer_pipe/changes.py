@@ -8,23 +8,7 @@ from typing import Any
 
 from seer_pipe.config import Config, flat
 from seer_pipe.errors import UserError
-
-#: May change at any resume: they touch neither the data nor the arithmetic.
-FREE = ("name", "data.path", "data.sources", "data.threads", "data.ahead", "data.memory_gb", "data.cache",
-        "data.max_bad_fraction", "train.device", "train.threads", "train.parallel", "train.shard_within",
-        "train.compile", "train.log_every", "train.log_to", "train.checkpoint_every", "train.keep",
-        "train.keep_every_images", "train.checkpoints", "train.stop_before", "health", "probe")  # fmt: skip
-#: May not change within a run. What is neither here nor free is changed on purpose.
-FIXED = {
-    "seed": "the order of the images and all crops follow from it",
-    "data": "the order of the images follows from it",
-    "views": "the objective and its queue are made for these crops",
-    "model": "the checkpoints hold the weights of this network",
-    "objective": "the checkpoints hold the head, prototypes and queue of this objective",
-    "optimizer.name": "the checkpoints hold the state of this optimiser",
-    "optimizer.exclude": "the checkpoints hold the state of these parameter groups",
-}
-LENGTH = ("train.images", "train.passes")
+from seer_pipe.section import FREE, LENGTH, mark_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +25,8 @@ class Difference:
     @property
     def fixed(self) -> str | None:
         """Why it may not change, if so."""
-        return next((why for key, why in FIXED.items() if _within(self.key, key)), None)
+        mark = mark_of(Config, self.key)
+        return mark.why if mark is not None and mark.free == "never" else None
 
 
 def differences(old: Config, new: Config) -> list[Difference]:
@@ -49,11 +34,11 @@ def differences(old: Config, new: Config) -> list[Difference]:
     computed does not depend on it."""
     before, after = dict(flat(old.model_dump(mode="json"))), dict(flat(new.model_dump(mode="json")))
     constant = old.optimizer.schedule == new.optimizer.schedule == "constant"
-    free = FREE + (LENGTH if constant else ())
+    free = {FREE, LENGTH} if constant else {FREE}
     return [
         Difference(key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not any(_within(key, name) for name in free)
+        if before.get(key) != after.get(key) and mark_of(Config, key) not in free
     ]
 
 
@@ -76,7 +61,3 @@ def next_pass(position: int, then: int, now: int, images_in_set: int) -> int:
     """
     passes = (-(-position // (images_in_set // batch)) for batch in (then, now))
     return max(passes) * (images_in_set // now)
-
-
-def _within(key: str, name: str) -> bool:
-    return key == name or key.startswith(f"{name}.")

@@ -12,8 +12,9 @@ import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -30,6 +31,26 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a resume may do to the setting that is annotated with it, once steps are finished. The mark of a section
+    is that of each setting in it that has none of its own."""
+
+    free: Literal["always", "constant rate", "never"]  # of effect: always, or under a constant learning rate
+    why: str = ""  # it may not change
+
+
+FREE = Mark("always")
+"""Changes neither the data nor the arithmetic."""
+LENGTH = Mark("constant rate")
+"""The length of a run: what was computed depends on it through the schedule alone."""
+
+
+def fixed(why: str) -> Mark:
+    """It may not change within a run, because ``why``."""
+    return Mark("never", why)
 
 
 class Plain(str):
@@ -204,6 +225,17 @@ def _written(places: tuple[int | str, ...], tree: Any, named: bool) -> Iterator[
         else:
             continue
         yield place
+
+
+def mark_of(section: type[Section], key: str) -> Mark | None:
+    """The mark nearest to the setting with this dotted ``key``: its own, or that of a section around it."""
+    kinds: list[type[Section]] = [section]
+    mark: Mark | None = None
+    for name in key.split("."):
+        fields = [kind.model_fields[name] for kind in kinds if name in kind.model_fields]
+        mark = next((own for field in fields for own in field.metadata if isinstance(own, Mark)), mark)
+        kinds = [kind for field in fields for kind in _members(field.annotation) if _is_section(kind)]
+    return mark
 
 
 def _nearest(key: str, known: list[str]) -> str | None:

@@ -1,17 +1,17 @@
 """Configs: every recipe loads, what is derived is right, what is wrong is named."""
 
 import math
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from seer_pipe import config as settings
+from seer_pipe import section
 from seer_pipe.changes import differences
-from seer_pipe.data import views
 from seer_pipe.errors import UserError
 from seer_pipe.models import build_trunk, trunk_names
+from seer_pipe.section import mark_of
 from seer_pipe.train.build import build_crops
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -121,7 +121,7 @@ def test_crop_plans(name: str) -> None:
     specs = build_crops(settings.load(recipe(name)).views)
     assert [(spec.count, spec.size, spec.scale) for spec in specs] == PLANS[name]
     if name != "imagenette_resnet18":
-        assert all(spec.augment == views.Augment() for spec in specs)  # SwAV's and SEER's
+        assert all(spec.augment == settings.Augment() for spec in specs)  # SwAV's and SEER's
 
 
 def test_a_crop_has_strengths_of_its_own(tmp_path: Path) -> None:
@@ -132,15 +132,33 @@ def test_a_crop_has_strengths_of_its_own(tmp_path: Path) -> None:
         f"views.crops=[{crops}}}, {crops}, augment: {{blur_p: 0.1, solarise_p: 0.2}}}}]",
     ]
     config = settings.load(recipe("quickstart"), [*asymmetric, "objective.assign=[0, 1]"])
-    common = views.Augment(jitter=(0.4, 0.4, 0.2, 0.1), blur_p=1.0, jitter_order="fixed")
-    wanted = [common, replace(common, blur_p=0.1, solarise_p=0.2)]
+    common = settings.Augment(jitter=(0.4, 0.4, 0.2, 0.1), blur_p=1.0, jitter_order="fixed")
+    wanted = [common, common.model_copy(update={"blur_p": 0.1, "solarise_p": 0.2})]
     assert [spec.augment for spec in build_crops(config.views)] == wanted
     settings.save(config, settings.derive(config, 600), tmp_path / "config.yaml")
     assert settings.load(tmp_path / "config.yaml") == config
 
 
-def test_strengths_are_the_same_in_configs_and_views() -> None:
-    assert settings.Augment().model_dump() == asdict(views.Augment())
+#: All settings that every resume may change, and those that none may.
+FREE = {"name", "data.path", "data.sources", "data.threads", "data.ahead", "data.memory_gb", "data.cache",
+        "data.max_bad_fraction", "train.device", "train.threads", "train.parallel", "train.shard_within",
+        "train.compile", "train.log_every", "train.log_to", "train.checkpoint_every", "train.keep",
+        "train.keep_every_images", "train.checkpoints", "train.stop_before", "health.max_skips",
+        "health.max_rollbacks", "health.rollback_lr", "health.timeout", "probe"}  # fmt: skip
+FIXED = ("seed", "data.lanes", "data.window", "data.chunk", "views.", "model.", "objective.", "optimizer.name",
+         "optimizer.exclude")  # fmt: skip
+
+
+def test_what_a_resume_may_change_is_marked_on_the_setting() -> None:
+    keys = [key for key, _ in settings.flat(settings.load(recipe("quickstart")).model_dump(mode="json"))]
+    marks = {key: mark_of(settings.Config, key) for key in keys}
+    assert {key for key, mark in marks.items() if mark == section.FREE} == FREE
+    assert {key for key, mark in marks.items() if mark == section.LENGTH} == {"train.images", "train.passes"}
+    never = {key for key, mark in marks.items() if mark is not None and mark.free == "never"}
+    assert never == {key for key in keys if key.startswith(FIXED)}
+    assert all(mark.why for key, mark in marks.items() if key in never and mark is not None)
+    cache = mark_of(settings.Config, "data.cache.gb")
+    assert cache == section.FREE, "a setting in a section that may be null has the section's mark"
 
 
 def test_files_that_are_no_config(tmp_path: Path) -> None:

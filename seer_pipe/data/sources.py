@@ -161,6 +161,7 @@ class Mix:
 
 Shards = ShardSet | ShardSets
 Order = Plan | Mix
+Known = tuple[Sequence[int] | Ints, Sequence[int] | Ints]  # of a set: samples of each shard, numbers of the excluded
 
 
 def apportion(weights: Sequence[float], lanes: int) -> list[int]:
@@ -181,29 +182,32 @@ def apportion(weights: Sequence[float], lanes: int) -> list[int]:
 
 def open_data(data: Data, batch: int, seed: int) -> tuple[Shards, Order]:
     """The shard set or sets of a run and the order of its batches. UserError where they cannot be used so."""
-    if data.path is not None:
-        shards = ShardSet.open(data.path)
-        return shards, _plan(shards, batch, seed, data, data.lanes)
-    assert data.sources is not None
+    sets = [ShardSet.open(path) for path in data.paths]
+    order = order_of(data, batch, seed, [(shards.counts, shards.excluded) for shards in sets])
+    return sets[0] if data.sources is None else ShardSets(sets), order
+
+
+def order_of(data: Data, batch: int, seed: int, sets: Sequence[Known]) -> Order:
+    """The order of the sets that ``data`` names, of which only this much need be known. UserError as of `open_data`."""
+    if data.sources is None:
+        return _plan(data, data.paths[0], sets[0], batch, data.lanes, seed)
     lanes = data.lanes or batch
     if batch % lanes:
         raise UserError(f"data.lanes {lanes}: must divide the batch of {batch}")
     shares = apportion([source.weight for source in data.sources], lanes)
-    sets = [ShardSet.open(source.path) for source in data.sources]
-    plans = [
-        _plan(shards, share * (batch // lanes), int(derive_key(seed, i)) >> 1, data, share)
-        for i, (shards, share) in enumerate(zip(sets, shares, strict=True))
-    ]
-    return ShardSets(sets), Mix(plans)
+    of = enumerate(zip(data.paths, sets, shares, strict=True))
+    return Mix([
+        _plan(data, path, known, share * (batch // lanes), share, int(derive_key(seed, i)) >> 1)
+        for i, (path, known, share) in of
+    ])  # fmt: skip
 
 
-def _plan(shards: ShardSet, batch: int, seed: int, data: Data, lanes: int | None) -> Plan:
+def _plan(data: Data, path: str, known: Known, batch: int, lanes: int | None, seed: int) -> Plan:
+    counts, excluded = known
     try:
-        return Plan(
-            shards.counts, batch, seed=seed, excluded=shards.excluded, lanes=lanes, chunk=data.chunk, window=data.window
-        )
+        return Plan(counts, batch, seed=seed, excluded=excluded, lanes=lanes, chunk=data.chunk, window=data.window)
     except UserError as error:
-        raise UserError(f"{shards.store.url}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def open_cache(data: Data) -> Cache | None:

@@ -9,11 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import permutations
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from seer_pipe.config import Augment
 from seer_pipe.data.random import U64, derive_key, uniform
 
 #: Raised whenever the same inputs would give other crops: other numbers here, or other pixels by docs/views.md.
@@ -25,32 +26,12 @@ Range = tuple[float, float]
 ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after so many boxes that do not fit
 ORDERS = np.array(list(permutations(range(4))), dtype=np.int8)  # the orders of the four jitter steps
 
+AS_SWAV = Augment()
 UNCHANGED = (1.0, 1.0, 1.0, 0.0)  # the brightness, contrast, saturation and hue that change nothing
 
 # A crop's stream of numbers: its first places, and the four of each attempt at a box.
 _FLIP, _JITTERED, _FACTORS, _ORDER, _GREY, _BLURRED, _SIGMA, _SOLARISE = 0, 1, 2, 6, 7, 8, 9, 10
 _ATTEMPT = 16
-
-
-@dataclass(frozen=True)
-class Augment:
-    """How strongly one kind of crop is disturbed; the defaults are SwAV's and SEER's.
-
-    Probabilities in [0, 1]. `jitter` is (brightness, contrast, saturation, hue) as torchvision's ColorJitter takes
-    it: factors from [max(0, 1 - x), 1 + x], and hue shifts from [-x, x] of a turn; the four are applied in an order
-    drawn for each crop, as torchvision does, or in this one. `blur_sigma` in pixels of the crop. `ratio` is the range
-    of width / height of the box.
-    """
-
-    flip: float = 0.5
-    jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
-    jitter_p: float = 0.8
-    jitter_order: Literal["random", "fixed"] = "random"
-    grey_p: float = 0.2
-    blur_p: float = 0.5
-    blur_sigma: Range = (0.1, 2.0)
-    solarise_p: float = 0.0
-    ratio: Range = (3 / 4, 4 / 3)
 
 
 @dataclass(frozen=True)
@@ -63,7 +44,7 @@ class CropSpec:
     count: int
     size: int
     scale: Range
-    augment: Augment = Augment()
+    augment: Augment = AS_SWAV
     quarter_turns: bool = False
 
 

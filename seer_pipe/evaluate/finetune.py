@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seer_pipe import config as settings
+from seer_pipe.config import Augment
 from seer_pipe.data.order import Ints
-from seer_pipe.data.views import Augment, Crops, CropSpec, draw
+from seer_pipe.data.views import Crops, CropSpec, draw
 from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.bench import check_classes, on_bench, train_and_test

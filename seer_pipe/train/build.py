@@ -26,11 +26,10 @@ from seer_pipe.train.parallel import compile_block, parallel_mode, ranks_in_step
 
 
 def build_crops(config: settings.Views) -> list[views.CropSpec]:
-    def augment(crop: settings.Crop) -> views.Augment:
-        return views.Augment(**(crop.augment or config.augment).model_dump())
-
     return [
-        views.CropSpec(crop.count, crop.size, crop.scale, augment(crop), crop.layout == "quarter_turns")
+        views.CropSpec(
+            crop.count, crop.size, crop.scale, crop.augment or config.augment, crop.layout == "quarter_turns"
+        )
         for crop in config.crops
     ]
 

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from seer_pipe import config as settings
-from seer_pipe.data.order import Plan
 from seer_pipe.data.pieces import piece_size
-from seer_pipe.data.sources import open_data
+from seer_pipe.data.sources import Mix, Order, apportion, open_data, order_of
 from seer_pipe.errors import UserError
 from seer_pipe.models import multiply_adds
 from seer_pipe.train.build import checkpointed, outline
@@ -28,15 +27,15 @@ PUBLISHED_LR = 0.3  # of LARC, for each 256 images
 
 
 def examine(
-    config: settings.Config, images: int, gpus: int, gpu_memory: float | None = None, image_bytes: float = IMAGE_BYTES
+    config: settings.Config, order: Order, gpus: int, gpu_memory: float | None = None, image_bytes: float = IMAGE_BYTES
 ) -> dict[str, Any]:
-    """What follows from a recipe for a set of so many images on so many GPUs.
+    """What follows from a recipe for the sets that ``order`` is of, on so many GPUs.
 
     Returns ``derived`` (see `settings.Derived`), ``memory`` a GPU in GB by part, ``sent``, GB that a GPU sends in a
     step by collective, ``loader`` (images a second and GPU if it did 300 teraFLOP/s, and in all), ``order`` (see
-    `mixing`, for images of ``image_bytes`` each), and ``problems``: sentences.
+    `mixing`, for images of ``image_bytes`` each), ``sets`` (see `each_set`), and ``problems``: sentences.
     """
-    derived = settings.derive(config, images, gpus)
+    derived = settings.derive(config, order.total, gpus, correlation=order.correlation[1])
     memory = estimate_memory(config, gpus)
     flops = training_flops(config)
     rate = FAST_GPU * 1e12 / flops
@@ -50,37 +49,62 @@ def examine(
         "memory": memory,
         "sent": {f"{some.kind} of {some.part}": some.sent / GB for some in sent},
         "loader": {"teraflop_per_image": flops / 1e12, "images_per_s_and_gpu": rate, "images_per_s": rate * gpus},
-        "order": mixing(config, images, gpus, image_bytes),
+        "order": mixing(config, order, gpus, image_bytes),
+        "sets": each_set(config, order, derived.steps, gpus),
         "problems": found,
     }
 
 
-def size_of(config: settings.Config) -> tuple[int, float]:
-    """The number of images in the recipe's shard sets, and the mean of their bytes."""
-    shards, _ = open_data(config.data, config.train.batch, config.seed)
-    return len(shards), float(shards.bytes.sum()) / max(1, len(shards))
+def at_hand(config: settings.Config) -> tuple[Order, float]:
+    """The order of the recipe's shard sets, and the mean of their images' bytes."""
+    shards, order = open_data(config.data, config.train.batch, config.seed)
+    return order, float(shards.bytes.sum()) / max(1, len(shards))
 
 
-def mixing(config: settings.Config, images: int, gpus: int, image_bytes: float) -> dict[str, float]:
+def supposed(config: settings.Config, images: int) -> Order:
+    """The order of so many images: one set, or several as large as their weights, so that all take as long."""
+    sources = config.data.sources
+    sizes = [images] if sources is None else apportion([source.weight for source in sources], images)
+    return order_of(config.data, config.train.batch, config.seed, [([size], ()) for size in sizes])
+
+
+def mixing(config: settings.Config, order: Order, gpus: int, image_bytes: float) -> dict[str, float]:
     """What remains of the order of a sorted set (see `Plan.correlation`), and what that takes of a GPU's process.
 
     A folder costs no memory. From a store, a piece of each open chunk is held in data.memory_gb; with data.cache the
     open chunks of all processes of a node lie in the cache.
     """
-    data, batch = config.data, config.train.batch
-    plan = Plan([max(images, batch)], batch, seed=0, lanes=data.lanes, chunk=data.chunk, window=data.window)
-    following, most = plan.correlation
-    tracks = max(1, plan.lanes // gpus) * plan.window
-    piece = piece_size(plan.chunk, tracks, image_bytes, data.memory_gb * GB, cached=data.cache is not None)
+    data = config.data
+    following, most = order.correlation
+    tracks = max(1, order.lanes // gpus) * order.window
+    piece = piece_size(order.chunk, tracks, image_bytes, data.memory_gb * GB, cached=data.cache is not None)
+    plans = order.plans if isinstance(order, Mix) else [order]
+    mean_chunk = sum(plan.lanes * plan.chunk for plan in plans) / order.lanes
     return {
         "correlation_of_consecutive_batches": following,
         "correlation_of_any_two_batches_at_most": most,
-        "images_a_chunk": plan.chunk,
+        "images_a_chunk": order.chunk,
         "open_chunks": tracks,
-        "store_images_a_request": plan.chunk if data.cache is not None else piece,
+        "store_images_a_request": order.chunk if data.cache is not None else piece,
         "store_memory_gb": tracks * piece * image_bytes / GB if piece > 1 else 0.0,
-        "store_cache_gb": tracks * plan.chunk * image_bytes / GB,
+        "store_cache_gb": tracks * mean_chunk * image_bytes / GB,
     }
+
+
+def each_set(config: settings.Config, order: Order, steps: int, gpus: int) -> list[tuple[str, dict[str, float]]]:
+    """Of each of several sets: its path; its share of the batch, how often the run sees it, what its order leaves."""
+    plans = order.plans if isinstance(order, Mix) else []
+    return [
+        (path, {
+            "images": plan.total,
+            "images_a_batch": plan.batch,
+            "passes": steps * plan.batch / plan.total,
+            "correlation_of_any_two_batches_at_most": plan.correlation[1],
+            "images_a_chunk": plan.chunk,
+            "open_chunks": -(-plan.lanes // gpus) * plan.window,
+        })
+        for path, plan in zip(config.data.paths if plans else [], plans, strict=True)
+    ]  # fmt: skip
 
 
 def training_flops(config: settings.Config) -> float:
@@ -173,8 +197,8 @@ def problems(
     lanes = config.data.lanes or batch
     if lanes % gpus and gpus % lanes:
         found.append(f"data.lanes {lanes} and {gpus} GPUs: neither divides the other, so GPUs read unevenly")
-    remaining = mixing(config, derived.images_in_set, gpus, IMAGE_BYTES)["correlation_of_any_two_batches_at_most"]
-    if remaining > ALIKE:
+    remaining = derived.batch_correlation
+    if remaining is not None and remaining > ALIKE:
         found.append(f"data.window {config.data.window}: on a sorted set, batches correlate by up to {remaining:.2f}; "
                      f"take {round(batch / lanes / ALIKE)}, or shuffle the set: seer-ingest --shuffle")  # fmt: skip
     if config.optimizer.name == "larc" and not PUBLISHED_LR / 4 <= config.optimizer.lr <= PUBLISHED_LR * 4:

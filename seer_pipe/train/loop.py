@@ -134,7 +134,7 @@ class Trainer:
         self.optimizer: Optimizer = build.build_optimizer(config.optimizer, self.network)
         zero_state(self.optimizer)
         self.guard = Guard(self.network, self.optimizer, self.objective, world.device)
-        self.derived = settings.derive(config, plan.total, world.size)
+        self.derived = settings.derive(config, plan.total, world.size, correlation=plan.correlation[1])
         self.train_step = TrainStep(config, self.derived, spread, self.optimizer, world, self.guard)
         self.keeper = Keeper(
             store_of(run, config), self.network, self.optimizer, self.objective, config.train,
@@ -188,7 +188,8 @@ class Trainer:
         if then != now:
             position = next_pass(position, then, now, self.plan.total)
         self.offset = position - self.step
-        self.derived = settings.derive(self.config, self.plan.total, self.world.size, (self.step, self.images))
+        done, correlation = (self.step, self.images), self.plan.correlation[1]
+        self.derived = settings.derive(self.config, self.plan.total, self.world.size, done, correlation)
         self.train_step.derived = self.derived
 
     def begin(self) -> None:

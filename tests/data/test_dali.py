@@ -5,16 +5,17 @@ import subprocess
 import sys
 import tarfile
 import threading
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from seer_pipe.config import Augment
 from seer_pipe.data import pixels, pixels_cpu
 from seer_pipe.data.dali import MAX_PIXELS, Augmenter, BadImages
-from seer_pipe.data.views import Augment, Crops, CropSpec, centre, draw
+from seer_pipe.data.views import Crops, CropSpec, centre, draw
 
 SPECS = [CropSpec(2, 224, (0.14, 1.0)), CropSpec(2, 96, (0.05, 0.14), Augment(solarise_p=0.3))]
 
@@ -116,17 +117,17 @@ def differences(files: list[bytes], views: list[Crops], crops: list[torch.Tensor
     ])  # fmt: skip
 
 
-STILL = Augment(flip=0, jitter_p=0, grey_p=0, blur_p=0)
+STILL: dict[str, Any] = {"flip": 0, "jitter_p": 0, "grey_p": 0, "blur_p": 0}
 ALONE = {  # one step, and the mean difference allowed to it, in levels of 255
-    "cut": (STILL, 0.4),
-    "flip": (replace(STILL, flip=1), 0.4),
-    "brightness": (replace(STILL, jitter_p=1, jitter=(0.8, 0, 0, 0)), 0.6),
-    "contrast": (replace(STILL, jitter_p=1, jitter=(0, 0.8, 0, 0)), 0.6),
-    "saturation": (replace(STILL, jitter_p=1, jitter=(0, 0, 0.8, 0)), 0.6),
-    "hue": (replace(STILL, jitter_p=1, jitter=(0, 0, 0, 0.2)), 0.6),
-    "grey": (replace(STILL, grey_p=1), 0.4),
-    "blur": (replace(STILL, blur_p=1), 0.4),
-    "solarise": (replace(STILL, solarise_p=1), 0.4),
+    "cut": (Augment(**STILL), 0.4),
+    "flip": (Augment(**STILL | {"flip": 1}), 0.4),
+    "brightness": (Augment(**STILL | {"jitter_p": 1, "jitter": (0.8, 0, 0, 0)}), 0.6),
+    "contrast": (Augment(**STILL | {"jitter_p": 1, "jitter": (0, 0.8, 0, 0)}), 0.6),
+    "saturation": (Augment(**STILL | {"jitter_p": 1, "jitter": (0, 0, 0.8, 0)}), 0.6),
+    "hue": (Augment(**STILL | {"jitter_p": 1, "jitter": (0, 0, 0, 0.2)}), 0.6),
+    "grey": (Augment(**STILL | {"grey_p": 1}), 0.4),
+    "blur": (Augment(**STILL | {"blur_p": 1}), 0.4),
+    "solarise": (Augment(**STILL | {"solarise_p": 1}), 0.4),
 }
 
 

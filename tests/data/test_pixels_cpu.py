@@ -15,9 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from seer_pipe.config import Augment
 from seer_pipe.data import pixels_cpu
 from seer_pipe.data.pixels import pack
-from seer_pipe.data.views import ORDERS, Augment, Crops, CropSpec, centre, draw
+from seer_pipe.data.views import ORDERS, Crops, CropSpec, centre, draw
 from tests.data import reference
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]

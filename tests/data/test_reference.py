@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from seer_pipe.config import Augment
 from seer_pipe.data.pixels import RECORD, pack
-from seer_pipe.data.views import Augment, Crops, CropSpec, centre, draw
+from seer_pipe.data.views import Crops, CropSpec, centre, draw
 from tests.data import reference
 
 sides = st.integers(1, 90)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seer_pipe.data.views import Augment, Crops, CropSpec, centre, draw
+from seer_pipe.config import Augment
+from seer_pipe.data.views import Crops, CropSpec, centre, draw
 
 SEER = [CropSpec(2, 224, (0.14, 1.0)), CropSpec(4, 96, (0.05, 0.14))]
 FIELDS = [field.name for field in dataclasses.fields(Crops)]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Union
 from pydantic import Field
 
 from seer_pipe import config
+from seer_pipe.config import loading
 from seer_pipe.models.build import FAMILIES, Family
 from seer_pipe.objectives import AnySettings
 from seer_pipe.objectives.settings import Settings
@@ -33,6 +34,6 @@ def join(*kinds: type[Settings]) -> None:
 
 
 def _set(union: Any) -> None:
-    for section in config.Config, config._Kept:
+    for section in config.Config, loading._Kept:
         section.model_fields["objective"].annotation = union
         section.model_rebuild(force=True)

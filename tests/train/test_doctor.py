@@ -2,21 +2,30 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from seer_pipe import config as settings
 from seer_pipe.cli import app
 from seer_pipe.recipes import load_recipe, recipes
 from seer_pipe.train.build import build_network
-from seer_pipe.train.doctor import activations, estimate_memory, examine, training_flops
-from tests.train.helpers import small
+from seer_pipe.train.doctor import activations, at_hand, estimate_memory, examine, supposed, training_flops
+from seer_pipe.train.loop import train
+from tests.data.test_sources import exclude, payloads
+from tests.test_shards import make_set
+from tests.train.helpers import make_pictures, small
 
 
 def published(name: str, *overrides: str) -> settings.Config:
     return load_recipe(Path(name), overrides)
+
+
+def examined(config: settings.Config, images: int, gpus: int, gpu_memory: float | None = None) -> dict[str, Any]:
+    return examine(config, supposed(config, images), gpus, gpu_memory)
 
 
 def test_published_recipes_look_right_at_their_published_size() -> None:
@@ -25,7 +34,7 @@ def test_published_recipes_look_right_at_their_published_size() -> None:
         ("seer_10b", 1_000_000_000, 496, 40.0),
         ("seer_regnety_256gf", 1_000_000_000, 512, 32.0),
     ):
-        problems = examine(published(name), images, gpus, gpu_memory)["problems"]
+        problems = examined(published(name), images, gpus, gpu_memory)["problems"]
         assert problems == []
 
 
@@ -36,7 +45,7 @@ def test_a_shipped_recipe_passes(name: str) -> None:
         name.split("_")[0], (1_281_167, 64)
     )
     gpus = 62 if name == "seer_10b" else gpus
-    assert examine(published(name), images, gpus)["problems"] == []
+    assert examined(published(name), images, gpus)["problems"] == []
 
 
 def test_operations_are_those_of_the_crops() -> None:
@@ -94,7 +103,7 @@ def test_activations_are_near_what_autograd_keeps() -> None:
 )
 def test_what_looks_wrong_is_said(change: dict, gpus: int, told: str) -> None:
     config = small("unused", **change)
-    assert any(told in problem for problem in examine(config, 1000, gpus)["problems"])
+    assert any(told in problem for problem in examined(config, 1000, gpus)["problems"])
 
 
 def test_the_verb_prints_and_needs_no_data() -> None:
@@ -112,13 +121,60 @@ def test_the_verb_prints_and_needs_no_data() -> None:
 def test_what_the_order_leaves_and_takes_is_said() -> None:
     """A store costs a piece of each open chunk in memory; a cache, the whole of each on the disk."""
     config = small("unused", data={"path": "s3://unused", "memory_gb": 0.5})
-    order = examine(config, 1_000_000, 2)["order"]
+    order = examined(config, 1_000_000, 2)["order"]
     assert order["correlation_of_any_two_batches_at_most"] == pytest.approx(1 / 32, rel=0.05)
     assert order["correlation_of_consecutive_batches"] < 0.001
     assert (order["images_a_chunk"], order["open_chunks"], order["store_images_a_request"]) == (128, 128, 31)
     assert order["store_memory_gb"] == pytest.approx(128 * 31 * 100e3 / 1e9)
     cached = small("unused", data={"path": "s3://unused", "cache": {"path": "/scratch", "gb": 10}})
-    order = examine(cached, 1_000_000, 2)["order"]
+    order = examined(cached, 1_000_000, 2)["order"]
     assert order["store_images_a_request"] == 128
     assert order["store_memory_gb"] < 0.07
     assert order["store_cache_gb"] == pytest.approx(128 * 128 * 100e3 / 1e9)
+
+
+def mixed(tmp_path: Path, **data: Any) -> settings.Config:
+    """A set of 600 images with three quarters of the batch, and one of 80 of which 20 are left out."""
+    make_set(tmp_path / "a", [payloads("a", 600)])
+    make_set(tmp_path / "b", [payloads("b", 80)])
+    exclude(tmp_path / "b", list(range(20)))
+    sources = [{"path": str(tmp_path / name), "weight": weight} for name, weight in (("a", 3), ("b", 1))]
+    return small(tmp_path, data={"path": None, "sources": sources} | data, train={"images": None, "passes": 2})
+
+
+def test_each_of_several_sets_is_told(tmp_path: Path) -> None:
+    config = mixed(tmp_path, window=4, cache={"path": "/scratch", "gb": 10})
+    order, image_bytes = at_hand(config)
+    result = examine(config, order, 2, image_bytes=image_bytes)
+    assert result["derived"]["images_in_set"] == 660  # as the run has it: without those that are left out
+    assert result["derived"]["batch_correlation"] == order.correlation[1]
+    (path_a, a), (path_b, b) = result["sets"]
+    assert (path_a, path_b) == (str(tmp_path / "a"), str(tmp_path / "b"))
+    assert (a["images"], a["images_a_batch"], b["images"], b["images_a_batch"]) == (600, 6, 60, 2)
+    assert (a["passes"], b["passes"]) == pytest.approx((164 * 6 / 600, 164 * 2 / 60))
+    assert (a["images_a_chunk"], b["images_a_chunk"]) == (6, 1)
+    assert (a["open_chunks"], b["open_chunks"]) == (12, 4)
+    worst = "correlation_of_any_two_batches_at_most"
+    assert b[worst] == 0 < a[worst]
+    assert result["order"][worst] == pytest.approx((6 * a[worst] + 2 * b[worst]) / 8)
+    assert result["order"]["store_cache_gb"] == pytest.approx((12 * 6 + 4 * 1) * image_bytes / 1e9)
+    settings.save(config, settings.derive(config, 660), tmp_path / "recipe.yaml")
+    said = CliRunner().invoke(app, ["doctor", str(tmp_path / "recipe.yaml")]).stdout
+    assert f"\n{tmp_path / 'b'}\n  images: 60\n  images a batch: 2\n" in said
+
+
+def test_sets_that_are_not_there_yet_are_as_large_as_their_weights(tmp_path: Path) -> None:
+    config = mixed(tmp_path)
+    (_, a), (_, b) = examined(config, 10_000, 1)["sets"]
+    assert (a["images"], b["images"]) == (7500, 2500)
+    assert a["passes"] == b["passes"] == pytest.approx(2)
+
+
+def test_a_run_keeps_the_correlation_of_its_order(tmp_path: Path) -> None:
+    make_pictures(tmp_path / "set", [64])
+    config = small(
+        tmp_path / "set", data={"path": str(tmp_path / "set"), "chunk": 4, "window": 1}, train={"images": 16}
+    )
+    train(config, tmp_path / "run", lambda _: None)
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["derived"]["batch_correlation"]
+    assert kept == at_hand(config)[0].correlation[1] > 0

@@ -1,25 +1,19 @@
-"""A whole run as one typed tree, read from YAML.
+"""The settings of a run: one section per room.
 
-An unknown key, a wrong type or a value out of range is a ``UserError`` that names the key. What follows from the
-settings (learning rate of the true batch, steps, …) is computed in ``derive`` and nowhere else. Durations are in
-images, so that no setting changes its meaning with the batch or the number of GPUs.
+An unknown key, a wrong type or a value out of range is a ``UserError`` that names the key. Durations are in images, so
+that no setting changes its meaning with the batch or the number of GPUs. What a resume may do to a setting is marked
+on it (``FREE``, ``LENGTH``, ``fixed``); one without a mark is changed on purpose alone.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from seer_pipe.errors import UserError
 from seer_pipe.objectives import AnySettings
-from seer_pipe.section import Count, Positive, Probability, Rate, Section, override, read_file, validate
-from seer_pipe.store import FolderStore
+from seer_pipe.section import FREE, LENGTH, Count, Positive, Probability, Rate, Section, fixed
 
 
 def _seconds(value: Any) -> Any:
@@ -57,16 +51,22 @@ class Cache(Section):
 
 
 class Data(Section):
-    path: Place | None = Field(None, description="shard set: a folder or s3://bucket/prefix; or give sources")
-    sources: Annotated[list[Source], Field(min_length=1)] | None = Field(None, description="shard sets to be mixed")
+    path: Annotated[Place | None, FREE] = Field(
+        None, description="shard set: a folder or s3://bucket/prefix; or give sources"
+    )
+    sources: Annotated[Annotated[list[Source], Field(min_length=1)] | None, FREE] = Field(
+        None, description="shard sets to be mixed"
+    )
     lanes: Positive | None = Field(None, description="parts of the set that a batch comes from; default: the batch")
     window: Positive = Field(32, description="chunks that a lane draws from in turn; more: batches look less alike")
     chunk: Positive | None = Field(None, description="samples read at once; default: up to 128")
-    threads: Positive = Field(2, description="decoding threads a rank")
-    ahead: Positive = Field(2, description="batches made in advance")
-    memory_gb: Annotated[float, Field(gt=0)] = Field(1.0, description="that a rank reads in advance")
-    cache: Cache | None = None
-    max_bad_fraction: Probability = Field(0.01, description="stop when more images than this had to be replaced")
+    threads: Annotated[Positive, FREE] = Field(2, description="decoding threads a rank")
+    ahead: Annotated[Positive, FREE] = Field(2, description="batches made in advance")
+    memory_gb: Annotated[float, Field(gt=0), FREE] = Field(1.0, description="that a rank reads in advance")
+    cache: Annotated[Cache | None, FREE] = None
+    max_bad_fraction: Annotated[Probability, FREE] = Field(
+        0.01, description="stop when more images than this had to be replaced"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Data:
@@ -81,7 +81,13 @@ class Data(Section):
 
 
 class Augment(Section):
-    """Strengths and probabilities of what is done to a crop; the defaults are SwAV's and SEER's."""
+    """How strongly a crop is augmented; the defaults are SwAV's and SEER's.
+
+    ``jitter`` is (brightness, contrast, saturation, hue) as torchvision's ColorJitter takes it: factors from
+    [max(0, 1 - x), 1 + x], and hue shifts from [-x, x] of a turn; the four are applied in an order drawn for each
+    crop, as torchvision does, or in this one. ``blur_sigma`` in pixels of the crop. ``ratio`` is the range of width /
+    height of the box.
+    """
 
     flip: Probability = 0.5
     jitter: tuple[Rate, Rate, Rate, Annotated[float, Field(ge=0, le=0.5)]] = (0.8, 0.8, 0.8, 0.2)
@@ -161,7 +167,9 @@ class Model(Section):
 
 
 class Optimizer(Section):
-    name: Literal["larc", "lars", "sgd", "adamw"] = "larc"
+    name: Annotated[
+        Literal["larc", "lars", "sgd", "adamw"], fixed("the checkpoints hold the state of this optimiser")
+    ] = "larc"
     lr: Annotated[float, Field(gt=0)] = Field(0.3, description="peak, for a batch of 256; scaled linearly")
     final_lr: Probability = Field(0.001, description="share of the peak at the end")
     warmup_lr: Probability = Field(0.0, description="share of the peak at the start")
@@ -173,9 +181,9 @@ class Optimizer(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Rate = 1e-6
     trust: Annotated[float, Field(gt=0)] = 0.001
-    exclude: list[Literal["bias", "norm"]] = Field(
-        [], description="what has neither decay nor adapted rate; SwAV and SEER exclude nothing"
-    )
+    exclude: Annotated[
+        list[Literal["bias", "norm"]], fixed("the checkpoints hold the state of these parameter groups")
+    ] = Field([], description="what has neither decay nor adapted rate; SwAV and SEER exclude nothing")
 
 
 class ImageGroups(Section):
@@ -186,12 +194,16 @@ class ImageGroups(Section):
 
 class Train(Section):
     batch: Positive = Field(description="images a step, over all ranks")
-    images: Positive | None = Field(None, description="images in all; or give passes")
-    passes: Annotated[float, Field(gt=0)] | None = Field(None, description="times through the set; default: one")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Positive | None = Field(None, description="CPU threads a rank for the network; default: torch's")
-    parallel: Literal["auto", "none", "ddp", "fsdp2", "fairscale"] = "auto"
-    shard_within: Literal["node"] | Positive | None = Field(
+    images: Annotated[Positive | None, LENGTH] = Field(None, description="images in all; or give passes")
+    passes: Annotated[Annotated[float, Field(gt=0)] | None, LENGTH] = Field(
+        None, description="times through the set; default: one"
+    )
+    device: Annotated[Literal["auto", "cpu", "cuda"], FREE] = "auto"
+    threads: Annotated[Positive | None, FREE] = Field(
+        None, description="CPU threads a rank for the network; default: torch's"
+    )
+    parallel: Annotated[Literal["auto", "none", "ddp", "fsdp2", "fairscale"], FREE] = "auto"
+    shard_within: Annotated[Literal["node"] | Positive | None, FREE] = Field(
         None, description="fsdp2: shard over the ranks of a node, or so many, and replicate across; default: over all"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -199,20 +211,28 @@ class Train(Section):
     sync_bn: bool | Positive | ImageGroups = Field(
         True, description="BatchNorm over all ranks, over groups of so many, or {images: N}: over so many images"
     )
-    compile: bool = Field(False, description="compile each block, once a resolution")
+    compile: Annotated[bool, FREE] = Field(False, description="compile each block, once a resolution")
     channels_last: bool = Field(False, description="memory layout of images and weights; not with fsdp2")
     activation_checkpointing: bool | list[Annotated[int, Field(ge=1, le=4)]] = Field(
         False, description="recompute blocks in backward: all, or those of these stages"
     )
-    log_every: Positive = Field(10, description="steps")
-    log_to: list[BoardName] = Field(["tensorboard"], description="besides metrics.jsonl; wandb and mlflow are extras")
-    checkpoint_every: Positive = Field(1000, description="steps")
-    keep: Positive = Field(3, description="newest checkpoints to keep, besides the best by kNN where there is a probe")
-    keep_every_images: Positive | None = Field(None, description="one checkpoint in so many images is kept for ever")
-    checkpoints: Place | None = Field(
+    log_every: Annotated[Positive, FREE] = Field(10, description="steps")
+    log_to: Annotated[list[BoardName], FREE] = Field(
+        ["tensorboard"], description="besides metrics.jsonl; wandb and mlflow are extras"
+    )
+    checkpoint_every: Annotated[Positive, FREE] = Field(1000, description="steps")
+    keep: Annotated[Positive, FREE] = Field(
+        3, description="newest checkpoints to keep, besides the best by kNN where there is a probe"
+    )
+    keep_every_images: Annotated[Positive | None, FREE] = Field(
+        None, description="one checkpoint in so many images is kept for ever"
+    )
+    checkpoints: Annotated[Place | None, FREE] = Field(
         None, description="where they are kept, for this run alone: s3://bucket/prefix or a folder; default: the run's"
     )
-    stop_before: Seconds = Field(120.0, description="stop this long before the allocation ends: 10m, 90s, 2h")
+    stop_before: Annotated[Seconds, FREE] = Field(
+        120.0, description="stop this long before the allocation ends: 10m, 90s, 2h"
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
@@ -241,129 +261,18 @@ class Probe(Section):
 
 
 class Config(Section):
-    name: str
-    seed: Count = 0
-    data: Data
-    views: Views
-    model: Model
-    objective: AnySettings
+    name: Annotated[str, FREE]
+    seed: Annotated[Count, fixed("the order of the images and all crops follow from it")] = 0
+    data: Annotated[Data, fixed("the order of the images follows from it")]
+    views: Annotated[Views, fixed("the objective and its queue are made for these crops")]
+    model: Annotated[Model, fixed("the checkpoints hold the weights of this network")]
+    objective: Annotated[AnySettings, fixed("the checkpoints hold the head and the state of this objective")]
     optimizer: Optimizer
     train: Train
-    health: Health = Health()
-    probe: Probe | None = None
+    health: Annotated[Health, FREE] = Health()
+    probe: Annotated[Probe | None, FREE] = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         self.objective.check(self.views, self.train.batch)
         return self
-
-
-@dataclass(frozen=True)
-class Derived:
-    """What follows from a config and the size of its shard set."""
-
-    images_in_set: int
-    steps: int
-    steps_per_pass: int
-    passes: float
-    images: int  # that the run will have seen at its end
-    images_per_rank: int  # of one step
-    peak_lr: float
-    warmup_steps: int
-    settled_steps: int  # until which the warm-up lasts, or the objective holds something fixed
-    chance_loss: float | None  # of a network that tells nothing apart, where the objective has such a number
-    crops_per_image: int
-    objective: dict[str, float]  # what else follows from its settings
-
-
-def derive(config: Config, images_in_set: int, world: int = 1, finished: tuple[int, int] = (0, 0)) -> Derived:
-    """The one place where settings become numbers. ``finished``: steps and images, for the batch may have changed."""
-    batch, objective = config.train.batch, config.objective
-    per_pass = images_in_set // batch
-    if config.train.images is not None:
-        wanted = config.train.images
-    else:
-        wanted = round((config.train.passes or 1) * per_pass) * batch
-    left = max(0, wanted - finished[1]) // batch
-    steps, images = finished[0] + left, finished[1] + left * batch
-    if steps < 1:
-        raise UserError(f"train: less than one batch of {batch} in all; give more images or passes")
-    return Derived(
-        images_in_set=images_in_set,
-        steps=steps,
-        steps_per_pass=per_pass,
-        passes=images / (per_pass * batch) if per_pass else 0.0,
-        images=images,
-        images_per_rank=batch // world,
-        peak_lr=config.optimizer.lr * batch / 256,
-        warmup_steps=math.ceil(config.optimizer.warmup_images / batch),
-        settled_steps=math.ceil(max(config.optimizer.warmup_images, objective.settled_images) / batch),
-        chance_loss=objective.chance_loss,
-        crops_per_image=config.views.count,
-        objective=objective.derived(batch),
-    )
-
-
-def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a config file and apply ``key.path=value`` overrides; UserError says what is wrong where."""
-    tree = read_file(path)
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: not a config: expected sections, found {type(tree).__name__}")
-    if tree.pop("derived", None) is not None:  # a run's own config.yaml, with its record
-        for name in ("init", "changes"):
-            tree.pop(name, None)
-    for change in overrides:
-        override(tree, change)
-    return parse(tree, str(path))
-
-
-def parse(tree: Mapping[str, Any], where: str) -> Config:
-    return validate(Config, tree, where)
-
-
-class _Kept(Section):
-    objective: AnySettings
-
-
-def parse_objective(tree: Mapping[str, Any], where: str) -> AnySettings:
-    """The settings of an objective alone, as an export keeps them."""
-    return validate(_Kept, {"objective": tree}, where).objective
-
-
-@dataclass(frozen=True)
-class Record:
-    """What RUN/config.yaml holds beside settings and derived values.
-
-    init       of a run that began from given weights: their name, SHA-256, licence and method, as far as known
-    changes    made on purpose, oldest first: step and images then, and {key: [old, new]} of the settings
-    """
-
-    init: Mapping[str, str | None] | None = None
-    changes: Sequence[Mapping[str, Any]] = ()
-
-
-def read_record(path: Path) -> Record:
-    """That of a config.yaml which ``save`` wrote."""
-    tree = yaml.safe_load(path.read_text())
-    return Record(tree.get("init"), tree.get("changes", ()))
-
-
-def save(config: Config, derived: Derived, path: Path, record: Record = Record()) -> str:
-    """The resolved config with every derived value, as YAML."""
-    tree = config.model_dump(mode="json") | {"derived": asdict(derived)}
-    if record.init is not None:
-        tree["init"] = dict(record.init)
-    if record.changes:
-        tree["changes"] = [dict(change) for change in record.changes]
-    text: str = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None)
-    FolderStore(path.parent).put(path.name, text.encode())  # a kill leaves the one or the other, and never a part
-    return text
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """The leaves of a tree of settings by their dotted keys."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
