@@ -88,8 +88,10 @@ def test_a_bucket_that_is_not_there_is_one_line(tmp_path: Path, bucket: str) -> 
     assert run.stderr == "error: s3://nowhere/set: there is no bucket nowhere\n"
 
 
-def test_a_prefix_is_a_folder_and_a_key_is_as_it_is(tmp_path: Path, bucket: str) -> None:
-    client = boto3.client("s3")
+@pytest.mark.usefixtures("bucket")
+def test_a_prefix_is_a_folder_and_a_key_is_as_it_is(tmp_path: Path) -> None:
+    client, bucket = boto3.client("s3"), "prefixes"  # one that no other test writes into
+    client.create_bucket(Bucket=bucket)
     keys = ["crawl1/a.tar", "crawl10/b.tar", "crawl1-old/c.tar", "crawl1/._a.tar", "ha#sh/d?e=1/f%20//g*.tar"]
     for number, key in enumerate(keys):
         members = [(f"{number}.jpg", tarfile.REGTYPE, jpeg(number))]

@@ -52,7 +52,7 @@ def test_an_evaluation_on_two_ranks_and_what_is_wrong_with_one(backbone: Path, t
     ("arguments", "message"),
     [
         (["eval", "retrieval", "nowhere", "--data", "x", "--cluster", "local"], "nowhere: no such folder"),
-        (["export", ".", "--out", "x", "--cluster", "moon"], "cluster: Input should be"),
+        (["export", ".", "--out", "x", "--cluster", "moon"], "cluster: input should be 'auto'"),
         (["eval", "retrieval", ".", "--data", "x", "--cluster", "local", "--nodes", "2"], "one node"),
     ],
 )

@@ -191,7 +191,7 @@ class Swav(Objective):
         means = [loss, entropy(codes).mean(), predictions.mean(0), *moments(z)]
         loss, code_entropy, prediction, mean, moment = all_mean([value.double() for value in means], self.group)
         nearest = all_max_(self.last_nearest, self.group)
-        return {
+        metrics = {
             "loss": loss,
             "code_entropy": code_entropy,
             "prediction_entropy": entropy(prediction),
@@ -199,3 +199,4 @@ class Swav(Objective):
             "prototypes_used": (nearest == images).float().mean(),
             "prototypes_dead": (nearest < images - 10 * k).float().mean(),
         }
+        return {name: value.float() for name, value in metrics.items()}
