@@ -1,6 +1,6 @@
 """What the atlas of a large pile costs: `seer-pipe atlas` over an invented set and invented embeddings.
 
-    python benchmarks/atlas.py FOLDER [--images 10000000 --prototypes 16000 --width 64]
+    python benchmarks/atlas.py FOLDER [--images 10000000 --clusters 16000 --width 64]
 
 Every shard of the set is one small real tar of a few pictures under another name, and every sample one of them. FOLDER
 then takes 4 bytes an image and feature, and must be removed by hand.
@@ -46,19 +46,19 @@ def make_set(root: Path, images: int) -> None:
     write_manifest(store, paths)
 
 
-def make_embeddings(file: Path, images: int, prototypes: int, width: int) -> None:
+def make_embeddings(file: Path, images: int, clusters: int, width: int) -> None:
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((prototypes, width), np.float32)
-    schema = pa.schema([("key", pa.string()), ("shard", pa.string()), ("index", pa.int32()), ("prototype", pa.int32()),
+    centres = rng.standard_normal((clusters, width), np.float32)
+    schema = pa.schema([("key", pa.string()), ("shard", pa.string()), ("index", pa.int32()), ("cluster", pa.int32()),
                         ("confidence", pa.float32()), ("feature", pa.list_(pa.float32(), width))])  # fmt: skip
     with pq.ParquetWriter(file, schema, compression="none") as writer:
         for start in range(0, images, GROUP):
             row = np.arange(start, min(images, start + GROUP))
-            prototype = (prototypes * rng.random(len(row)) ** 2).astype(np.int32)  # some are large, most are small
-            feature = centres[prototype] + rng.standard_normal((len(row), width), np.float32)
+            cluster = (clusters * rng.random(len(row)) ** 2).astype(np.int32)  # some are large, most are small
+            feature = centres[cluster] + rng.standard_normal((len(row), width), np.float32)
             writer.write_table(pa.table([
                 [f"{n:09d}" for n in row.tolist()], [f"{n // SHARD:05d}.tar" for n in row.tolist()],
-                pa.array((row % SHARD).astype(np.int32)), pa.array(prototype), pa.array(np.ones(len(row), np.float32)),
+                pa.array((row % SHARD).astype(np.int32)), pa.array(cluster), pa.array(np.ones(len(row), np.float32)),
                 pa.FixedSizeListArray.from_arrays(pa.array(feature.reshape(-1)), width),
             ], schema=schema))  # fmt: skip
 
@@ -67,12 +67,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=10_000_000)
-    parser.add_argument("--prototypes", type=int, default=16_000)
+    parser.add_argument("--clusters", type=int, default=16_000)
     parser.add_argument("--width", type=int, default=64)
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True)
     make_set(asked.folder / "set", asked.images)
-    make_embeddings(asked.folder / "embeddings.parquet", asked.images, asked.prototypes, asked.width)
+    make_embeddings(asked.folder / "embeddings.parquet", asked.images, asked.clusters, asked.width)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
         [sys.executable, "-m", "seer_pipe", "atlas", asked.folder, "--out", asked.folder / "atlas",

@@ -26,11 +26,19 @@ def report(
 
 @verbs.command()
 def atlas(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    run: Annotated[Path, typer.Argument(help="The run's folder; with --data also an exported backbone's.")],
     out: Annotated[Path, typer.Option(help="Folder for the page and its pictures; an atlas there is replaced.")],
     data: Annotated[str | None, typer.Option(help="Shard set, if not the one that the run was trained on.")] = None,
     embeddings: Annotated[
         Path | None, typer.Option(help="File of [bold]seer-pipe embed[/bold]; by default RUN's own, made if need be.")
+    ] = None,
+    clusters: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="So many clusters by k-means of the features; by default those that the run's objective names, and "
+            "where it names none by k-means as many as the square root of the number of images, at most 16,000.",
+        ),
     ] = None,
     labels: Labels = None,
     search: Annotated[
@@ -38,20 +46,23 @@ def atlas(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw what is in a shard set: the prototypes as clusters, with their images, on a page with a map and a search."""
+    """Draw what is in a shard set: its clusters, with their images, on a page with a map and a search."""
     from seer_pipe.report.atlas import write_atlas
 
-    made("atlas", write_atlas(run, out, data, embeddings, labels, search or ()), as_json)
+    page = write_atlas(run, out, data, embeddings=embeddings, clusters=clusters, labels=labels, search=search or ())
+    made("atlas", page, as_json)
 
 
 @verbs.command("atlas-keys")
 def atlas_keys(
-    embeddings: Annotated[Path, typer.Argument(help="File of [bold]seer-pipe embed[/bold].")],
-    prototypes: Annotated[list[int], typer.Argument(help="Numbers of the prototypes.")],
+    names: Annotated[
+        Path, typer.Argument(help="File of [bold]seer-pipe embed[/bold], or an atlas's clusters.parquet.")
+    ],
+    clusters: Annotated[list[int], typer.Argument(help="Numbers of the clusters.")],
     out: Annotated[Path, typer.Option(help="CSV file (key,shard) to write, for seer-ingest exclude --keys.")],
     as_json: AsJson = False,
 ) -> None:
-    """List the images of some prototypes, for [bold]seer-ingest exclude[/bold]."""
+    """List the images of some clusters, for [bold]seer-ingest exclude[/bold]."""
     from seer_pipe.report.atlas import write_keys
 
-    show({"keys": str(out), "images": write_keys(embeddings, prototypes, out)}, as_json)
+    show({"keys": str(out), "images": write_keys(names, clusters, out)}, as_json)

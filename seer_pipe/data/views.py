@@ -26,7 +26,7 @@ Range = tuple[float, float]
 ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after so many boxes that do not fit
 ORDERS = np.array(list(permutations(range(4))), dtype=np.int8)  # the orders of the four jitter steps
 
-AS_SWAV = Augment()
+AS_PUBLISHED = Augment()
 UNCHANGED = (1.0, 1.0, 1.0, 0.0)  # the brightness, contrast, saturation and hue that change nothing
 
 # A crop's stream of numbers: its first places, and the four of each attempt at a box.
@@ -44,7 +44,7 @@ class CropSpec:
     count: int
     size: int
     scale: Range
-    augment: Augment = AS_SWAV
+    augment: Augment = AS_PUBLISHED
     quarter_turns: bool = False
 
 

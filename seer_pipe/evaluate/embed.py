@@ -1,6 +1,6 @@
 """The features of a whole shard set as one Parquet file, and the clusters that its images belong to.
 
-    OUT             one row per image, in the order of the set: key, shard, index, prototype, confidence, feature
+    OUT             one row per image, in the order of the set: key, shard, index, cluster, confidence, feature
     OUT.parts/      what is finished so far, a file for every PART images; gone when OUT is there
 
 A part is written whole or not at all, and says which weights and which set it is of, so that a run that was killed
@@ -14,8 +14,7 @@ import os
 import re
 import shutil
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,33 +26,17 @@ import torch
 from seer_pipe.data.order import Ints, Plan
 from seer_pipe.distributed.world import World, join
 from seer_pipe.errors import UserError
+from seer_pipe.evaluate.assign import assign
+from seer_pipe.evaluate.embeddings import CLUSTERS, IDENTITY, weights_of
 from seer_pipe.evaluate.features import Images, extract
 from seer_pipe.evaluate.labels import left_out
-from seer_pipe.evaluate.pictures import SUFFIXES, FilePictures, ShardPictures
+from seer_pipe.evaluate.pictures import FilePictures, ShardPictures
 from seer_pipe.evaluate.subject import Subject, load_subject
 from seer_pipe.shards import ShardSet, to_parquet
 from seer_pipe.store import FolderStore
 
 PART = 4096  # images
 PART_NAME = re.compile(r"\d{12}\.parquet")
-IDENTITY = b"seer_pipe.embeddings"  # of weights and set
-
-
-@dataclass(frozen=True)
-class Assigned:
-    """The cluster of each image, [n] int32, and the share that it has of it, [n] float32."""
-
-    prototype: torch.Tensor
-    confidence: torch.Tensor
-
-
-@torch.no_grad()
-def assign(subject: Subject, features: torch.Tensor) -> Assigned | None:
-    """The clusters of features [n, width] on the subject's device; None where its head names none."""
-    if subject.objective is None or subject.head is None or not subject.clusters:
-        return None
-    confidence, prototype = subject.objective.shares(subject.head, features).max(dim=1)
-    return Assigned(prototype.int().cpu(), confidence.float().cpu())
 
 
 def embed(
@@ -77,7 +60,7 @@ def embed(
         rows = pq.read_metadata(out).num_rows
         left = Counter(excluded=len(shards) - len(work.usable), unreadable=len(work.usable) - rows)
         about = {"images": rows, "left_out": left_out(left), "width": subject.trunk.width}
-        return {"embeddings": str(out), **about, "prototypes": work.prototypes}
+        return {"embeddings": str(out), **about, "clusters": work.clusters}
 
 
 class _Work:
@@ -91,7 +74,7 @@ class _Work:
         self.starts = range(0, len(self.usable), part)
         self.keys = _Keys(shards)
         self.plan = Plan(shards.counts, 1, seed=0)
-        self.prototypes = subject.clusters
+        self.clusters = subject.clusters
         kept = hashlib.sha256(self.usable.tobytes()).hexdigest()
         identity = f"{subject.digest} {shards.fingerprint} {kept}"
         self.schema = pa.schema(
@@ -99,14 +82,14 @@ class _Work:
                 ("key", pa.string()),
                 ("shard", pa.string()),  # path of the tar, as the manifest has it
                 ("index", pa.int32()),  # number of the sample in its shard
-                ("prototype", pa.int32()),  # nearest; null where the subject comes without prototypes
+                ("cluster", pa.int32()),  # null where the subject's head names none
                 ("confidence", pa.float32()),
                 ("feature", pa.list_(pa.float32(), subject.trunk.width)),
             ],
             metadata={
                 IDENTITY: identity.encode(),
                 b"seer_pipe.backbone": subject.trunk.name.encode(),
-                b"seer_pipe.prototypes": str(self.prototypes).encode(),
+                CLUSTERS: str(self.clusters).encode(),
                 b"seer_pipe.images_seen": str(subject.images).encode(),
                 b"seer_pipe.data": shards.store.url.encode(),
             },
@@ -170,7 +153,7 @@ class _Work:
             self.keys.of(places.shard, places.index),
             pa.array([self.shards.paths[shard] for shard in places.shard.tolist()], pa.string()),
             pa.array(places.index, pa.int32()),
-            nothing.cast(pa.int32()) if found is None else pa.array(found.prototype.numpy()),
+            nothing.cast(pa.int32()) if found is None else pa.array(found.cluster.numpy()),
             nothing.cast(pa.float32()) if found is None else pa.array(found.confidence.numpy()),
             pa.FixedSizeListArray.from_arrays(flat, self.subject.trunk.width),
         ]
@@ -209,43 +192,13 @@ class _Keys:
         return self._kept[shard]
 
 
-def assign_files(path: Path, images: list[Path]) -> Iterator[dict[str, Any]]:
-    """The nearest prototype of each image file, or of those in folders: file, prototype, confidence; or the reason
-    why it has none."""
-    files: list[Path] = []
-    for place in images:
-        if not place.exists():
-            raise UserError(f"{place}: no such file or folder")
-        inside = sorted(f for f in place.rglob("*") if f.suffix.lower() in SUFFIXES) if place.is_dir() else [place]
-        files += inside
-    with join() as world:
-        subject = load_subject(path, device=world.device)
-        if subject.head is None:
-            raise UserError(f"{path}: comes without prototypes; give a run, or its export --format full")
-        listed = FilePictures(files, ", ".join(map(os.fspath, images)))
-        pictures = Images(listed, subject.size, device=str(world.device))
-        try:
-            for numbers, pixels in pictures.batches():
-                with torch.no_grad():
-                    found = assign(subject, subject.trunk(pixels.to(world.device)).float())
-                assert found is not None
-                for number, prototype, confidence in zip(
-                    numbers, found.prototype.tolist(), found.confidence.tolist(), strict=True
-                ):
-                    yield {"file": str(files[number]), "prototype": prototype, "confidence": round(confidence, 4)}
-            for number, reason in sorted(pictures.left_out.items()):
-                yield {"file": str(files[number]), "prototype": None, "reason": reason}
-        finally:
-            pictures.close()
-
-
 def features_of_files(path: Path, files: list[Path], embeddings: Path) -> torch.Tensor:
     """Features [n, width] of image files, by the weights that the file ``embeddings`` was made with: those of ``path``.
 
     UserError where the weights are others, or an image cannot be read.
     """
     subject = load_subject(path)
-    if not (pq.read_schema(embeddings).metadata or {}).get(IDENTITY, b"").startswith(subject.digest.encode()):
+    if weights_of(embeddings) != subject.digest:
         raise UserError(f"{embeddings}: of other weights than {path} has; remove it, and it is made anew")
     pictures = Images(FilePictures(files, ", ".join(map(os.fspath, files))), subject.size)
     try:

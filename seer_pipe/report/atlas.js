@@ -1,11 +1,12 @@
 "use strict";
-const A = ATLAS, k = A.prototype.length, by = id => document.getElementById(id);
+const A = ATLAS, k = A.cluster.length, by = id => document.getElementById(id);
 const numbers = n => n.toLocaleString("en"), percent = x => Math.round(100 * x) + "%";
 const colour = name => getComputedStyle(document.documentElement).getPropertyValue(name);
 const element = (tag, text, attributes) => Object.assign(document.createElement(tag), {textContent: text ?? ""}, attributes);
-const none = A.prototypes - k;
-by("about").textContent = `${A.data}: ${numbers(A.images)} images; ${numbers(k)} of ${numbers(A.prototypes)} prototypes are nearest to some` +
-  (none > 0 ? `, ${numbers(none)} to none (of these whole images; to a crop in training they may be)` : "") +
+const origin = A.named_by === "head" ? "named by the run's head" : "by k-means of their features";
+const whole = A.named_by === "head" ? " (a whole one; crops in training may be theirs)" : "";
+by("about").textContent = `${A.data}: ${numbers(A.images)} images; ${numbers(A.clusters)} clusters ${origin}` +
+  (A.empty ? `, ${numbers(A.empty)} of them without an image${whole}` : "") +
   (A.sampled < A.images ? `; all but the sizes is of a sample of ${numbers(A.sampled)} images` : "");
 
 function picture(sheet, across, down, label) {
@@ -96,16 +97,16 @@ map.onpointerup = event => {
   if (best >= 0) choose(best);
 };
 
-// one prototype
+// one cluster
 function choose(i) {
   chosen = i;
-  const at = by("detail"), title = element("h2", `Prototype ${A.prototype[i]}`);
+  const at = by("detail"), title = element("h2", `Cluster ${A.cluster[i]}`);
   at.replaceChildren(title, element("p", `${told(i)}; mean cosine to its centre ${A.cohesion[i]}`), pictures(i, A.show));
   by("near").replaceChildren(...A.near[i].map(j => { const card = element("div", "", {className: "card"}); card.append(row(j)); return card; }));
   at.append(element("h3", "Leave it out of training"));
-  const list = A.keys ? `${location.protocol === "file:" ? decodeURI(new URL(".", location.href).pathname) : ""}keys/${A.prototype[i]}.csv` : "keys.csv";
-  if (A.keys) at.append(element("p", "")), at.lastChild.append(element("a", "The keys of its images", {href: `keys/${A.prototype[i]}.csv`, download: `prototype-${A.prototype[i]}.csv`}));
-  const make = A.keys ? "" : `seer-pipe atlas-keys ${quoted(A.embeddings)} ${A.prototype[i]} --out keys.csv\n`;
+  const list = A.keys ? `${location.protocol === "file:" ? decodeURI(new URL(".", location.href).pathname) : ""}keys/${A.cluster[i]}.csv` : "keys.csv";
+  if (A.keys) at.append(element("p", "")), at.lastChild.append(element("a", "The keys of its images", {href: `keys/${A.cluster[i]}.csv`, download: `cluster-${A.cluster[i]}.csv`}));
+  const make = A.keys ? "" : `seer-pipe atlas-keys ${quoted(A.names)} ${A.cluster[i]} --out keys.csv\n`;
   const command = element("pre", `${make}seer-ingest exclude ${quoted(A.data)} --keys ${quoted(list)}`, {id: "command"});
   at.append(command, element("button", "Copy the command", {id: "copy", type: "button", onclick: () => copy(command)}));
   draw();
@@ -117,7 +118,7 @@ async function copy(command) {
   by("copy").textContent = "Copied";
 }
 function row(i) {
-  const button = element("button", `Prototype ${A.prototype[i]}`, {type: "button", onclick: () => { choose(i); by("detail").scrollIntoView({block: "nearest"}); }});
+  const button = element("button", `Cluster ${A.cluster[i]}`, {type: "button", onclick: () => { choose(i); by("detail").scrollIntoView({block: "nearest"}); }});
   const box = element("div", "");
   box.append(button, element("p", told(i), {className: "faint"}), pictures(i, 4));
   return box;
@@ -132,7 +133,7 @@ function more() {
 }
 function search() {
   const wanted = by("find").value.trim().toLowerCase(), order = by("order").value;
-  matching = [...Array(k).keys()].filter(i => !wanted || String(A.prototype[i]) === wanted ||
+  matching = [...Array(k).keys()].filter(i => !wanted || String(A.cluster[i]) === wanted ||
     A.group[i].toLowerCase().includes(wanted) || A.nearest[i].some(key => key.toLowerCase().includes(wanted)));
   matching.sort((a, b) => order === "cohesion" ? A.cohesion[a] - A.cohesion[b] : A[order][b] - A[order][a]);
   by("found").textContent = `${numbers(matching.length)} of ${numbers(k)}`;
@@ -144,10 +145,10 @@ by("more").onclick = more;
 by("find").oninput = search;
 by("order").onchange = search;
 document.querySelector("form").onsubmit = event => event.preventDefault();
-A.outliers.forEach(([key, prototype], j) => by("outliers").append(picture("outliers.jpg", j % 8, Math.floor(j / 8), `image ${key} of prototype ${prototype}`)));
+A.outliers.forEach(([key, cluster], j) => by("outliers").append(picture("outliers.jpg", j % 8, Math.floor(j / 8), `image ${key} of cluster ${cluster}`)));
 A.asked.forEach(([file, nearest, homes], i) => {
   const box = element("div", "", {className: "card"}), images = element("div", "", {className: "pictures"});
-  nearest.forEach(([key, prototype], j) => images.append(picture("asked.jpg", j + 1, i, `image ${key} of prototype ${prototype}`)));
+  nearest.forEach(([key, cluster], j) => images.append(picture("asked.jpg", j + 1, i, `image ${key} of cluster ${cluster}`)));
   box.append(element("h3", file), picture("asked.jpg", 0, i, file), images, ...homes.map(row));
   by("asked").append(box);
   by("asked").hidden = false;

@@ -1,9 +1,10 @@
-"""The atlas of a shard set: the prototypes of a run as clusters, on a page that opens from a folder without a network.
+"""The atlas of a shard set: its clusters, on a page that opens from a folder without a network.
 
 OUT/index.html     the page
 OUT/data.js        what it shows
-OUT/sheet-000.jpg  the nearest images of SHEET prototypes, a row each; outliers.jpg
-OUT/keys/12.csv    the keys of prototype 12, for seer-ingest exclude (up to KEYS images; beyond, atlas-keys)
+OUT/clusters.parquet, OUT/centroids.safetensors    of each image and cluster, where k-means made them
+OUT/sheet-000.jpg  the nearest images of SHEET clusters, a row each; outliers.jpg
+OUT/keys/12.csv    the keys of cluster 12, for seer-ingest exclude (up to KEYS images; beyond, atlas-keys)
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,50 +25,70 @@ import pyarrow.csv as pa_csv
 from PIL import Image
 
 from seer_pipe.errors import UserError
+from seer_pipe.evaluate.cluster import cluster
 from seer_pipe.evaluate.embed import embed, features_of_files
+from seer_pipe.evaluate.embeddings import names_clusters, open_clusters, open_embeddings
 from seer_pipe.evaluate.subject import open_data_of
-from seer_pipe.report.clusters import ANSWERS, Clusters, Floats, clusters, count, open_embeddings
+from seer_pipe.report.clusters import ANSWERS, Clusters, Floats, count
+from seer_pipe.report.clusters import clusters as read_clusters
 from seer_pipe.report.page import environment, style
 from seer_pipe.report.pictures import thumbnail, thumbnails
 from seer_pipe.shards import ShardSet
-from seer_pipe.store import FolderStore
 
-SIDE, SHEET, KEYS = 64, 32, 2_000_000  # pixels of a picture, prototypes a sheet, images whose keys are written out
+SIDE, SHEET, KEYS = 64, 32, 2_000_000  # pixels of a picture, clusters a sheet, images whose keys are written out
 
 
 def write_atlas(
-    run: Path, out: Path, data: str | None, embeddings: Path | None, labels: str | None, search: Sequence[Path] = ()
+    run: Path,
+    out: Path,
+    data: str | None = None,
+    *,
+    embeddings: Path | None = None,
+    clusters: int | None = None,
+    labels: str | None = None,
+    search: Sequence[Path] = (),
 ) -> Path:
     """Draw the atlas of a run's shard set, or of ``data``, in folder ``out``; the page's path.
 
+    An atlas that is there is replaced once the new one is whole.
+
+    ``run``: a run's folder, or with ``data`` an exported backbone's.
     ``embeddings``: a file of ``seer-pipe embed``; by default RUN/embeddings.parquet, made where it is not there.
+    ``clusters``: so many by k-means of the features; by default those that the run's head names, and where it names
+    none `default_clusters` by k-means.
     ``labels``: what purity is told by, as of the evaluations, instead of by domain.
-    ``search``: image files whose nearest images and prototypes the page is to show.
+    ``search``: image files whose nearest images and clusters the page is to show.
     """
     data = data or default_data(run)
-    file = embeddings or run / "embeddings.parquet"
-    if not file.exists():
-        embed(run, data, file, say=functools.partial(print, file=sys.stderr))
-    shards = ShardSet.open(data)
-    prototypes = int((count(open_embeddings(file)) > 0).sum())
-    show = 9 if prototypes <= 1000 else 6 if prototypes <= 4000 else 4
-    asked = features_of_files(run, list(search), file).numpy() if search else None
-    found = clusters(file, shards, labels, show, asked)
     if out.exists() and any(out.iterdir()) and not (out / "data.js").exists():
         raise UserError(f"{out}: holds something else; choose another --out")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    store = FolderStore(out)
-    _draw(shards, found, show, out, search)
-    with_keys = found.images <= KEYS
-    if with_keys:
-        write_all_keys(file, out / "keys")
-    names = [file.name for file in search]
-    about = _about(found, show, with_keys, names) | {"embeddings": str(file), "by": "label" if labels else "domain",
-                                              "data": data, "name": run.name}  # fmt: skip
-    store.put("data.js", f"const ATLAS = {json.dumps(about, separators=(',', ':'))};\n".encode())
-    page = environment().get_template("atlas.html").render(name=run.name, style=style(), script=_script())
-    store.put("index.html", page.encode())
+    file, say = embeddings or run / "embeddings.parquet", functools.partial(print, file=sys.stderr)
+    if not file.exists():
+        embed(run, data, file, say=say)
+    by_head = clusters is None and names_clusters(open_embeddings(file))
+    asked = features_of_files(run, list(search), file).numpy() if search else None
+    shards = ShardSet.open(data)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as partial:
+        new = Path(partial) / "atlas"
+        new.mkdir()
+        named = file if by_head else cluster(file, new, clusters, say=say)
+        there = int((count(open_clusters(named)) > 0).sum())
+        show = 9 if there <= 1000 else 6 if there <= 4000 else 4
+        found = read_clusters(file, shards, labels, show, asked, named)
+        _draw(shards, found, show, new, search)
+        with_keys = found.images <= KEYS
+        if with_keys:
+            write_all_keys(named, new / "keys")
+        about = _about(found, show, with_keys, [file.name for file in search]) | {
+            "named_by": "head" if by_head else "k-means", "names": str(file if by_head else out / named.name),
+            "by": "label" if labels else "domain", "data": data, "name": run.name,
+        }  # fmt: skip
+        (new / "data.js").write_text(f"const ATLAS = {json.dumps(about, separators=(',', ':'))};\n", "utf-8")
+        page = environment().get_template("atlas.html").render(name=run.name, style=style(), script=_script())
+        (new / "index.html").write_text(page, "utf-8")
+        shutil.rmtree(out, ignore_errors=True)
+        new.rename(out)
     return out / "index.html"
 
 
@@ -84,19 +106,19 @@ def _script() -> Any:
 
 
 def _about(found: Clusters, show: int, with_keys: bool, asked: list[str]) -> dict[str, Any]:
-    """Columns of numbers, which stay small for 16,000 prototypes."""
+    """Columns of numbers, which stay small for 16,000 clusters."""
 
     def short(column: Floats) -> list[float]:
         return [round(value, 4) for value in column.tolist()]
 
     def named(rows: list[int]) -> list[tuple[str, int]]:
-        return [(found.rows.key[row], int(found.rows.prototype[row])) for row in rows]
+        return [(found.rows.key[row], int(found.rows.cluster[row])) for row in rows]
 
     return {
-        "images": found.images, "prototypes": found.prototypes, "sampled": len(found.rows.key),
+        "images": found.images, "clusters": found.named, "empty": found.empty, "sampled": len(found.rows.key),
         "show": show, "side": SIDE, "sheet": SHEET,
         "keys": with_keys,
-        "prototype": found.prototype.tolist(), "size": found.size.tolist(),
+        "cluster": found.cluster.tolist(), "size": found.size.tolist(),
         "cohesion": short(found.cohesion), "repeated": short(found.repeated),
         "x": short(found.place[:, 0]), "y": short(found.place[:, 1]),
         "near": found.near.tolist(),
@@ -140,25 +162,25 @@ def _sheet(shards: ShardSet, rows: Sequence[Sequence[int]], columns: int) -> Ima
 
 
 def write_all_keys(file: Path, folder: Path) -> None:
-    """A list for each prototype, of all its images."""
-    table = open_embeddings(file).read(["key", "shard", "prototype"]).sort_by("prototype")
-    prototypes = table["prototype"].to_numpy()
+    """A list for each cluster, of all its images."""
+    table = open_clusters(file).read(["key", "shard", "cluster"]).sort_by("cluster")
+    clusters = table["cluster"].to_numpy()
     folder.mkdir(parents=True, exist_ok=True)
-    there, starts = np.unique(prototypes, return_index=True)
-    for prototype, start, stop in zip(there, starts, [*starts[1:], len(prototypes)], strict=True):
-        _write_keys(table.select(["key", "shard"]).slice(start, stop - start), folder / f"{prototype}.csv")
+    there, starts = np.unique(clusters, return_index=True)
+    for number, start, stop in zip(there, starts, [*starts[1:], len(clusters)], strict=True):
+        _write_keys(table.select(["key", "shard"]).slice(start, stop - start), folder / f"{number}.csv")
 
 
-def write_keys(file: Path, prototypes: Sequence[int], out: Path) -> int:
-    """Keys and shards of the images of some prototypes, a row group at a time; how many they are."""
-    data = open_embeddings(file)
+def write_keys(file: Path, clusters: Sequence[int], out: Path) -> int:
+    """Keys and shards of the images of some clusters, a row group at a time; how many they are."""
+    data = open_clusters(file)
     parts = []
     for group in range(data.num_row_groups):
-        table = data.read_row_group(group, ["key", "shard", "prototype"])
-        parts.append(table.filter(pc.is_in(table["prototype"], pa.array(prototypes, pa.int32()))))
+        table = data.read_row_group(group, ["key", "shard", "cluster"])
+        parts.append(table.filter(pc.is_in(table["cluster"], pa.array(clusters, pa.int32()))))
     found = pa.concat_tables(parts).select(["key", "shard"])
     if found.num_rows == 0:
-        raise UserError(f"{file}: no image of prototype {', '.join(map(str, prototypes))}")
+        raise UserError(f"{file}: no image of cluster {', '.join(map(str, clusters))}")
     _write_keys(found, out)
     return found.num_rows
 

@@ -14,7 +14,8 @@ import torch
 
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate import embed as module
-from seer_pipe.evaluate.embed import assign, assign_files, embed
+from seer_pipe.evaluate.assign import assign, assign_files
+from seer_pipe.evaluate.embed import embed
 from seer_pipe.evaluate.labels import left_out
 from seer_pipe.evaluate.release import export_run
 from seer_pipe.evaluate.subject import load_run, load_subject
@@ -39,10 +40,10 @@ def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_image_has_its_row(run: Path, pictures: Path, tmp_path: Path) -> None:
     result = embed(run, str(pictures), tmp_path / "e.parquet", part=16)
     assert result == {"embeddings": str(tmp_path / "e.parquet"), "images": 40, "left_out": left_out(Counter()),
-                      "width": 368, "prototypes": 12}  # fmt: skip
+                      "width": 368, "clusters": 12}  # fmt: skip
     assert [file.name for file in tmp_path.iterdir()] == ["e.parquet"]
     table = pq.read_table(tmp_path / "e.parquet")
-    assert table.column_names == ["key", "shard", "index", "prototype", "confidence", "feature"]
+    assert table.column_names == ["key", "shard", "index", "cluster", "confidence", "feature"]
     assert table["key"].to_pylist() == [f"{number:06d}" for number in range(40)]
     assert table["shard"].to_pylist() == ["00000.tar"] * 25 + ["00001.tar"] * 15
     assert table["index"].to_pylist() == [*range(25), *range(15)]
@@ -51,11 +52,11 @@ def test_every_image_has_its_row(run: Path, pictures: Path, tmp_path: Path) -> N
     network = load_run(run)[2].eval()
     with torch.no_grad():
         shares = torch.softmax(network.head(features).scores.double() / 0.1, dim=1)
-    assert torch.equal(torch.tensor(table["prototype"].to_pylist()), shares.argmax(1))
+    assert torch.equal(torch.tensor(table["cluster"].to_pylist()), shares.argmax(1))
     assert torch.allclose(torch.tensor(table["confidence"].to_pylist()).double(), shares.amax(1), atol=1e-5)
 
 
-def test_a_backbone_alone_names_no_prototypes_and_a_full_export_the_runs(
+def test_a_backbone_alone_names_no_clusters_and_a_full_export_the_runs(
     run: Path, pictures: Path, tmp_path: Path
 ) -> None:
     tables = {}
@@ -65,10 +66,10 @@ def test_a_backbone_alone_names_no_prototypes_and_a_full_export_the_runs(
         tables[format] = pq.read_table(tmp_path / f"{format}.parquet")
     embed(run, str(pictures), tmp_path / "run.parquet")
     whole = pq.read_table(tmp_path / "run.parquet")
-    assert tables["torchvision"]["prototype"].null_count == tables["torchvision"]["confidence"].null_count == 40
+    assert tables["torchvision"]["cluster"].null_count == tables["torchvision"]["confidence"].null_count == 40
     assert tables["torchvision"]["feature"].equals(whole["feature"])
     assert tables["full"].equals(whole)
-    with pytest.raises(UserError, match="without prototypes"):
+    with pytest.raises(UserError, match="names no clusters itself"):
         list(assign_files(tmp_path / "torchvision", [pictures]))
 
 
@@ -128,15 +129,15 @@ def test_excluded_images_are_left_out(run: Path, tmp_path: Path) -> None:
     assert keys == [f"{number:06d}" for number in range(20) if number not in (3, 7)]
 
 
-def test_assign_names_prototypes_of_files(run: Path, pictures: Path, tmp_path: Path) -> None:
+def test_assign_names_clusters_of_files(run: Path, pictures: Path, tmp_path: Path) -> None:
     shards = ShardSet.open(pictures)
     for row in shards.sidecar(0).slice(0, 3).to_pylist():
         (tmp_path / f"{row['key']}.jpg").write_bytes(shards.read(0, row))
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
     found = {Path(line["file"]).stem: line for line in assign_files(run, [tmp_path])}
-    assert found["broken"]["prototype"] is None
+    assert found["broken"]["cluster"] is None
     embed(run, str(pictures), tmp_path / "e.parquet")
     rows = pq.read_table(tmp_path / "e.parquet").slice(0, 3).to_pylist()
-    assert [found[row["key"]]["prototype"] for row in rows] == [row["prototype"] for row in rows]
+    assert [found[row["key"]]["cluster"] for row in rows] == [row["cluster"] for row in rows]
     subject = load_subject(run)
-    assert assign(subject, torch.tensor([rows[0]["feature"]])).prototype.tolist() == [rows[0]["prototype"]]
+    assert assign(subject, torch.tensor([rows[0]["feature"]])).cluster.tolist() == [rows[0]["cluster"]]

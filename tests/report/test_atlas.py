@@ -23,11 +23,11 @@ from tests.train.helpers import make_pictures, small
 WIDTH = 8
 
 
-def write_embeddings(file: Path, keys: list[str], shard: list[str], index: list[int], prototype: np.ndarray,
+def write_embeddings(file: Path, keys: list[str], shard: list[str], index: list[int], cluster: np.ndarray | None,
                      feature: np.ndarray, rows: int = 16) -> None:  # fmt: skip
     table = pa.table({
         "key": keys, "shard": shard, "index": pa.array(index, pa.int32()),
-        "prototype": pa.array(prototype, pa.int32()),
+        "cluster": pa.nulls(len(keys), pa.int32()) if cluster is None else pa.array(cluster, pa.int32()),
         "confidence": pa.array(np.ones(len(keys)), pa.float32()),
         "feature": pa.FixedSizeListArray.from_arrays(pa.array(feature.reshape(-1), pa.float32()), feature.shape[1]),
     })  # fmt: skip
@@ -36,15 +36,15 @@ def write_embeddings(file: Path, keys: list[str], shard: list[str], index: list[
 
 @pytest.fixture
 def made(tmp_path: Path) -> tuple[Path, ShardSet]:
-    """40 images in two shards; prototypes 0 to 3 by quarters, 7 has one image far off its others."""
+    """40 images in two shards; clusters 0 to 3 by quarters, 7 has one image far off its others."""
     shards = ShardSet.open(make_pictures(tmp_path / "set", [30, 10]))
-    prototype = np.repeat([0, 3, 5, 7], 10)
+    cluster = np.repeat([0, 3, 5, 7], 10)
     rng = np.random.default_rng(0)
     axes = np.eye(WIDTH)[:4]
     feature = axes[np.repeat(np.arange(4), 10)] + 0.01 * rng.standard_normal((40, WIDTH))
     feature[39] = -3 * np.eye(WIDTH)[6]
     write_embeddings(tmp_path / "embeddings.parquet", [f"{n:06d}" for n in range(40)],
-                     ["00000.tar"] * 30 + ["00001.tar"] * 10, [*range(30), *range(10)], prototype, feature)  # fmt: skip
+                     ["00000.tar"] * 30 + ["00001.tar"] * 10, [*range(30), *range(10)], cluster, feature)  # fmt: skip
     return tmp_path / "embeddings.parquet", shards
 
 
@@ -52,11 +52,11 @@ def test_clusters(made: tuple[Path, ShardSet], tmp_path: Path) -> None:
     sources = made[1].sidecar(0)["source"].to_pylist()[:5]
     (tmp_path / "labels.csv").write_text("source,label\n" + "".join(f"{source},odd\n" for source in sources))
     found = clusters(*made, str(tmp_path / "labels.csv"), show=4)
-    assert found.prototype.tolist() == [0, 3, 5, 7]
+    assert found.cluster.tolist() == [0, 3, 5, 7]
     assert found.size.tolist() == [10] * 4
     assert found.outliers[0] == 39
     assert all(len(rows) == 4 for rows in found.nearest)
-    assert [{found.rows.prototype[row] for row in rows} for rows in found.nearest] == [{0}, {3}, {5}, {7}]
+    assert [{found.rows.cluster[row] for row in rows} for rows in found.nearest] == [{0}, {3}, {5}, {7}]
     assert 39 not in found.nearest[3]
     assert found.cohesion[:3].min() > 0.99 > found.cohesion[3]
     assert found.group[0] == ("odd", 1.0)
@@ -76,7 +76,7 @@ def test_sizes_are_exact_where_features_are_sampled(
     found = clusters(*made, None, show=4)
     assert found.images == 40
     assert len(found.rows.key) == 24
-    assert found.prototype.tolist() == [0, 3, 7]  # of prototype 5 no image was looked at
+    assert found.cluster.tolist() == [0, 3, 7]  # of cluster 5 no image was looked at
     assert found.size.tolist() == [10] * 3
 
 
@@ -84,7 +84,7 @@ def test_repeated_pictures_are_told(made: tuple[Path, ShardSet]) -> None:
     file, shards = made
     table = shards.sidecar(0)
     hashes = np.arange(1, 31, dtype=np.uint64)
-    hashes[10:15] = 99  # half of prototype 3
+    hashes[10:15] = 99  # half of cluster 3
     column = table.schema.get_field_index("phash")
     table = table.set_column(column, "phash", pa.array(hashes))
     put_sidecar(shards.store, shards.sidecars[0], table, int(shards.bytes[0]), shards.sha256[0])
@@ -95,7 +95,7 @@ def test_repeated_pictures_are_told(made: tuple[Path, ShardSet]) -> None:
 def test_atlas_and_its_keys(made: tuple[Path, ShardSet], tmp_path: Path) -> None:
     file, _ = made
     root = str(tmp_path / "set")
-    page = write_atlas(tmp_path, tmp_path / "atlas", root, file, None)
+    page = write_atlas(tmp_path, tmp_path / "atlas", root, embeddings=file)
     about = json.loads((page.parent / "data.js").read_text().removeprefix("const ATLAS = ").rstrip(";\n"))
     assert about["size"] == [10] * 4
     assert about["nearest"][0][0] in {f"{n:06d}" for n in range(10)}
@@ -107,15 +107,35 @@ def test_atlas_and_its_keys(made: tuple[Path, ShardSet], tmp_path: Path) -> None
     assert write_keys(file, [3, 7], tmp_path / "keys.csv") == 20
     assert exclude(root, str(tmp_path / "keys.csv")) == (20, 20)
     assert exclude(root, str(page.parent / "keys/0.csv")) == (10, 30)
-    write_atlas(tmp_path, page.parent, root, file, None)  # again, in its place
+    write_atlas(tmp_path, page.parent, root, embeddings=file)  # again, in its place
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").touch()
     with pytest.raises(UserError, match="holds something else"):
-        write_atlas(tmp_path, tmp_path / "mine", root, file, None)
-    with pytest.raises(UserError, match="no image of prototype 4"):
+        write_atlas(tmp_path, tmp_path / "mine", root, embeddings=file)
+    with pytest.raises(UserError, match="no image of cluster 4"):
         write_keys(file, [4], tmp_path / "keys.csv")
-    with pytest.raises(UserError, match="not a file of embeddings"):
+    with pytest.raises(UserError, match="not a file of clusters"):
         write_keys(tmp_path / "keys.csv", [4], tmp_path / "more.csv")
+
+
+def test_so_many_clusters_by_kmeans(made: tuple[Path, ShardSet], tmp_path: Path) -> None:
+    file, shards = made
+    page = write_atlas(tmp_path, tmp_path / "atlas", str(tmp_path / "set"), embeddings=file, clusters=5)
+    about = json.loads((page.parent / "data.js").read_text().removeprefix("const ATLAS = ").rstrip(";\n"))
+    assert (about["named_by"], about["clusters"], len(about["size"]), sum(about["size"])) == ("k-means", 5, 5, 40)
+    assert about["names"] == str(tmp_path / "atlas/clusters.parquet")
+    first = about["cluster"][0]
+    rows = pq.read_table(page.parent / "clusters.parquet").to_pylist()
+    keys = [row["key"] for row in rows if row["cluster"] == first]
+    assert write_keys(page.parent / "clusters.parquet", [first], tmp_path / "keys.csv") == about["size"][0] == len(keys)
+    with (page.parent / f"keys/{first}.csv").open() as lines:
+        assert [row["key"] for row in csv.DictReader(lines)] == keys
+    itself = clusters(file, shards, None, show=4)
+    assert (itself.named, itself.empty) == (8, 4)  # 0, 3, 5 and 7 of them
+    with pytest.raises(UserError, match="41 clusters are more than its 40 images"):
+        write_atlas(tmp_path, page.parent, str(tmp_path / "set"), embeddings=file, clusters=41)
+    assert page.exists()  # what was there stays
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
 
 
 def test_neighbours_are_the_nearest() -> None:
@@ -134,9 +154,9 @@ def test_reduce_keeps_distances_of_few_dimensions() -> None:
 
 
 @pytest.mark.slow
-def test_sixteen_thousand_prototypes_of_a_million_images(tmp_path: Path) -> None:
+def test_sixteen_thousand_clusters_of_a_million_images(tmp_path: Path) -> None:
     """Memory holds the centres and a few numbers an image, not the features."""
-    images, prototypes, width, shard = 1_000_000, 16_000, 64, 10_000
+    images, clusters, width, shard = 1_000_000, 16_000, 64, 10_000
     store = ShardSet.open(make_pictures(tmp_path / "one", [1])).store
     row = pq.read_table(tmp_path / "one/00000.parquet")
     paths = [f"{n:05d}.tar" for n in range(images // shard)]
@@ -145,23 +165,23 @@ def test_sixteen_thousand_prototypes_of_a_million_images(tmp_path: Path) -> None
         put_sidecar(store, sidecar_path(path), many, 1, "0")
     write_manifest(store, paths)
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((prototypes, width)).astype(np.float32)
+    centres = rng.standard_normal((clusters, width)).astype(np.float32)
     schema = pa.schema([("key", pa.string()), ("shard", pa.string()), ("index", pa.int32()),
-                        ("prototype", pa.int32()), ("confidence", pa.float32()),
+                        ("cluster", pa.int32()), ("confidence", pa.float32()),
                         ("feature", pa.list_(pa.float32(), width))])  # fmt: skip
     with pq.ParquetWriter(tmp_path / "e.parquet", schema) as writer:
         for path in paths:
-            proto = rng.integers(0, prototypes, shard)
-            feature = centres[proto] + rng.standard_normal((shard, width)).astype(np.float32)
+            cluster = rng.integers(0, clusters, shard)
+            feature = centres[cluster] + rng.standard_normal((shard, width)).astype(np.float32)
             writer.write_table(pa.table([
                 [f"{path[:5]}-{n}" for n in range(shard)], [path] * shard, pa.array(range(shard), pa.int32()),
-                pa.array(proto, pa.int32()), pa.array(np.ones(shard), pa.float32()),
+                pa.array(cluster, pa.int32()), pa.array(np.ones(shard), pa.float32()),
                 pa.FixedSizeListArray.from_arrays(pa.array(feature.reshape(-1)), width),
             ], schema=schema))  # fmt: skip
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = clusters(tmp_path / "e.parquet", ShardSet.open(tmp_path / "one"), None, show=4)
     assert found.size.sum() == images
-    assert len(found.prototype) == prototypes
+    assert len(found.cluster) == clusters
     assert found.cohesion.min() > 0.5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000  # KiB
 
@@ -174,7 +194,7 @@ def test_a_picture_is_searched_for(tmp_path: Path) -> None:
     for number in (5, 20):
         asked.append(tmp_path / f"asked-{number}.jpg")
         asked[-1].write_bytes(shards.read(0, shards.sidecar(0).slice(number, 1).to_pylist()[0]))
-    page = write_atlas(tmp_path / "run", tmp_path / "atlas", None, None, None, asked)
+    page = write_atlas(tmp_path / "run", tmp_path / "atlas", search=asked)
     about = json.loads((page.parent / "data.js").read_text().removeprefix("const ATLAS = ").rstrip(";\n"))
     assert [(name, nearest[0][0]) for name, nearest, _ in about["asked"]] == [
         ("asked-5.jpg", "000005"), ("asked-20.jpg", "000020"),
@@ -185,8 +205,8 @@ def test_a_picture_is_searched_for(tmp_path: Path) -> None:
         assert np.abs(own - first).mean() < 4  # levels
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(UserError, match=r"text\.jpg: cannot identify"):
-        write_atlas(tmp_path / "run", tmp_path / "atlas", None, None, None, [tmp_path / "text.jpg"])
+        write_atlas(tmp_path / "run", tmp_path / "atlas", search=[tmp_path / "text.jpg"])
     write_embeddings(tmp_path / "other.parquet", ["000000"], ["00000.tar"], [0], np.zeros(1), np.ones((1, WIDTH)))
     with pytest.raises(UserError, match="of other weights than"):
-        write_atlas(tmp_path / "run", tmp_path / "atlas", None, tmp_path / "other.parquet", None, asked)
+        write_atlas(tmp_path / "run", tmp_path / "atlas", embeddings=tmp_path / "other.parquet", search=asked)
     assert (page.parent / "asked.jpg").exists()  # what was there stays

@@ -32,13 +32,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_embeddings(root / "e.parquet", [f"{n:06d}" for n in range(40)], ["00000.tar"] * 40, list(range(40)),
                      np.arange(40) % 10, rng.standard_normal((40, 8)))  # fmt: skip
     shards = ShardSet.open(root / "pictures")
-    atlas = write_atlas(root / "run", root / "atlas", str(root / "pictures"), root / "e.parquet", None)
+    atlas = write_atlas(root / "run", root / "atlas", str(root / "pictures"), embeddings=root / "e.parquet")
     (root / "mine.jpg").write_bytes(shards.read(0, shards.sidecar(0).slice(3, 1).to_pylist()[0]))
-    searched = write_atlas(root / "run", root / "searched", None, None, None, [root / "mine.jpg"])
-    return {"report": write_report(root / "run"), "atlas": atlas, "searched": searched}
+    searched = write_atlas(root / "run", root / "searched", search=[root / "mine.jpg"])
+    by_kmeans = write_atlas(root / "run", root / "by-kmeans", clusters=7)
+    return {"report": write_report(root / "run"), "atlas": atlas, "searched": searched,
+            "by-kmeans": by_kmeans}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["report", "atlas", "searched"])
+@pytest.mark.parametrize("name", ["report", "atlas", "searched", "by-kmeans"])
 @pytest.mark.parametrize(("width", "height", "scheme"), SCREENS)
 def test_readable(browser: Any, pages: dict[str, Path], name: str, width: int, height: int, scheme: str) -> None:
     from axe_core_python.selenium import Axe
@@ -74,20 +76,20 @@ def test_atlas_search_map_and_keyboard(browser: Any, pages: dict[str, Path]) -> 
     assert len(browser.execute_script(listed)) == 10
     field = browser.find_element(By.ID, "find")
     field.send_keys("7")
-    assert "Prototype 7" in browser.execute_script(listed)
+    assert "Cluster 7" in browser.execute_script(listed)
     field.clear()
-    field.send_keys("000013")  # a key: of prototype 3
-    assert browser.execute_script(listed) == ["Prototype 3"]
+    field.send_keys("000013")  # a key: of cluster 3
+    assert browser.execute_script(listed) == ["Cluster 3"]
     browser.find_element(By.ID, "order").send_keys(Keys.TAB)  # to the only item of the list
     browser.switch_to.active_element.send_keys(Keys.ENTER)
     detail = browser.find_element(By.ID, "detail").text
-    assert detail.startswith("Prototype 3\n4 images")
+    assert detail.startswith("Cluster 3\n4 images")
     assert "seer-ingest exclude" in detail
     assert browser.find_element(By.LINK_TEXT, "The keys of its images").get_attribute("href").endswith("keys/3.csv")
-    at = browser.execute_script("view = {x: A.x[5], y: A.y[5], zoom: 40}; draw(); return A.prototype[5]")
+    at = browser.execute_script("view = {x: A.x[5], y: A.y[5], zoom: 40}; draw(); return A.cluster[5]")
     browser.execute_script("scrollTo(0, 0)")
     browser.find_element(By.ID, "map").click()  # its middle
-    assert browser.find_element(By.CSS_SELECTOR, "#detail h2").text == f"Prototype {at}"
+    assert browser.find_element(By.CSS_SELECTOR, "#detail h2").text == f"Cluster {at}"
     filled = browser.execute_script(
         "return pen.getImageData(0, 0, map.width, map.height).data.some(value => value !== 0)"
     )
@@ -95,11 +97,19 @@ def test_atlas_search_map_and_keyboard(browser: Any, pages: dict[str, Path]) -> 
     assert browser.get_log("browser") == []
 
 
-def test_atlas_counts_prototypes_without_images(browser: Any, pages: dict[str, Path]) -> None:
-    show(browser, pages["searched"].as_uri(), 1280, 900, "light")
-    counts = re.search(r"; (\d+) of (\d+) .*, (\d+) to none", browser.execute_script("return by('about').textContent"))
-    with_images, all_of_them, without = map(int, counts.groups())
-    assert all_of_them == with_images + without == 12  # of the run
+@pytest.mark.parametrize(
+    ("name", "origin", "clusters"),
+    [("searched", "named by the run's head", 12), ("by-kmeans", "by k-means of their features", 7)],
+)
+def test_atlas_says_whose_its_clusters_are_and_how_many_have_no_images(
+    browser: Any, pages: dict[str, Path], name: str, origin: str, clusters: int
+) -> None:
+    show(browser, pages[name].as_uri(), 1280, 900, "light")
+    said = browser.execute_script("return by('about').textContent")
+    counts = re.search(rf"; (\d+) clusters {origin}(?:, (\d+) of them without an image)?", said)
+    assert counts, said
+    named, empty = (int(count or 0) for count in counts.groups())
+    assert named == clusters == empty + browser.execute_script("return A.cluster.length")
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
@@ -157,13 +167,13 @@ def test_the_map_lets_the_page_scroll(browser: Any, pages: dict[str, Path]) -> N
     wait(lambda: browser.execute_script("return view.zoom") > 1)
 
 
-def test_a_picture_that_was_searched_for_leads_to_its_prototype(browser: Any, pages: dict[str, Path]) -> None:
+def test_a_picture_that_was_searched_for_leads_to_its_cluster(browser: Any, pages: dict[str, Path]) -> None:
     from selenium.webdriver.common.by import By
 
     show(browser, pages["searched"].as_uri(), 1280, 900, "light")
     asked = browser.find_element(By.ID, "asked")
     images = asked.find_elements(By.CSS_SELECTOR, ".pictures:first-of-type > .picture")
-    assert images[0].get_attribute("title").startswith("image 000003 of prototype ")
+    assert images[0].get_attribute("title").startswith("image 000003 of cluster ")
     button = asked.find_elements(By.TAG_NAME, "button")[0]
     browser.execute_script("arguments[0].click()", button)
     assert browser.find_element(By.CSS_SELECTOR, "#detail h2").text == button.text

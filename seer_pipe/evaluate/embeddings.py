@@ -1,0 +1,76 @@
+"""Reading a file of embeddings, or of clusters, a row group at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+
+from seer_pipe.data.order import Ints
+from seer_pipe.errors import UserError
+
+IDENTITY = b"seer_pipe.embeddings"  # in the file's metadata: SHA-256 of the weights, fingerprints of set and choice
+CLUSTERS = b"seer_pipe.clusters"  # how many there are, also without an image
+
+
+def open_embeddings(file: Path) -> pq.ParquetFile:
+    """A file of ``seer-pipe embed``; UserError where it is none, or has no image."""
+    return _open(file, "embeddings", {"key", "shard", "index", "cluster", "feature"})
+
+
+def open_clusters(file: Path) -> pq.ParquetFile:
+    """A file that names the cluster of each image, of ``seer-pipe embed`` or an atlas's; UserError where it is none."""
+    data = _open(file, "clusters", {"key", "shard", "cluster"})
+    if not names_clusters(data):
+        raise UserError(f"{file}: names no clusters; seer-pipe atlas makes some, and OUT/clusters.parquet names them")
+    return data
+
+
+def names_clusters(data: pq.ParquetFile) -> bool:
+    return not any(
+        data.read_row_group(group, ["cluster"])["cluster"].null_count for group in range(data.num_row_groups)
+    )
+
+
+def _open(file: Path, what: str, columns: set[str]) -> pq.ParquetFile:
+    try:
+        data = pq.ParquetFile(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not a file of {what}: {error}") from None
+    missing = columns - set(data.schema_arrow.names)
+    if missing or data.metadata.num_rows == 0:
+        raise UserError(f"{file}: not a file of {what}: lacks {', '.join(sorted(missing)) or 'images'}")
+    return data
+
+
+def weights_of(file: Path) -> str:
+    """SHA-256 of the weights that a file of embeddings was made with; empty where it does not tell."""
+    words = (pq.read_schema(file).metadata or {}).get(IDENTITY, b"").decode().split()
+    return words[0] if words else ""
+
+
+def sampled(data: pq.ParquetFile, images: int) -> list[int]:
+    """Row groups, evenly over the file, that hold at most so many images; at least one group."""
+    largest = max(data.metadata.row_group(group).num_rows for group in range(data.num_row_groups))
+    wanted = min(data.num_row_groups, max(1, images // largest))
+    return np.unique(np.linspace(0, data.num_row_groups - 1, wanted).astype(int)).tolist()
+
+
+def unit_features(table: pa.Table) -> torch.Tensor:
+    """The features of a table of embeddings, [n, width] float32 of unit length."""
+    flat = table["feature"].combine_chunks().flatten().to_numpy()
+    width = table.schema.field("feature").type.list_size
+    return F.normalize(torch.tensor(flat, dtype=torch.float32).view(table.num_rows, width))
+
+
+def clusters_of(data: pq.ParquetFile, groups: list[int] | None = None) -> Iterator[Ints]:
+    """The cluster of each image, a row group at a time, of all or of those."""
+    for group in range(data.num_row_groups) if groups is None else groups:
+        found: npt.NDArray[np.int32] = data.read_row_group(group, ["cluster"])["cluster"].to_numpy()
+        yield found.astype(np.int64)

@@ -1,0 +1,88 @@
+"""Clusters where no objective names any: k-means of embeddings, and files that fall to its centroids."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from seer_pipe.errors import UserError
+from seer_pipe.evaluate import cluster as module
+from seer_pipe.evaluate.assign import assign_files
+from seer_pipe.evaluate.cluster import cluster, default_clusters, read_centroids
+from seer_pipe.export import export_backbone
+from seer_pipe.models import build_trunk
+from seer_pipe.report.atlas import write_atlas, write_keys
+from tests.report.test_atlas import write_embeddings
+
+KINDS, EACH, WIDTH = 6, 50, 12
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Images of six directions in turn, features of any length, 16 rows per row group."""
+    draws = np.random.default_rng(0)
+    rows = np.eye(WIDTH)[np.arange(KINDS * EACH) % KINDS] + 0.1 * draws.standard_normal((KINDS * EACH, WIDTH))
+    keys = [f"{n:06d}" for n in range(len(rows))]
+    write_embeddings(tmp_path / "e.parquet", keys, ["00000.tar"] * len(rows), list(range(len(rows))), None,
+                     rows * draws.uniform(0.1, 9, (len(rows), 1)))  # fmt: skip
+    return tmp_path / "e.parquet"
+
+
+@pytest.mark.parametrize("sample", [1 << 18, 64], ids=["of all", "of a sample"])
+def test_every_image_falls_to_the_nearest_centroid(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: int
+) -> None:
+    monkeypatch.setattr(module, "SAMPLE", sample)
+    monkeypatch.setattr(module, "PER_CLUSTER", 1)
+    said: list[str] = []
+    named = pq.ParquetFile(cluster(file, tmp_path / "atlas", 12, say=said.append))
+    assert said == [f"k-means: 12 clusters of 300 images, found on {300 if sample > 300 else 60}"]
+    data, table = pq.ParquetFile(file), named.read()
+    groups = [[one.metadata.row_group(group).num_rows for group in range(one.num_row_groups)] for one in (data, named)]
+    assert groups[0] == groups[1]
+    assert table.select(["key", "shard", "index"]).equals(pq.read_table(file, columns=["key", "shard", "index"]))
+    features = torch.tensor(data.read()["feature"].to_pylist()).double()
+    cosine = torch.nn.functional.normalize(features) @ read_centroids(tmp_path / "atlas", "").double().T
+    assert table["cluster"].to_pylist() == cosine.argmax(1).tolist()
+    assert table["confidence"].to_pylist() == pytest.approx(cosine.amax(1).tolist(), abs=1e-6)
+    found = table["cluster"].to_numpy()
+    kinds = np.arange(len(found)) % KINDS
+    assert all(len(set(kinds[found == one])) == 1 for one in set(found.tolist()))  # none mixes two directions
+
+
+def test_how_many() -> None:
+    assert [default_clusters(images) for images in (3, 600, 1_000_000, 10**10)] == [2, 24, 1000, 16_000]
+
+
+def test_too_many_and_features_that_are_not_finite(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="301 clusters are more than its 300 images; give fewer"):
+        cluster(file, tmp_path / "atlas", 301)
+    write_embeddings(tmp_path / "nan.parquet", ["a", "b"], ["00000.tar"] * 2, [0, 1], None, np.full((2, 3), np.nan))
+    with pytest.raises(UserError, match=r"nan\.parquet: .* not finite; are the weights sound"):
+        cluster(tmp_path / "nan.parquet", tmp_path / "atlas")
+    with pytest.raises(UserError, match=r"names no clusters; seer-pipe atlas makes some"):
+        write_keys(file, [0], tmp_path / "keys.csv")
+
+
+def test_a_backbone_alone_has_an_atlas_and_files_fall_to_its_clusters(
+    backbone: Path, shards: Path, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"names no clusters itself: draw an atlas by seer-pipe atlas"):
+        list(assign_files(backbone, [folder]))
+    page = write_atlas(backbone, tmp_path / "atlas", str(shards), embeddings=tmp_path / "e.parquet")
+    rows = pq.read_table(page.parent / "clusters.parquet").to_pylist()
+    assert {row["cluster"] for row in rows} <= set(range(5))  # 24 images
+    found = {Path(line["file"]).stem: line for line in assign_files(backbone, [folder], page.parent)}
+    same = [row for row in rows if int(row["key"]) % 5]  # those that the folder holds as JPEG too
+    assert [found[row["key"][-2:]]["cluster"] for row in same] == [row["cluster"] for row in same]
+    assert [found[row["key"][-2:]]["confidence"] for row in same] == pytest.approx(
+        [row["confidence"] for row in same], abs=1e-3
+    )
+    with pytest.raises(UserError, match=r"no atlas whose clusters are by k-means \(no centroids"):
+        list(assign_files(backbone, [folder], tmp_path))
+    trunk = build_trunk("regnety_200mf")
+    export_backbone(trunk, tmp_path / "other", images=torch.randn(2, 3, 32, 32), metadata={})
+    with pytest.raises(UserError, match="an atlas of other weights"):
+        list(assign_files(tmp_path / "other", [folder], page.parent))
