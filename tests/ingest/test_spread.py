@@ -10,7 +10,7 @@ import pytest
 
 from ingest.spread import parsed
 from seer_pipe.errors import UserError
-from tests.ingest.helpers import COMMAND, files, seer_ingest
+from tests.ingest.helpers import COMMAND, files, seer_ingest, stored
 from tests.ingest.test_run import fill
 from tests.ingest.web import Web
 
@@ -19,15 +19,18 @@ def made(root: Path) -> dict[str, bytes]:
     return {name: data for name, data in files(root).items() if not name.startswith("jobs/")}
 
 
-def test_jobs_make_what_one_process_makes(tmp_path: Path, server: Web) -> None:
+@pytest.mark.parametrize("options", [[], ["--shuffle"]])
+def test_jobs_make_what_one_process_makes(tmp_path: Path, server: Web, options: list[str]) -> None:
     (tmp_path / "list.txt").write_text("".join(server.url(f"/jpeg/{number % 25}\n") for number in range(30)))
     for out, arguments in (("one", []), ("many", ["--slurm", "--tasks", 3])):
         run = seer_ingest(
             "urls", tmp_path / "list.txt", "--out", tmp_path / out, "--unit", 6, "--allow-network", "127.0.0.0/8",
-            "--workers", 1, *arguments,
+            "--workers", 1, *options, *arguments,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
     assert made(tmp_path / "many") == made(tmp_path / "one")
+    in_order = [row["source"] for row in stored(tmp_path / "one")] == [server.url(f"/jpeg/{n}") for n in range(25)]
+    assert in_order == (not options)
     assert len(list((tmp_path / "many" / "jobs").glob("*submitted.pkl"))) == 3
 
 
