@@ -8,6 +8,7 @@ later. What is done then is ``Policy``'s: skip, after some in a row roll back, a
 from __future__ import annotations
 
 import faulthandler
+import math
 import sys
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,10 +18,11 @@ from typing import Literal, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from seer_pipe import config as settings
-from seer_pipe.distributed.collectives import local
+from seer_pipe.distributed.collectives import all_sum_, local, world_size
 from seer_pipe.objectives.base import Objective
 from seer_pipe.objectives.settings import Sign
 from seer_pipe.optim.larc import Larc
@@ -66,15 +68,15 @@ class Guard:
         torch._foreach_copy_(self._kept, self._live())
 
     @torch.no_grad()
-    def check(self, loss: Tensor, *, gradients: bool = True) -> None:
+    def check(self, loss: Tensor, *, gradients: bool = True, norm: bool = False) -> Tensor | None:
         """After the backward pass, on every rank: agree on the step, and send the verdict on its way to the host.
 
-        ``gradients``: they must be finite too.
+        ``gradients``: they must be finite too. ``norm``: return that of the whole network's gradient, over all ranks.
         """
         bad_loss = bad = ~loss.detach().isfinite().all()
-        if gradients:
-            gradients_here = [local(p.grad) for p in self._parameters if p.grad is not None]
-            bad = bad_loss | ~torch.stack(torch._foreach_norm(gradients_here, 2, torch.float32)).isfinite().all()
+        norms = self._norms() if gradients or norm else None
+        if gradients and norms is not None:
+            bad = bad_loss | ~norms.isfinite().all()
         rank = dist.get_rank() if dist.is_initialized() else 0
         flags = torch.stack([
             bad.float(),
@@ -94,6 +96,19 @@ class Guard:
             self._sent.append((host, event))
         else:
             self._sent.append((flags, None))
+        return self._whole_norm(norms) if norm and norms is not None else None
+
+    def _norms(self) -> Tensor:
+        """Of the part of each parameter's gradient that this rank holds."""
+        here = [local(p.grad) for p in self._parameters if p.grad is not None]
+        return torch.stack(torch._foreach_norm(here, 2, torch.float32))
+
+    def _whole_norm(self, norms: Tensor) -> Tensor:
+        """The root of the sum of squares over all ranks, in which each part counts once, however many ranks hold it."""
+        ranks = world_size()
+        once = [_parts(p) / ranks for p in self._parameters if p.grad is not None]
+        weights = torch.tensor(once, pin_memory=norms.is_cuda).to(norms.device, non_blocking=True)
+        return all_sum_((norms.square() * weights).sum()).sqrt()
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -116,6 +131,14 @@ class Guard:
     def forget(self) -> None:
         """Leave untold what is under way, after the steps themselves were given up."""
         self._sent.clear()
+
+
+def _parts(tensor: Tensor) -> int:
+    """Over how many ranks a tensor is cut into parts."""
+    if not isinstance(tensor, DTensor):
+        return 1
+    mesh = tensor.device_mesh
+    return math.prod(mesh.size(dim) for dim, placement in enumerate(tensor.placements) if placement.is_shard())
 
 
 @dataclass

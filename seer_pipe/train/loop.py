@@ -34,14 +34,15 @@ from seer_pipe.train.boards import check_boards
 from seer_pipe.train.checkpoint import store_of
 from seer_pipe.train.events import Event, Events, Tell
 from seer_pipe.train.folder import Agreement, agree, lay_out, only_start, set_aside
-from seer_pipe.train.health import Guard, Policy, Signs, Watchdog
-from seer_pipe.train.heartbeat import Heartbeat, State, read_heartbeat
+from seer_pipe.train.health import Guard, Policy, Watchdog
+from seer_pipe.train.heartbeat import State, read_heartbeat
 from seer_pipe.train.machine import machine
 from seer_pipe.train.parallel import assign
+from seer_pipe.train.records import Records
 from seer_pipe.train.restore import Keeper, zero_state
 from seer_pipe.train.signals import StoppedError, StopRequest, Wait
 from seer_pipe.train.step import TrainStep
-from seer_pipe.train.telemetry import Clock, Metrics, Quarantine, finite
+from seer_pipe.train.telemetry import Clock
 
 Say = Callable[[str], None]
 
@@ -94,7 +95,8 @@ def train(
         trainer = None
         try:
             trainer = Trainer(
-                config, shards, plan, identity, run, world, say_once, note, hooks, watchdog, agreement, fresh=fresh
+                config, run, shards=shards, plan=plan, identity=identity, world=world, say=say_once, note=note,
+                hooks=hooks, watchdog=watchdog, agreement=agreement, fresh=fresh,
             )  # fmt: skip
             trainer.begin()
             if stop.warning is not None:
@@ -120,8 +122,8 @@ class Trainer:
     """The parts of one process of a run, and its steps."""
 
     def __init__(
-        self, config: Config, shards: Shards, plan: Order, identity: Mapping[str, str], run: Path, world: World,
-        say: Say, note: Callable[..., None], hooks: Hooks, watchdog: Watchdog, agreement: Agreement, *, fresh: bool,
+        self, config: Config, run: Path, *, shards: Shards, plan: Order, identity: Mapping[str, str], world: World,
+        say: Say, note: Callable[..., None], hooks: Hooks, watchdog: Watchdog, agreement: Agreement, fresh: bool,
     ) -> None:  # fmt: skip
         """Build and restore, and write nothing: what contradicts the run is refused here."""
         self.config, self.plan, self.world, self.say, self.note = config, plan, world, say, note
@@ -137,16 +139,15 @@ class Trainer:
         self.derived = settings.derive(config, plan.total, world.size, correlation=plan.correlation[1])
         self.train_step = TrainStep(config, self.derived, spread, self.optimizer, world, self.guard)
         self.keeper = Keeper(
-            store_of(run, config), self.network, self.optimizer, self.objective, config.train,
-            identity, world, say, note,
+            store_of(run, config), network=self.network, optimizer=self.optimizer, objective=self.objective,
+            train=config.train, identity=identity, world=world, say=say, note=note,
         )  # fmt: skip
-        self.policy, self.signs = Policy(config.health), Signs(config.objective.signs())
+        self.policy, self.records = Policy(config.health), Records(config, world, say, note, hooks.tell)
         self.step = self.images = 0  # finished steps, and images that they saw
         self.offset = 0  # batches of the data that rollbacks left out: step s takes batch s + offset
         self._judged = 0  # the last step whose verdict is known
         self._overdue = False  # a checkpoint, for steps were being skipped when it was due
         self._knn: float | None = None  # of the last step, where it was probed
-        self._replaced: list[Any] = []  # by this rank, not yet gathered
         self.found = self._restore_or_initialise()
         self.loader = Loader(
             shards, plan, slots_of(world.rank, world.size, config.train.batch),
@@ -156,9 +157,6 @@ class Trainer:
             layout=build.layout(config.train), dtype=build.precision(config.train, world) or torch.float32,
         )  # fmt: skip
         self.begun = False  # whether the run's folder was written to
-        self.metrics: Metrics | None = None
-        self.quarantine: Quarantine | None = None
-        self.heartbeat: Heartbeat | None = None
 
     def _restore_or_initialise(self) -> dict[str, Any] | None:
         """The state of the newest checkpoint, which the run has then; None where it begins."""
@@ -218,12 +216,7 @@ class Trainer:
             self._report_changes()
         if self.step == 0:
             self._rehearse()
-        if self.world.is_first:
-            self.metrics = Metrics(self.path, self.step, self.config)
-            self.quarantine = Quarantine(self.path, self.step + self.offset)
-            self.heartbeat = Heartbeat(
-                self.path, self.step, self.derived.steps, self.config.train.batch, self.world.size
-            )
+        self.records.open(self.path, self.derived, self.step, self.offset)
 
     def _report_changes(self) -> None:
         assert self.found is not None
@@ -325,14 +318,12 @@ class Trainer:
         self.policy.skipped, self.policy.rollbacks = 0, self.policy.rollbacks + 1
         self.train_step.rate_factor *= self.config.health.rollback_lr
         self.guard.forget()
-        if self.metrics is not None:
-            self.metrics.rewind(self.step)
+        self.records.rewind(self.step)
         self.note("rollback", self.step, sick=bad, offset=self.offset, rate_factor=self.train_step.rate_factor)
         self.say(f"rolled back from step {bad} to {self.step}; goes on with other data")
 
-    def beat(self, state: State, loss: float | None = None) -> None:
-        if self.heartbeat is not None:
-            self.heartbeat.beat(state, self.step, loss)
+    def beat(self, state: State) -> None:
+        self.records.beat(state, self.step)
 
     def _timed(self, batches: Iterator[Batch], clock: Clock) -> Iterator[Batch]:
         while True:
@@ -351,49 +342,16 @@ class Trainer:
         self.step = finished
         self.images += self.config.train.batch
         clock.images += self.config.train.batch
-        self._replaced += batch.replaced
+        self.records.replaced += batch.replaced
         self._knn = self._probe() if probing else None
         if log:
             values = {name: float(value) for name, value in told.items()} | clock.rates()
             if self._knn is not None:
                 values["knn"] = self._knn
-            self._log(values)
+            self.records.log(self.step, self.images, self.derived, values)
 
     def _moment(self, batch: Batch) -> Moment:
         return Moment(self.images, self.derived.images, batch.samples, batch.epochs, batch.labels)
-
-    def _log(self, values: dict[str, float]) -> None:
-        self._collect_replaced()
-        values["images"] = self.images
-        chance = self.derived.chance_loss
-        if chance is not None:
-            values["loss_above_chance"] = values["loss"] - chance
-        self.beat("running", values.get("loss"))
-        if self.metrics is not None:
-            self.metrics.write(self.step, values)
-        if self.hooks.tell is None:
-            self.say(
-                f"step {self.step}/{self.derived.steps}  loss {values['loss']:.4f}"
-                f"{'' if chance is None else f' (chance {chance:.4f})'}  lr {values['lr']:.4g}  "
-                f"{values['images_per_s']:.1f} images/s  waiting {values['data_wait']:.0%}"
-            )
-        elif self.world.is_first:
-            self.hooks.tell({"event": "step", "step": self.step, "steps": self.derived.steps, **finite(values)})
-        for warning in self.signs.look(values, settled=self.step > self.derived.settled_steps):
-            self.note("warning", self.step, reason=warning)
-            self.say(f"warning: {warning}")
-
-    def _collect_replaced(self) -> None:
-        """Bring what was replaced on any rank to the first, and stop where it is too much."""
-        gathered = [row for rows in self.world.gather(self._replaced) for row in rows]
-        self._replaced = []
-        verdict = None
-        if self.quarantine is not None and gathered:
-            self.quarantine.add(gathered)
-            verdict = self.quarantine.too_many(self.config.data.max_bad_fraction, self.images)
-        verdict = self.world.gather(verdict)[0]
-        if verdict:
-            raise UserError(verdict)
 
     def _is_probed(self) -> bool:
         """Whether the step that begins is the first to reach a multiple of the probe's interval."""
@@ -427,16 +385,11 @@ class Trainer:
         if self.keeper.saved == self.step:
             return
         self.watchdog.beat()
-        self._collect_replaced()
-        if self.quarantine is not None:
-            self.quarantine.write()
-        if self.metrics is not None:
-            self.metrics.flush()
+        self.records.flush(self.images)
         if self.policy.skipped == 0:
             self.policy.rollbacks = 0
         self.keeper.save(self._state(), self._knn)
 
     def close(self) -> None:
         self.loader.close()
-        if self.metrics is not None:
-            self.metrics.close()
+        self.records.close()

@@ -128,9 +128,18 @@ class Keeper:
     """
 
     def __init__(
-        self, store: Store, network: nn.Module, optimizer: Optimizer, objective: Objective, train: settings.Train,
-        identity: Mapping[str, str], world: World, say: Callable[[str], None], note: Callable[..., None],
-    ) -> None:  # fmt: skip
+        self,
+        store: Store,
+        *,
+        network: nn.Module,
+        optimizer: Optimizer,
+        objective: Objective,
+        train: settings.Train,
+        identity: Mapping[str, str],
+        world: World,
+        say: Callable[[str], None],
+        note: Callable[..., None],
+    ) -> None:
         self._parts = network, optimizer, objective
         self._train, self._identity, self._world, self._say, self._note = train, identity, world, say, note
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None

@@ -50,7 +50,8 @@ class TrainStep:
     def __call__(self, crops: Sequence[Tensor], moment: Moment, log: bool) -> Mapping[str, float | Tensor]:
         """Train on this rank's ``crops``, each [n, 3, S, S].
 
-        Returns what is to be logged of the step: the learning rate, and with ``log`` the objective's metrics.
+        Returns what is to be logged of the step: the learning rate, and with ``log`` the objective's metrics and the
+        norm of the whole network's gradient.
         """
         rate = build.rate_at(self._config.optimizer, self.derived, moment.images) * self.rate_factor
         for group in self._optimizer.param_groups:
@@ -65,14 +66,14 @@ class TrainStep:
         self.scaler.unscale_(self._optimizer)
         self._objective.after_backward(moment)
         # In float16 a gradient past its range is the scaler's to skip.
-        self._guard.check(loss, gradients=not self.scaler.is_enabled())
+        norm = self._guard.check(loss, gradients=not self.scaler.is_enabled(), norm=log)
         self.scaler.step(self._optimizer)
         self.scaler.update()
         self._objective.after_step(moment)
         self._guard.settle()
         if copies := self._network.copies():
             follow(copies, self._objective.momentum(moment), self._guard.bad)
-        return {**metrics, "lr": rate}
+        return {**metrics, **({} if norm is None else {"grad_norm": norm}), "lr": rate}
 
     def _refresh(self, moment: Moment) -> None:
         """Where this step is the first at which a multiple of the objective's interval was seen."""

@@ -1,9 +1,11 @@
 """A run that knows when it is ill: steps taken back, rollbacks, silent ranks ended."""
 
 import json
+import math
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from seer_pipe import config as settings
 from seer_pipe.data.loader import Batch, Loader
+from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.objectives.base import Objective
 from seer_pipe.objectives.swav.objective import Swav
@@ -23,6 +26,7 @@ from seer_pipe.optim.larc import Larc
 from seer_pipe.train.events import read_events
 from seer_pipe.train.health import Guard, Policy, Signs
 from seer_pipe.train.loop import train
+from seer_pipe.train.parallel import shard
 from seer_pipe.train.restore import zero_state
 from seer_pipe.train.telemetry import read_metrics
 from tests.distributed import run_ranks
@@ -252,3 +256,37 @@ def test_a_rank_that_hangs_ends_all(pictures: Path, tmp_path: Path, how: str) ->
         ranks.close()
     assert train(small(pictures, train={"images": 48}), run, say=lambda _: None)
     assert [row["step"] for row in read_metrics(run)] == list(range(1, 7))
+
+
+def gradient_norm(within: int | None, *, sharded: bool) -> float:
+    """As the guard finds it on one of several ranks, which all see the same batch."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+    if sharded:
+        world = World(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+        shard(network, [network[0]], world, within)
+    guard = Guard(network, SGD(network.parameters(), lr=0.0), Objective(), torch.device("cpu"))
+    loss = network(torch.randn(4, 5, generator=torch.Generator().manual_seed(1))).square().sum()
+    loss.backward()
+    norm = guard.check(loss, norm=True)
+    assert norm is not None
+    return float(norm)
+
+
+def test_the_norm_is_of_the_whole_gradient_however_it_is_spread() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)).double()
+    images = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
+    network(images.double()).square().sum().backward()
+    expected = float(torch.cat([p.grad.flatten() for p in network.parameters()]).norm())
+    for ranks, sharded, within in [(2, False, None), (3, True, None), (4, True, 2)]:
+        for norm in run_ranks(ranks, partial(gradient_norm, within, sharded=sharded)):
+            assert norm == pytest.approx(expected, rel=1e-6)
+    assert gradient_norm(None, sharded=False) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_norm_of_the_gradient_is_logged(pictures: Path, tmp_path: Path) -> None:
+    assert train(small(pictures, train={"images": 16}), tmp_path / "run", lambda _: None)
+    rows = read_metrics(tmp_path / "run")
+    assert rows
+    assert all(0 < row["grad_norm"] < math.inf for row in rows)

@@ -30,7 +30,10 @@ def keeper(store: Store, network: nn.Module, world: World, say: Say = print, **t
 
     def silent(*_: Any, **__: Any) -> None: ...
 
-    return Keeper(store, network, optimizer, Objective(), wanted, {}, world, say, silent)
+    return Keeper(
+        store, network=network, optimizer=optimizer, objective=Objective(), train=wanted, identity={}, world=world,
+        say=say, note=silent,
+    )  # fmt: skip
 
 
 def save(to: Keeper, images: int, **state: Any) -> None:

@@ -1,0 +1,95 @@
+"""What a run writes down and says of its steps: metrics, replaced images, its heartbeat, lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from seer_pipe.config import Config, Derived
+from seer_pipe.data.loader import Replaced
+from seer_pipe.distributed.world import World
+from seer_pipe.errors import UserError
+from seer_pipe.train.events import Tell
+from seer_pipe.train.health import Signs
+from seer_pipe.train.heartbeat import Heartbeat, State
+from seer_pipe.train.telemetry import Metrics, Quarantine, finite
+
+
+class Records:
+    """Those of one process. The first rank writes; what was replaced is gathered there from all.
+
+    ``replaced``: images that this rank had to replace, not yet gathered. ``tell``: given every logged step as an event,
+    instead of a line for people.
+    """
+
+    def __init__(
+        self, config: Config, world: World, say: Callable[[str], None], note: Callable[..., None], tell: Tell | None
+    ) -> None:
+        self._config, self._world, self._say, self._note, self._tell = config, world, say, note, tell
+        self._signs = Signs(config.objective.signs())
+        self.replaced: list[Replaced] = []
+        self._metrics: Metrics | None = None
+        self._quarantine: Quarantine | None = None
+        self._heartbeat: Heartbeat | None = None
+
+    def open(self, run: Path, derived: Derived, step: int, offset: int) -> None:
+        """In the run's folder, after ``step`` finished steps; ``offset``: batches that rollbacks left out."""
+        if self._world.is_first:
+            self._metrics = Metrics(run, step, self._config)
+            self._quarantine = Quarantine(run, step + offset)
+            self._heartbeat = Heartbeat(run, step, derived.steps, self._config.train.batch, self._world.size)
+
+    def beat(self, state: State, step: int, loss: float | None = None) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.beat(state, step, loss)
+
+    def log(self, step: int, images: int, derived: Derived, values: dict[str, float]) -> None:
+        """The metrics of step ``step``, after which ``images`` images were seen. All ranks must call it."""
+        self._gather(images)
+        values["images"] = images
+        chance = derived.chance_loss
+        if chance is not None:
+            values["loss_above_chance"] = values["loss"] - chance
+        self.beat("running", step, values.get("loss"))
+        if self._metrics is not None:
+            self._metrics.write(step, values)
+        if self._tell is None:
+            self._say(
+                f"step {step}/{derived.steps}  loss {values['loss']:.4f}"
+                f"{'' if chance is None else f' (chance {chance:.4f})'}  lr {values['lr']:.4g}  "
+                f"{values['images_per_s']:.1f} images/s  waiting {values['data_wait']:.0%}"
+            )
+        elif self._world.is_first:
+            self._tell({"event": "step", "step": step, "steps": derived.steps, **finite(values)})
+        for warning in self._signs.look(values, settled=step > derived.settled_steps):
+            self._note("warning", step, reason=warning)
+            self._say(f"warning: {warning}")
+
+    def _gather(self, images: int) -> None:
+        """Bring what was replaced on any rank to the first, and stop where it is too much."""
+        gathered = [row for rows in self._world.gather(self.replaced) for row in rows]
+        self.replaced = []
+        verdict = None
+        if self._quarantine is not None and gathered:
+            self._quarantine.add(gathered)
+            verdict = self._quarantine.too_many(self._config.data.max_bad_fraction, images)
+        verdict = self._world.gather(verdict)[0]
+        if verdict:
+            raise UserError(verdict)
+
+    def flush(self, images: int) -> None:
+        """All of it is on the disk: a checkpoint vouches for it. All ranks must call it."""
+        self._gather(images)
+        if self._quarantine is not None:
+            self._quarantine.write()
+        if self._metrics is not None:
+            self._metrics.flush()
+
+    def rewind(self, step: int) -> None:
+        """Take back the metrics past ``step``."""
+        if self._metrics is not None:
+            self._metrics.rewind(step)
+
+    def close(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
