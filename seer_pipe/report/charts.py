@@ -105,6 +105,8 @@ MORE_PANELS = (
     Panel("Learning rate", "", {"lr": "learning rate"}),
     Panel("Gradient norm", "Jumps come before a loss that is not finite.", {"grad_norm": "norm"}),
     Panel("Throughput", "Images per second, all ranks together.", {"images_per_s": "images/s"}),
+    Panel("Model FLOPs utilisation", "Share of the GPUs' peak that the training itself uses.", {"mfu": "MFU"},
+          percent=True),
     Panel("Waiting for data", "Share of the time that training waits for the loader.", {"data_wait": "waiting"},
           percent=True),
 )  # fmt: skip

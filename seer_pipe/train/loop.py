@@ -32,11 +32,12 @@ from seer_pipe.objectives.base import Moment, Network
 from seer_pipe.train import build
 from seer_pipe.train.boards import check_boards
 from seer_pipe.train.checkpoint import store_of
+from seer_pipe.train.doctor import training_flops
 from seer_pipe.train.events import Event, Events, Tell
 from seer_pipe.train.folder import Agreement, agree, lay_out, only_start, set_aside
 from seer_pipe.train.health import Guard, Policy, Watchdog
 from seer_pipe.train.heartbeat import State, read_heartbeat
-from seer_pipe.train.machine import machine
+from seer_pipe.train.machine import machine, peak_flops
 from seer_pipe.train.parallel import assign
 from seer_pipe.train.records import Records
 from seer_pipe.train.restore import Keeper, zero_state
@@ -142,7 +143,10 @@ class Trainer:
             store_of(run, config), network=self.network, optimizer=self.optimizer, objective=self.objective,
             train=config.train, identity=identity, world=world, say=say, note=note,
         )  # fmt: skip
-        self.policy, self.records = Policy(config.health), Records(config, world, say, note, hooks.tell)
+        peak = peak_flops(world.device, build.precision(config.train, world))
+        utilisation = None if peak is None else training_flops(config) / (peak * world.size)
+        self.policy = Policy(config.health)
+        self.records = Records(config, world, say, note, hooks.tell, utilisation)
         self.step = self.images = 0  # finished steps, and images that they saw
         self.offset = 0  # batches of the data that rollbacks left out: step s takes batch s + offset
         self._judged = 0  # the last step whose verdict is known

@@ -15,6 +15,18 @@ import seer_pipe
 _PACKAGES = {"torch": "torch", "DALI": "nvidia-dali-cuda130", "numpy": "numpy"}
 
 
+#: Dense half-precision FLOP/s of a GPU whose name has these words, by NVIDIA's data sheets; the first that fits.
+_PEAKS = {"H200": 989.4e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989.4e12, "A100": 312e12}
+
+
+def peak_flops(device: torch.device, precision: torch.dtype | None) -> float | None:
+    """What a GPU can do at most per second in ``precision``; None where that is not known, or it is float32."""
+    if device.type != "cuda" or precision is None:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for words, peak in _PEAKS.items() if words in name), None)
+
+
 def machine(device: torch.device, precision: torch.dtype | None) -> dict[str, str]:
     """Host, processor or GPU, precision, and versions, as short words."""
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{len(os.sched_getaffinity(0))} CPU cores"

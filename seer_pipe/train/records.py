@@ -18,13 +18,16 @@ from seer_pipe.train.telemetry import Metrics, Quarantine, finite
 class Records:
     """Those of one process. The first rank writes; what was replaced is gathered there from all.
 
-    ``replaced``: images that this rank had to replace, not yet gathered. ``tell``: given every logged step as an event,
-    instead of a line for people.
+    ``utilisation``: MFU per image per second of all ranks, where the peak of the GPU is known (Chowdhery et al. 2022,
+    PaLM, appendix B): of the trunk, without what is computed again. ``replaced``: images that this rank had to replace,
+    not yet gathered. ``tell``: given every logged step as an event, instead of a line for people.
     """
 
     def __init__(
-        self, config: Config, world: World, say: Callable[[str], None], note: Callable[..., None], tell: Tell | None
-    ) -> None:
+        self, config: Config, world: World, say: Callable[[str], None], note: Callable[..., None], tell: Tell | None,
+        utilisation: float | None = None,
+    ) -> None:  # fmt: skip
+        self._utilisation = utilisation
         self._config, self._world, self._say, self._note, self._tell = config, world, say, note, tell
         self._signs = Signs(config.objective.signs())
         self.replaced: list[Replaced] = []
@@ -47,6 +50,8 @@ class Records:
         """The metrics of step ``step``, after which ``images`` images were seen. All ranks must call it."""
         self._gather(images)
         values["images"] = images
+        if self._utilisation is not None:
+            values["mfu"] = values["images_per_s"] * self._utilisation
         chance = derived.chance_loss
         if chance is not None:
             values["loss_above_chance"] = values["loss"] - chance

@@ -23,9 +23,11 @@ from seer_pipe.objectives.base import Objective
 from seer_pipe.objectives.swav.objective import Swav
 from seer_pipe.objectives.swav.settings import SwavSettings
 from seer_pipe.optim.larc import Larc
+from seer_pipe.train.doctor import training_flops
 from seer_pipe.train.events import read_events
 from seer_pipe.train.health import Guard, Policy, Signs
 from seer_pipe.train.loop import train
+from seer_pipe.train.machine import peak_flops
 from seer_pipe.train.parallel import shard
 from seer_pipe.train.restore import zero_state
 from seer_pipe.train.telemetry import read_metrics
@@ -290,3 +292,16 @@ def test_the_norm_of_the_gradient_is_logged(pictures: Path, tmp_path: Path) -> N
     rows = read_metrics(tmp_path / "run")
     assert rows
     assert all(0 < row["grad_norm"] < math.inf for row in rows)
+
+
+@pytest.mark.parametrize("peak", [None, 1e12])
+def test_mfu_is_logged_where_the_peak_is_known(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peak: float | None
+) -> None:
+    config = small(pictures, train={"images": 16})
+    assert peak_flops(torch.device("cpu"), torch.bfloat16) is None
+    monkeypatch.setattr("seer_pipe.train.loop.peak_flops", lambda *_: peak)
+    assert train(config, tmp_path / "run", lambda _: None)
+    for row in read_metrics(tmp_path / "run"):
+        expected = None if peak is None else pytest.approx(row["images_per_s"] * training_flops(config) / peak)
+        assert row.get("mfu") == expected
