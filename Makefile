@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help install quickstart test test-kernels coverage clean
+.PHONY: help install quickstart test test-kernels coverage gpu-check clean
 
 help:
 	@echo "make quickstart                 the whole way on drawn pictures, in a few minutes"
@@ -12,6 +12,7 @@ help:
 	@echo "make test                       lint, types and the test suite"
 	@echo "make test-kernels               the test suite under each of torch's kernels for this processor (an hour or two)"
 	@echo "make coverage                   the test suite once more, and the lines it does not reach"
+	@echo "make gpu-check                  all that only a GPU can prove, in 8 minutes; PYTHON=… DATA=… ONLY=PART"
 	@echo "make clean                      remove the environment and what the quickstart made"
 
 install: $(READY)
@@ -40,6 +41,10 @@ test-kernels: $(READY)
 coverage: $(READY)
 	$(BIN)/python -m coverage run -m pytest
 	$(BIN)/python -m coverage report --skip-covered --sort cover
+
+# By the Python that is there: on such a machine torch and DALI are given, and nothing is installed.
+gpu-check:
+	@$(PYTHON) benchmarks/gpu_check.py $(if $(DATA),--data "$(DATA)") $(if $(ONLY),--only $(ONLY))
 
 clean:
 	rm -rf $(VENV) quickstart

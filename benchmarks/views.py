@@ -1,6 +1,6 @@
 """Crops a second and core: this project against Pillow + torchvision, on the same JPEGs, in one run.
 
-    python benchmarks/views.py PHOTOS.tar [--device cpu] [--threads 1] [--rounds 5]
+    python benchmarks/views.py PHOTOS.tar [--device cpu] [--threads 1] [--rounds 5] [--only ours peer]
 
 Both make SEER's views (2x224 + 6x96: crop, flip, jitter, grey, blur, normalise) of every JPEG of a tar, in turns, so
 that a busy machine slows both. Rates are by CPU time of the process where the device is the CPU, and by the clock
@@ -11,7 +11,8 @@ which bounds the number of cores that are of use.
 
 Beside them are the ways that DALI offers to decode and cut, nothing else done: each image once, or only the box that
 holds all its crops, or the region of each crop; in dynamic mode or in pipeline mode. The decoder alone and the memory's
-bandwidth are what no arrangement of the rest can pass. Last: what the trunks ask for.
+bandwidth are what no arrangement of the rest can pass. The peer is DALI as its own pipeline mode has it: decoded once,
+and every step by an operator of its own, which draws for itself. Last: what the trunks ask for.
 """
 
 import os
@@ -20,6 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # read at import: a core each, and no more
 
 import argparse
 import io
+import json
 import statistics
 import sys
 import tarfile
@@ -27,13 +29,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import nvidia.dali.experimental.dynamic as ndd
 import torch
-from nvidia.dali import fn, pipeline_def
+from nvidia.dali import fn, pipeline_def, types
 from PIL import Image, ImageFilter
 
 from seer_pipe.data.dali import Augmenter, BadImages
@@ -45,7 +48,8 @@ CROPS = [CropSpec(2, 224, (0.14, 1.0)), CropSpec(6, 96, (0.05, 0.14))]
 SIZES = [spec.size for spec in CROPS for _ in range(spec.count)]
 TRUNKS = ("resnet50", "regnety_8gf", "regnety_16gf", "resnext101_32x8d", "regnety_32gf", "regnety_64gf",
           "regnety_128gf", "regnety_256gf", "regnety_10b")  # fmt: skip
-BATCH = 32
+#: Short names of some contestants, for --only.
+NAMES = {"ours": "seer_pipe", "peer": "DALI's pipeline, all steps", "decoder": "DALI's decoder alone"}
 
 
 def main() -> None:
@@ -54,38 +58,42 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="where this project's crops are made (default: cpu)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--only", nargs="+", choices=NAMES, help="rates of these alone, and nothing else")
+    parser.add_argument("--json", type=Path, help="with --only: the medians, in this file")
     args = parser.parse_args()
 
     torch.set_num_threads(1)
-    augmenter = Augmenter(CROPS, device=args.device, threads=args.threads, max_batch=BATCH)
+    dtype = torch.float32 if args.device == "cpu" else torch.float16
+    augmenter = Augmenter(CROPS, device=args.device, threads=args.threads, max_batch=args.batch, dtype=dtype)
     jpegs = sound_jpegs(args.photos, augmenter)
     clock = time.process_time if args.device == "cpu" else time.perf_counter
-    ours, theirs = f"seer_pipe, {args.device}", "Pillow + torchvision"
+    ours, theirs = f"{NAMES['ours']}, {args.device}", "Pillow + torchvision"
 
     def dynamic(make: Callable[[Sequence[bytes]], Any]) -> tuple[Callable[..., object], Callable[[], float]]:
         return in_dynamic_mode(args, make), clock
 
     contestants: dict[str, tuple[Callable[[Sequence[bytes]], object], Callable[[], float]]] = {
-        theirs: (torchvision_crops(), time.process_time),
         ours: (lambda files: augmenter(files, views(files)), clock),
-        "DALI's decoder alone": dynamic(lambda files: decode(files, args.device)),
+        NAMES["peer"]: (dalis_pipeline(args), clock),
+        NAMES["decoder"]: dynamic(lambda files: decode(files, args.device)),
         "cut, dynamic mode": dynamic(lambda files: cut(decode(files, args.device), views(files))),
         "cut, pipeline mode": (in_pipeline_mode(args), clock),
         "cut, box of all crops decoded": dynamic(lambda files: box_of_all(files, args.device)),
         "cut, region of each decoded": dynamic(lambda files: region_of_each(files, args.device)),
     }
+    if args.only:
+        medians = rates_of({name: contestants[next(full for full in contestants if full.startswith(NAMES[name]))]
+                            for name in args.only}, jpegs, args)  # fmt: skip
+        told = {name: statistics.median(values) for name, values in medians.items()}
+        print("\n".join(f"{name:10} {rate:8.1f} images/s" for name, rate in told.items()))
+        if args.json:
+            args.json.write_text(json.dumps(told))
+        return
+    contestants[theirs] = (torchvision_crops(), time.process_time)
     if args.device != "cpu":
         contestants["torchvision v2"] = dynamic(torchvision_v2(args.device))
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(args.rounds):
-        for name, (make, now) in contestants.items():
-            start = now()
-            for first in range(0, len(jpegs), BATCH):
-                make(jpegs[first : first + BATCH])
-            if args.device != "cpu":
-                torch.cuda.synchronize()
-            rates[name].append(len(jpegs) / (now() - start))
-
+    rates = rates_of(contestants, jpegs, args)
     print(
         f"{len(jpegs)} JPEGs of {args.photos.name}, mean {megapixels(jpegs):.2f} Mpixel; median of {args.rounds} rounds"
     )
@@ -109,6 +117,21 @@ def main() -> None:
     for trunk in TRUNKS:
         asked = FAST_GPU * 1e12 / (6 * sum(spec.count * multiply_adds(trunk, spec.size) for spec in CROPS))
         print(f"  {trunk:18} {asked:7.0f} images/s {asked / have:7.1f}")
+
+
+def rates_of(contestants: dict[str, Any], jpegs: Sequence[bytes], args: argparse.Namespace) -> dict[str, list[float]]:
+    """Images a second of each, round by round and in turns; what is compiled or allocated first is not counted."""
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(args.rounds + 1):
+        for name, (make, now) in contestants.items():
+            start = now()
+            for first in range(0, len(jpegs), args.batch):
+                make(jpegs[first : first + args.batch])
+            if args.device != "cpu":
+                torch.cuda.synchronize()
+            if number:
+                rates[name].append(len(jpegs) / (now() - start))
+    return rates
 
 
 def threads_and_lock(jpegs: Sequence[bytes], rounds: int) -> None:
@@ -192,8 +215,13 @@ def sound_jpegs(path: Path, augmenter: Augmenter) -> list[bytes]:
 
 def sizes(jpegs: Sequence[bytes]) -> tuple[Any, Any]:
     """Heights and widths: in training they come with the shard set."""
-    width, height = np.array([Image.open(io.BytesIO(data)).size for data in jpegs]).T
+    width, height = np.array([size_of(data) for data in jpegs]).T
     return height, width
+
+
+@cache
+def size_of(jpeg: bytes) -> tuple[int, int]:
+    return Image.open(io.BytesIO(jpeg)).size
 
 
 def megapixels(jpegs: Sequence[bytes]) -> float:
@@ -261,7 +289,9 @@ def in_pipeline_mode(args: argparse.Namespace) -> Callable[[Sequence[bytes]], ob
     """The same graph as `cut` of `decode`, built once and fed batch by batch."""
     on_gpu = args.device != "cpu"
 
-    @pipeline_def(batch_size=BATCH, num_threads=args.threads, device_id=0 if on_gpu else None, prefetch_queue_depth=1)
+    @pipeline_def(
+        batch_size=args.batch, num_threads=args.threads, device_id=0 if on_gpu else None, prefetch_queue_depth=1
+    )
     def graph() -> tuple[Any, ...]:
         images = fn.decoders.image(fn.external_source(name="jpegs"), device="mixed" if on_gpu else "cpu",
                                    adjust_orientation=False)  # fmt: skip
@@ -279,6 +309,41 @@ def in_pipeline_mode(args: argparse.Namespace) -> Callable[[Sequence[bytes]], ob
         for i, crop in enumerate(views(jpegs)):
             pipeline.feed_input(f"start{i}", list(crop.box[:, :2].astype(np.float32)))
             pipeline.feed_input(f"end{i}", list((crop.box[:, :2] + crop.box[:, 2:]).astype(np.float32)))
+        return pipeline.run()
+
+    return run
+
+
+def dalis_pipeline(args: argparse.Namespace) -> Callable[[Sequence[bytes]], object]:
+    """The same steps by DALI's operators, with its own random numbers; float16 on a GPU."""
+    on_gpu = args.device != "cpu"
+    side = "gpu" if on_gpu else "cpu"
+
+    def crop(images: Any, spec: CropSpec) -> Any:
+        x = fn.random_resized_crop(images, size=(spec.size, spec.size), random_area=spec.scale, device=side)
+        jittered = fn.random.coin_flip(probability=0.8)
+        near_one = [1 + jittered * fn.random.uniform(range=(-0.8, 0.8)) for _ in range(3)]
+        x = fn.color_twist(x, brightness=near_one[0], contrast=near_one[1], saturation=near_one[2],
+                           hue=jittered * fn.random.uniform(range=(-72.0, 72.0)))  # fmt: skip
+        x = fn.hsv(x, saturation=1.0 - fn.random.coin_flip(probability=0.2))
+        x = fn.gaussian_blur(x, sigma=fn.random.uniform(range=(0.1, 2.0)))
+        return fn.crop_mirror_normalize(
+            x, mirror=fn.random.coin_flip(), mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375],
+            dtype=types.FLOAT16 if on_gpu else types.FLOAT,
+        )  # fmt: skip
+
+    @pipeline_def(batch_size=args.batch, num_threads=args.threads, device_id=0 if on_gpu else None)
+    def graph() -> tuple[Any, ...]:
+        images = fn.decoders.image(fn.external_source(name="jpegs"), device="mixed" if on_gpu else "cpu")
+        return tuple(crop(images, spec) for spec in CROPS for _ in range(spec.count))
+
+    pipeline = graph()
+    pipeline.build()
+    ahead = [2]  # batches that it wants at first: it works on the next one while its user has one
+
+    def run(jpegs: Sequence[bytes]) -> object:
+        for _ in range(ahead.pop() if ahead else 1):
+            pipeline.feed_input("jpegs", [np.frombuffer(jpeg, np.uint8) for jpeg in jpegs])
         return pipeline.run()
 
     return run

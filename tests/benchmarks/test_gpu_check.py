@@ -1,0 +1,124 @@
+"""The frame of `make gpu-check` with parts that pass, fail, hang and are skipped; most of its own want a GPU."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = ROOT / "benchmarks" / "gpu_check.py"
+
+
+@pytest.fixture(scope="module")
+def frame() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("gpu_check", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_check"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_each_part_has_its_turn_whatever_the_others_do(frame: ModuleType, tmp_path: Path) -> None:
+    def part(name: str, code: str, limit: float = 60) -> object:
+        return frame.Part(name, limit, [sys.executable, "-c", code])
+
+    child = tmp_path / "child"
+    hangs = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
+        f"open({str(child)!r}, 'w').write(str(child.pid))\n"
+        "time.sleep(300)"
+    )
+    write = "import json; json.dump({}, open({!r}, 'w'))"
+    parts = [
+        part("rates", write.format({"images/s": 8123.456, "launches": 40}, str(tmp_path / "rates.json"))),
+        part("broken", "print('begun'); raise SystemExit('the loss is not finite')"),
+        part("hangs", hangs, limit=3),
+        part("alone", write.format({"skipped": "it needs two GPUs"}, str(tmp_path / "alone.json"))),
+        part("tests", "print('7 passed')"),
+    ]
+    told: list[object] = []
+    results = frame.run(parts, tmp_path, told.append)
+    assert told == results
+    assert [result.state for result in results] == ["passed", "failed", "too slow", "skipped", "passed"]
+    assert results[1].note.startswith("the loss is not finite")
+    assert results[3].note == "it needs two GPUs"
+    assert results[4].note == "7 passed"
+    assert "begun" in (tmp_path / "broken.log").read_text()
+    for _ in range(100):  # what hangs has left nothing behind, its own children included
+        if not alive(int(child.read_text())):
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("a child of the part outlives it")
+    table = frame.table(results)
+    assert "| rates | passed |" in table
+    assert "| images/s | 8,123 |" in table
+    assert table.count("\n") == 1 + 2 + 4
+
+
+def test_figures_of_an_earlier_run_are_not_shown_again(frame: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "rates.json").write_text('{"images/s": 1}')
+    (result,) = frame.run([frame.Part("rates", 60, [sys.executable, "-c", "pass"])], tmp_path, print)
+    assert result.figures == {}
+
+
+def test_all_parts_together_keep_to_eight_minutes(frame: ModuleType) -> None:
+    parts = subprocess.run([sys.executable, "benchmarks/gpu_parts.py", "--help"], cwd=ROOT, text=True,
+                           capture_output=True, check=True).stdout  # fmt: skip
+    assert all(name in parts for name in frame.LIMITS)
+    assert sum(frame.LIMITS.values()) <= 8 * 60
+
+
+def check(*options: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(PROGRAM), *map(str, options)]
+    return subprocess.run(command, text=True, capture_output=True, timeout=250, check=False)
+
+
+def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run([sys.executable, str(PROGRAM)], text=True, capture_output=True, env=hidden, check=False)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "no CUDA device" in result.stderr
+    absent = check("--data", tmp_path / "absent")
+    assert absent.returncode == 2
+    assert absent.stderr.count("\n") == 1
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    result = check("--cpu", "--out", tmp_path)
+    assert result.returncode == 2
+    assert "left alone" in result.stderr
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_one_part_on_a_cpu(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = check("--cpu", "--only", "data", "--out", out)
+    assert result.returncode == 0, result.stdout
+    assert "| data | passed |" in result.stdout
+    assert '"images": 96' in (out / "results.json").read_text()
+
+
+@pytest.mark.slow
+def test_the_parts_that_need_no_gpu(tmp_path: Path) -> None:
+    """Killed and resumed, learnt, exported and reloaded, sharded over two ranks: at a tiny size."""
+    command = [sys.executable, str(PROGRAM), "--cpu", "--out", str(tmp_path / "out")]
+    result = subprocess.run(command, text=True, capture_output=True, timeout=280, check=False)
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.count("| passed |") == 5
