@@ -1,6 +1,6 @@
 """What the atlas of a large pile costs: `seer-pipe atlas` over an invented set and invented embeddings.
 
-    python benchmarks/atlas.py FOLDER [--images 10000000 --clusters 16000 --width 64]
+    python benchmarks/atlas.py FOLDER [--images 10000000 --clusters 16000 --width 64 --kmeans]
 
 Every shard of the set is one small real tar of a few pictures under another name, and every sample one of them. FOLDER
 then takes 4 bytes an image and feature, and must be removed by hand.
@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000_000)
     parser.add_argument("--clusters", type=int, default=16_000)
     parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--kmeans", action="store_true", help="find as many clusters instead of taking those named")
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True)
     make_set(asked.folder / "set", asked.images)
@@ -76,7 +77,8 @@ def main() -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
         [sys.executable, "-m", "seer_pipe", "atlas", asked.folder, "--out", asked.folder / "atlas",
-         "--data", asked.folder / "set", "--embeddings", asked.folder / "embeddings.parquet"],
+         "--data", asked.folder / "set", "--embeddings", asked.folder / "embeddings.parquet",
+         *(["--clusters", str(asked.clusters)] if asked.kmeans else [])],
         check=True,
     )  # fmt: skip
     used = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -156,8 +156,12 @@ def test_the_map_lets_the_page_scroll(browser: Any, pages: dict[str, Path]) -> N
     drag(browser, [(x, y)], [(0, -150)])
     wait(lambda: browser.execute_script("return scrollY") > 50)
     browser.execute_script("scrollTo(0, 0)")
-    browser.execute_cdp_cmd("Input.dispatchMouseEvent", {**wheel, "deltaY": 150})
-    wait(lambda: browser.execute_script("return scrollY") > 50)
+
+    def wheeled() -> bool:  # a turn while the drag before still runs out is lost
+        browser.execute_cdp_cmd("Input.dispatchMouseEvent", {**wheel, "deltaY": 150})
+        return browser.execute_script("return scrollY") > 50
+
+    wait(wheeled)
     assert browser.execute_script("return view") == {"x": 0, "y": 0, "zoom": 1}
     browser.execute_script("scrollTo(0, 0)")
     drag(browser, [(x - 30, y), (x + 30, y)], [(-60, 0), (60, 0)])
