@@ -49,7 +49,7 @@ class SwavHead(nn.Module):
     def forward(self, features: Tensor) -> SwavOutput:
         projected = self.projection(features)
         with torch.autocast(features.device.type, enabled=False):  # SwAV does not converge with coarse scores
-            embeddings = F.normalize(projected.float(), dim=1)
+            embeddings = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)
             return SwavOutput(embeddings, self.prototypes(embeddings))
 
 

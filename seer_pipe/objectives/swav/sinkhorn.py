@@ -28,13 +28,13 @@ def sinkhorn(scores: Tensor, eps: float, iterations: int, group: dist.ProcessGro
         group: the ranks that hold the batch; None is all of them.
 
     Returns:
-        [A, n, K] float32; every row sums to one.
+        [A, n, K] float32 (float64 of float64); every row sums to one.
 
     Nothing is read back to the host. Collectives: ``iterations + 1`` all-reduces (``2 · iterations`` below
     `LOG_DOMAIN_BELOW`).
     """
     with torch.autocast(scores.device.type, enabled=False):
-        logits = scores.float() / eps
+        logits = scores.to(torch.promote_types(scores.dtype, torch.float32)) / eps
         if eps < LOG_DOMAIN_BELOW:
             return _log_domain(logits, iterations, group)
         return _direct(logits, iterations, group)

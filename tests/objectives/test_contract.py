@@ -1,0 +1,249 @@
+"""What every objective keeps, whatever it minimises: one contract, over the union and over one that a test brings."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from torch import Tensor
+from typer.testing import CliRunner
+
+from seer_pipe import config as settings
+from seer_pipe.cli import app
+from seer_pipe.distributed.collectives import world_size
+from seer_pipe.distributed.world import World
+from seer_pipe.errors import UserError
+from seer_pipe.evaluate.subject import load_subject
+from seer_pipe.models import init_weights
+from seer_pipe.objectives import AnySettings
+from seer_pipe.objectives.base import Moment
+from seer_pipe.objectives.settings import Settings, Setup
+from seer_pipe.run import start
+from seer_pipe.section import _members
+from seer_pipe.train import syncbn
+from seer_pipe.train.build import begin_copies, build_optimizer, outline, spread_network
+from seer_pipe.train.health import Guard
+from seer_pipe.train.step import TrainStep
+from seer_pipe.train.traffic import traffic
+from tests.distributed import run_ranks
+from tests.objectives.runs import quiet, resumed_from, spoil
+from tests.objectives.simsiam import SimSiamSettings
+from tests.objectives.union import join, joined
+from tests.train.helpers import assert_same_run, losses, make_pictures, small, weights
+from tests.train.test_step import ALONE
+from tests.train.test_traffic import Counted
+
+STEPS, BATCH, TOTAL = 6, 8, 1000
+
+
+@dataclass(frozen=True)
+class Case:
+    """An objective with views that go with it, numbers of crops that do not, and what float64 needs otherwise."""
+
+    objective: dict[str, Any]
+    crops: int
+    wrong: tuple[int, ...]
+    exact: dict[str, Any] | None = None
+
+
+CASES = {
+    "swav": Case(
+        {"name": "swav", "head": {"hidden": [16], "dim": 8}, "prototypes": 12, "queue": 16},
+        3,
+        (1,),
+        {"queue": 0, "prototypes": 8},
+    ),
+    "simsiam": Case({"name": "simsiam", "dim": 16}, 2, (1, 3, 8)),
+}
+every = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pictures(tmp_path_factory.mktemp("pictures"), [13, 0, 1, 20])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _listed() -> Iterator[None]:
+    with joined(SimSiamSettings):
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A finished run of each, through the entry of ``seer-pipe train``."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in CASES:
+        assert start(recipe(pictures, name), folder / name, say=quiet)
+    return {name: folder / name for name in CASES}
+
+
+def recipe(
+    pictures: Path | str, name: str, crops: int | None = None, objective: dict[str, Any] | None = None, **train: Any
+) -> settings.Config:
+    case = CASES[name]
+    return small(
+        pictures,
+        views={"crops": [{"count": crops or case.crops, "size": 16, "scale": [0.3, 1]}]},
+        model={"name": "tiny"},
+        objective=case.objective | (objective or {}),
+        optimizer={"name": "sgd", "lr": 0.5, "warmup_images": 16},
+        train={"batch": BATCH, "images": STEPS * BATCH, "checkpoint_every": 1, "keep": 100, **train},
+    )
+
+
+def seer_pipe(*words: object) -> str:
+    result = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_every_objective_of_the_union_is_here() -> None:
+    kinds = [kind for kind in _members(AnySettings) if issubclass(kind, Settings)]
+    names = {get_args(kind.model_fields["name"].annotation)[0] for kind in kinds}
+    assert CASES.keys() == names | {"simsiam"}
+
+
+@every
+def test_trained_examined_evaluated_exported(name: str, runs: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
+    run = runs[name]
+    assert all(tensor.isfinite().all() for tensor in weights(run).values())
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(pictures, name).model_dump(mode="json")))
+    assert "GB" in seer_pipe("doctor", tmp_path / "recipe.yaml", "--gpus", 2)
+    assert "accuracy" in seer_pipe("eval", "knn", run, "--data", pictures, "--labels", "folder")
+    seer_pipe("embed", run, pictures, "--out", tmp_path / "embeddings.parquet")
+    seer_pipe("export", run, "--out", tmp_path / "backbone", "--format", "full")
+    seer_pipe("report", run, "--out", tmp_path / "report")
+    exported, trained = load_subject(tmp_path / "backbone"), load_subject(run)
+    assert exported.digest == trained.digest  # trunk and head
+    assert exported.objective == trained.objective == recipe(pictures, name).objective
+
+
+@every
+def test_resumed_bit_for_bit(name: str, runs: dict[str, Path], pictures: Path) -> None:
+    assert_same_run(runs[name], resumed_from(recipe(pictures, name), runs[name], 3))
+
+
+@every
+def test_a_bad_step_takes_back_all_state(
+    name: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = spoil(monkeypatch, 3 * BATCH)
+    assert start(recipe(pictures, name), tmp_path / "run", say=quiet)
+    ((before, after),) = seen
+    changed = {key for key in before if not torch.allclose(before[key], after[key], rtol=1e-6, atol=1e-7)}
+    assert not changed
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "run").values())
+
+
+@every
+def test_other_views_are_refused_at_start(name: str) -> None:
+    for crops in CASES[name].wrong:
+        with pytest.raises(UserError, match=rf"objective {name} needs .*views has {crops}"):
+            recipe("unused", name, crops)
+
+
+def exact(name: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradient of the global batch in float64, by however many ranks there are."""
+    config = recipe("unused", name, objective=CASES[name].exact)
+    network = outline(config)
+    if dist.is_initialized():
+        syncbn.convert(network, None)
+    network.to_empty(device="cpu")
+    init_weights(network, torch.Generator().manual_seed(0))
+    begin_copies(network)
+    network.double()
+    objective = config.objective.objective(network, Setup(config.views, 0, TOTAL, torch.device("cpu")))
+    generator, ranks = torch.Generator().manual_seed(1), world_size()
+    mine = dist.get_rank() if dist.is_initialized() else 0
+    drawn = [torch.randn(BATCH, 3, 16, 16, generator=generator).double() for _ in range(config.views.count)]
+    crops = [crop.chunk(ranks)[mine] for crop in drawn]
+    moment = Moment(0, TOTAL, torch.arange(BATCH).chunk(ranks)[mine], torch.zeros(BATCH // ranks, dtype=torch.int64))
+    objective.before_step(moment)
+    loss, metrics = objective.loss(network(crops), moment, log=True)
+    loss.backward()
+    gradients = {key: p.grad / ranks for key, p in network.named_parameters() if p.grad is not None}
+    if dist.is_initialized():
+        for gradient in gradients.values():
+            dist.all_reduce(gradient)
+    return metrics["loss"], gradients
+
+
+def exact_each(names: list[str]) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    join(SimSiamSettings)
+    return [exact(name) for name in names]
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_are_one_process_in_float64(world: int) -> None:
+    for name, found in zip(CASES, run_ranks(world, exact_each, list(CASES))[0], strict=True):
+        loss, gradients = exact(name)
+        assert abs(found[0] - loss) < 1e-9 * abs(loss), name
+        largest = max(gradient.abs().max() for gradient in gradients.values())
+        for key, gradient in gradients.items():
+            assert (found[1][key] - gradient).abs().max() < 1e-9 * largest, f"{name}: {key}"
+
+
+def as_ranks(pictures: str, folder: str) -> list[dict[str, tuple[int, int]]]:
+    join(SimSiamSettings)
+    found = []
+    for name in CASES:
+        config = recipe(pictures, name, parallel="fsdp2")
+        assert start(config, Path(folder, name), say=quiet)
+        found.append(sent(config))
+    return found
+
+
+def sent(config: settings.Config) -> dict[str, tuple[int, int]]:
+    """Collectives of a step, {kind: (calls, bytes)}."""
+    world = World(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+    made = spread_network(config, world, TOTAL)
+    optimizer = build_optimizer(config.optimizer, made.network)
+    step = TrainStep(config, settings.derive(config, TOTAL, world.size), made, optimizer, world,
+                     Guard(made.network, optimizer, made.objective, world.device))  # fmt: skip
+    images = BATCH // world.size
+    crops = [torch.randn(images, 3, 16, 16) for _ in range(config.views.count)]
+    for number in range(4):  # a queue is filled
+        with Counted() as mode:
+            step(crops, Moment(number * BATCH, TOTAL, torch.arange(images), torch.zeros(images)), log=False)
+    return {kind: (calls, mode.bytes[kind]) for kind, calls in mode.calls.items()}
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_are_one_process_and_send_what_is_predicted(
+    world: int, runs: dict[str, Path], pictures: Path, tmp_path: Path
+) -> None:
+    counted = run_ranks(world, as_ranks, str(pictures), str(tmp_path))[0]
+    for name, found in zip(CASES, counted, strict=True):
+        one, other = losses(runs[name]), losses(tmp_path / name)
+        assert max(abs(one[step] - other[step]) for step in (1, 2, 3)) < 1e-4, name
+        calls = dict.fromkeys(found, (0, 0))
+        for some in traffic(recipe(pictures, name, parallel="fsdp2"), world):
+            calls[some.kind] = calls[some.kind][0] + some.calls, calls[some.kind][1] + some.bytes
+        assert found == calls, name
+
+
+@every
+def test_pieces_are_the_whole(name: str) -> None:
+    """Of a trunk and head whose BatchNorm does not depend on the batch."""
+    found = []
+    for pieces in (1, 2):
+        config = recipe("unused", name, accumulate=pieces)
+        made = spread_network(config, ALONE, TOTAL)
+        made.network.eval()
+        optimizer = build_optimizer(config.optimizer, made.network)
+        guard = Guard(made.network, optimizer, made.objective, torch.device("cpu"))
+        step = TrainStep(config, settings.derive(config, TOTAL), made, optimizer, ALONE, guard)
+        generator = torch.Generator().manual_seed(0)
+        for number in range(3):
+            crops = [torch.randn(BATCH, 3, 16, 16, generator=generator) for _ in range(config.views.count)]
+            moment = Moment((number + 2) * BATCH, TOTAL, torch.arange(BATCH), torch.zeros(BATCH, dtype=torch.int64))
+            told = step(crops, moment, log=True)
+        found.append((float(told["loss"]), dict(made.network.named_parameters())))
+    assert abs(found[0][0] - found[1][0]) < 1e-5
+    for key, parameter in found[0][1].items():
+        torch.testing.assert_close(found[1][1][key], parameter, rtol=1e-4, atol=1e-6, msg=key)
