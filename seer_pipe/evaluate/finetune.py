@@ -29,11 +29,11 @@ from seer_pipe.data.order import Ints
 from seer_pipe.data.views import Crops, CropSpec, draw
 from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
-from seer_pipe.evaluate.bench import check_classes, on_bench, train_and_test
 from seer_pipe.evaluate.features import Images
 from seer_pipe.evaluate.labels import Labelled, left_out, open_labelled
 from seer_pipe.evaluate.results import keep
 from seer_pipe.evaluate.subject import spread
+from seer_pipe.evaluate.workbench import check_classes, on_bench, train_and_test
 from seer_pipe.export import recalibrate_batch_norm
 from seer_pipe.models import Trunk
 from seer_pipe.train import syncbn

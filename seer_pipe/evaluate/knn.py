@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seer_pipe.evaluate.bench import on_bench
 from seer_pipe.evaluate.labels import left_out, open_labelled
 from seer_pipe.evaluate.results import keep
+from seer_pipe.evaluate.workbench import on_bench
 
 
 def neighbours(queries: Tensor, bank: Tensor, k: int, *, leave_one_out: bool = False, rows: int = 1024) -> tuple[

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from seer_pipe.data.order import Ints
 from seer_pipe.data.views import Crops, centre
-from seer_pipe.evaluate.bench import on_bench
 from seer_pipe.evaluate.features import Images, extract
 from seer_pipe.evaluate.knn import neighbours
 from seer_pipe.evaluate.labels import left_out
 from seer_pipe.evaluate.pictures import ShardPictures
 from seer_pipe.evaluate.results import keep
+from seer_pipe.evaluate.workbench import on_bench
 from seer_pipe.shards import ShardSet
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from seer_pipe.errors import UserError
-from seer_pipe.evaluate.bench import on_bench
 from seer_pipe.evaluate.heads import fit
 from seer_pipe.evaluate.knn import knn_accuracy
 from seer_pipe.evaluate.labels import left_out, open_labelled
 from seer_pipe.evaluate.linear import features_of_parts
 from seer_pipe.evaluate.results import keep
+from seer_pipe.evaluate.workbench import on_bench
 from seer_pipe.section import Section, read_file, validate
 
 

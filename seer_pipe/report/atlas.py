@@ -32,7 +32,7 @@ from seer_pipe.evaluate.subject import open_data_of
 from seer_pipe.report.clusters import ANSWERS, Clusters, Floats, count
 from seer_pipe.report.clusters import clusters as read_clusters
 from seer_pipe.report.page import environment, style
-from seer_pipe.report.pictures import thumbnail, thumbnails
+from seer_pipe.report.thumbnails import thumbnail, thumbnails
 from seer_pipe.shards import ShardSet
 
 SIDE, SHEET, KEYS = 64, 32, 2_000_000  # pixels of a picture, clusters a sheet, images whose keys are written out

@@ -16,7 +16,7 @@ from seer_pipe.data.sources import open_data
 from seer_pipe.data.stream import Stream
 from seer_pipe.data.views import UNCHANGED, Crops, draw
 from seer_pipe.errors import UserError
-from seer_pipe.report.pictures import as_seen
+from seer_pipe.report.thumbnails import as_seen
 from seer_pipe.train.build import build_crops
 
 SIDE, GAP, LINE, HEADER = 224, 8, 12, 40  # pixels

@@ -11,7 +11,7 @@ from seer_pipe.evaluate.features import Features, Images, extract
 from seer_pipe.evaluate.knn import neighbours
 from seer_pipe.evaluate.pictures import ShardPictures
 from seer_pipe.evaluate.subject import load_run, recalibrate
-from seer_pipe.report.pictures import thumbnails
+from seer_pipe.report.thumbnails import thumbnails
 from seer_pipe.shards import ShardSet
 
 ROWS, COLUMNS, SIDE, GAP, HEADER = 10, 6, 96, 6, 22  # pixels

@@ -23,7 +23,7 @@ from seer_pipe.objectives.settings import Sign
 from seer_pipe.report.charts import run_charts
 from seer_pipe.report.history import folded, starts
 from seer_pipe.report.ingested import Ingested, ingested, spread
-from seer_pipe.report.pictures import crops, data_uri, thumbnail, thumbnails
+from seer_pipe.report.thumbnails import crops, data_uri, thumbnail, thumbnails
 from seer_pipe.shards import ShardSet
 from seer_pipe.store import READ_ONLY, FolderStore
 from seer_pipe.train.checkpoint import Checkpoints, store_of

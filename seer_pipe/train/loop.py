@@ -40,7 +40,7 @@ from seer_pipe.train.heartbeat import State, read_heartbeat
 from seer_pipe.train.machine import machine, peak_flops
 from seer_pipe.train.parallel import assign
 from seer_pipe.train.records import Records
-from seer_pipe.train.restore import Keeper, zero_state
+from seer_pipe.train.restore import Saver, zero_state
 from seer_pipe.train.signals import StoppedError, StopRequest, Wait
 from seer_pipe.train.step import TrainStep
 from seer_pipe.train.telemetry import Clock
@@ -139,7 +139,7 @@ class Trainer:
         self.guard = Guard(self.network, self.optimizer, self.objective, world.device)
         self.derived = settings.derive(config, plan.total, world.size, correlation=plan.correlation[1])
         self.train_step = TrainStep(config, self.derived, spread, self.optimizer, world, self.guard)
-        self.keeper = Keeper(
+        self.saver = Saver(
             store_of(run, config), network=self.network, optimizer=self.optimizer, objective=self.objective,
             train=config.train, identity=identity, world=world, say=say, note=note,
         )  # fmt: skip
@@ -165,7 +165,7 @@ class Trainer:
     def _restore_or_initialise(self) -> dict[str, Any] | None:
         """The state of the newest checkpoint, which the run has then; None where it begins."""
         self.watchdog.beat()
-        found = None if self.fresh or self.agreement.corrected else self.keeper.restore()
+        found = None if self.fresh or self.agreement.corrected else self.saver.restore()
         if found is not None:
             self._take(found)
             self.policy.skipped = found.get("skipped", 0)
@@ -202,7 +202,7 @@ class Trainer:
         if self.world.is_first:
             record = self.agreement.recorded(self.step, self.images)
             lay_out(self.config, self.derived, self.path, record, self.say)
-        self.keeper.clean(over=bool(self.agreement.corrected))
+        self.saver.clean(over=bool(self.agreement.corrected))
         self.world.barrier()
         if self.agreement.corrected:
             self.say(f"no step was finished, so the run starts over with {'; '.join(self.agreement.corrected)}")
@@ -237,7 +237,7 @@ class Trainer:
     def _rehearse(self) -> None:
         self.watchdog.beat()
         milestones = self.derived.images // (self.config.train.keep_every_images or self.derived.images + 1)
-        self.keeper.rehearse(self._state(), milestones + (self.config.probe is not None))
+        self.saver.rehearse(self._state(), milestones + (self.config.probe is not None))
         self.watchdog.beat()
         if self.hooks.rehearse is not None and self.world.is_first:
             self.hooks.rehearse(self.path)
@@ -254,7 +254,7 @@ class Trainer:
                 case "stopped":
                     self.beat("stopping")
                     self._save()
-                    self.keeper.finish(must=True)
+                    self.saver.finish(must=True)
                     reason = stop.reason or "asked on another rank"
                     self.note("stop", self.step, reason=reason)
                     self.say(f"stopped after {self.step} of {self.derived.steps} steps ({reason}); "
@@ -262,7 +262,7 @@ class Trainer:
                     return False
                 case "done":
                     self._save()
-                    self.keeper.finish(must=True)
+                    self.saver.finish(must=True)
                     self.note("done", self.step)
                     self.beat("done")
                     self.say(f"done: {self.derived.steps} steps, {self.derived.images} images")
@@ -314,8 +314,8 @@ class Trainer:
     def _roll_back(self) -> None:
         """To the last healthy checkpoint, and on from there with the data after what made the run ill."""
         bad, position = self._judged, self._judged + self.offset
-        self.keeper.finish()
-        found = self.keeper.restore(healthy=True)
+        self.saver.finish()
+        found = self.saver.restore(healthy=True)
         assert found is not None  # there is one since the run began
         self._take(found)
         self.offset = position - self.step
@@ -386,13 +386,13 @@ class Trainer:
 
     def _save(self) -> None:
         """Begin to commit a checkpoint of this step, if there is none yet."""
-        if self.keeper.saved == self.step:
+        if self.saver.saved == self.step:
             return
         self.watchdog.beat()
         self.records.flush(self.images)
         if self.policy.skipped == 0:
             self.policy.rollbacks = 0
-        self.keeper.save(self._state(), self._knn)
+        self.saver.save(self._state(), self._knn)
 
     def close(self) -> None:
         self.loader.close()

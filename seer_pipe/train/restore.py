@@ -121,7 +121,7 @@ def restore(
     objective.load_state_dict({name.removeprefix("objective/"): tensor for name, tensor in lent.items()})
 
 
-class Keeper:
+class Saver:
     """Keeps the tensors of one run in its checkpoints. All ranks call each of its methods.
 
     ``identity``: what a checkpoint must have in common with this run, by name.

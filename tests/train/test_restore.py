@@ -17,26 +17,26 @@ from seer_pipe.store import FolderStore, Store
 from seer_pipe.train import syncbn
 from seer_pipe.train.checkpoint import Checkpoints
 from seer_pipe.train.loop import Say
-from seer_pipe.train.restore import Keeper, zero_state
+from seer_pipe.train.restore import Saver, zero_state
 from tests.distributed import run_ranks
 
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-def keeper(store: Store, network: nn.Module, world: World, say: Say = print, **train: Any) -> Keeper:
+def saver(store: Store, network: nn.Module, world: World, say: Say = print, **train: Any) -> Saver:
     optimizer = SGD(network.parameters(), lr=0.0, momentum=0.9)
     zero_state(optimizer)
     wanted = settings.Train(batch=8, images=800, **train)
 
     def silent(*_: Any, **__: Any) -> None: ...
 
-    return Keeper(
+    return Saver(
         store, network=network, optimizer=optimizer, objective=Objective(), train=wanted, identity={}, world=world,
         say=say, note=silent,
     )  # fmt: skip
 
 
-def save(to: Keeper, images: int, **state: Any) -> None:
+def save(to: Saver, images: int, **state: Any) -> None:
     to.save({"step": images // 8, "images": images, "skipped": 0, **state})
     to.finish(must=True)
 
@@ -48,7 +48,7 @@ def save_unequal(root: str, groups: int | None) -> None:
         syncbn.convert(network, dist.new_subgroups(group_size=groups)[0])
     network[1].running_mean.fill_(rank // (groups or 1))
     network[1].running_var.fill_(10.0 * (rank // (groups or 1)))
-    save(keeper(FolderStore(root), network, World(rank, size, torch.device("cpu"))), 8)
+    save(saver(FolderStore(root), network, World(rank, size, torch.device("cpu"))), 8)
 
 
 @pytest.mark.parametrize(("ranks", "groups"), [(2, None), (4, 2)], ids=["each its own", "in groups"])
@@ -64,7 +64,7 @@ def test_one_in_so_many_images_is_kept_for_ever(tmp_path: Path) -> None:
     """The first past each multiple, wherever saves fall, and whichever start made them."""
     kept = [0, 96, 104, 120, 192, 200, 208, 416]
     for images in kept:
-        to = keeper(FolderStore(tmp_path), nn.Linear(4, 3), ALONE, keep=1, keep_every_images=100)
+        to = saver(FolderStore(tmp_path), nn.Linear(4, 3), ALONE, keep=1, keep_every_images=100)
         to.restore()
         save(to, images)
     assert Checkpoints(FolderStore(tmp_path)).steps() == [104 // 8, 200 // 8, 416 // 8]
@@ -76,7 +76,7 @@ def test_a_run_goes_on_where_nothing_can_be_saved_beside_it(tmp_path: Path, monk
 
     monkeypatch.setattr(DefaultStager, "stage", refuses)
     said: list[str] = []
-    to = keeper(FolderStore(tmp_path), nn.Linear(4, 3), ALONE, said.append)
+    to = saver(FolderStore(tmp_path), nn.Linear(4, 3), ALONE, said.append)
     for images in (8, 16):
         save(to, images)
     assert Checkpoints(FolderStore(tmp_path)).steps() == [1, 2]
@@ -97,7 +97,7 @@ class Away(FolderStore):
 def test_the_third_save_in_a_row_that_fails_ends_the_run(tmp_path: Path) -> None:
     """And each before it is told, and leaves nothing behind."""
     said: list[str] = []
-    to = keeper(Away(tmp_path), nn.Linear(4, 3), ALONE, said.append)
+    to = saver(Away(tmp_path), nn.Linear(4, 3), ALONE, said.append)
     for step in (1, 2, 3):
         to.save({"step": step, "images": 8 * step, "skipped": 0})
     assert said == [
