@@ -116,9 +116,10 @@ def test_one_part_on_a_cpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_parts_that_need_no_gpu(tmp_path: Path) -> None:
     """Killed and resumed, learnt, exported and reloaded, sharded over two ranks: at a tiny size."""
     command = [sys.executable, str(PROGRAM), "--cpu", "--out", str(tmp_path / "out")]
-    result = subprocess.run(command, text=True, capture_output=True, timeout=280, check=False)
+    result = subprocess.run(command, text=True, capture_output=True, timeout=880, check=False)
     assert result.returncode == 0, result.stdout
     assert result.stdout.count("| passed |") == 5
