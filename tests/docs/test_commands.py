@@ -5,7 +5,8 @@ and must end well. There stand, made for the test: ``~/pictures`` (a folder of c
 (their shard set), ``runs/pictures`` (a finished run of `TRAIN`), ``urls.csv`` (columns url and caption, of a loopback
 server), ``crawl.warc.gz``, and ``configs/`` with the real recipes' names and a recipe of seconds in each. A block that
 cannot be run here has ``<!-- not run: WHY -->`` on the line above it. A ```python block with a title is put into the
-folder under that name. Output and fragments stand in ```text blocks.
+folder under that name. A ```diff block changes a copy of the project there; its parts, after @@ each, are found by
+their lines. Output and fragments stand in ```text blocks.
 """
 
 import gzip
@@ -31,7 +32,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:^[ \t]*<!-- not run: (?P<why>.+?) -->\n)?^(?P<indent>[ \t]*)```bash\n(?P<text>.*?)^[ \t]*```$",
                    re.MULTILINE | re.DOTALL)  # fmt: skip
-PROGRAM = re.compile(r'^```python title="(?P<name>[\w.]+)"\n(?P<text>.*?)^```$', re.MULTILINE | re.DOTALL)
+PROGRAM = re.compile(r'^```python title="(?P<name>[\w./]+)"\n(?P<text>.*?)^```$', re.MULTILINE | re.DOTALL)
+CHANGE = re.compile(r"^```diff\n--- a/(?P<file>\S+)\n\+\+\+ b/\S+\n@@\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 #: As the pages have it, so that a page may train it or find it there.
 TRAIN = "seer-pipe train configs/quickstart.yaml data.path=data/pictures --out runs/pictures"
 
@@ -52,8 +54,8 @@ def blocks(page: str) -> list[Block]:
 def run(text: str, folder: Path) -> None:
     """``text`` under bash, with the commands of this interpreter; pytest.fail tells what it printed."""
     environment = os.environ | {
-        "HOME": str(folder), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
+        "HOME": str(folder), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", text], cwd=folder, env=environment, text=True, timeout=240, check=False,
@@ -61,6 +63,18 @@ def run(text: str, folder: Path) -> None:
     )  # fmt: skip
     if done.returncode:
         pytest.fail(f"exit code {done.returncode} of:\n{text}\n{done.stdout[-3000:]}")
+
+
+def apply(diff: str, file: Path) -> None:
+    """Change a file; each part of the diff must fit it in one place."""
+    text = file.read_text()
+    for part in diff.split("@@\n"):
+        before, after = (
+            "".join(line[1:] for line in part.splitlines(keepends=True) if line[0] in signs) for signs in (" -", " +")
+        )
+        assert text.count(before) == 1, f"{file}: {before!r}"
+        text = text.replace(before, after)
+    file.write_text(text)
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +119,14 @@ def test_commands(page: Path, prepared: tuple[Path, Path], capsys: pytest.Captur
     folder, kept = prepared
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(kept, folder)
+    changes = list(CHANGE.finditer(page.read_text()))
+    if changes:
+        shutil.copytree(ROOT / "seer_pipe", folder / "seer_pipe")
     for program in PROGRAM.finditer(page.read_text()):
+        (folder / program["name"]).parent.mkdir(exist_ok=True)
         (folder / program["name"]).write_text(program["text"])
+    for change in changes:
+        apply(change["text"], folder / change["file"])
     for block in found:
         if block.why:
             with capsys.disabled():
