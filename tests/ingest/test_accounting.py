@@ -9,10 +9,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ingest.download import DownloadSettings
 from ingest.image import ImageSettings, Stored, process
 from ingest.index import IndexSink, IndexSource, as_they_are
 from ingest.plan import Plan, prepare
@@ -20,6 +23,7 @@ from ingest.run import finish, ingest, pending
 from ingest.sources import Source
 from ingest.sources.archive import ArchiveSource
 from ingest.sources.folder import FolderSource
+from ingest.sources.urls import UrlSource
 from ingest.sources.warc import WarcSource
 from ingest.sources.webdataset import WebDatasetSource
 from ingest.unit import ShardSink, Unit
@@ -27,7 +31,7 @@ from seer_pipe.errors import UserError
 from seer_pipe.store import open_store
 from tests.ingest.helpers import rejected, stored
 from tests.ingest.test_warc import JPEG, arc, http, record
-from tests.ingest.web import jpeg
+from tests.ingest.web import LOOPBACK, Web, jpeg
 
 MOST = 1 << 20
 #: Names as they are met: with dots, in folders, equal ones, in other letters, of macOS
@@ -164,3 +168,29 @@ def test_a_set_that_does_not_add_up_is_said(tmp_path: Path) -> None:
     (tmp_path / "out" / "ingest.json").write_text(json.dumps({**about, "inputs": 4}))
     with pytest.raises(UserError, match="3 stored and 0 rejected, but 4 inputs"):
         finish(prepare(FolderSource(tmp_path / "in", MOST), open_store(tmp_path / "out"), {}, 10)[0])
+
+
+#: What a list asks for, beside rows that name nothing: images, also twice, pages, what is gone, no URL at all
+PATHS = [
+    *(f"/jpeg/{number}" for number in range(6)),
+    "/html/1",
+    "/status/404",
+    "/status/410",
+    "/packed/1",
+    "/to/?url=/jpeg/7",
+]
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.sampled_from([*PATHS, "", "ftp://x/a.jpg", "http://[x/"]), min_size=1, max_size=12))
+def test_urls_are_stored_or_rejected_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, server: Web, rows: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("urls")
+    urls = [server.url(row) if row.startswith("/") else row for row in rows]
+    pq.write_table(pa.table({"url": urls}), folder / "list.parquet")
+    download = DownloadSettings(allow_network=LOOPBACK)
+    plan = run(UrlSource(str(folder / "list.parquet"), "url", (), download, MOST), folder / "out", 4)
+    summary = finish(plan)
+    assert summary.inputs == summary.stored + sum(summary.rejected.values()) == len(rows)
+    assert summary.rejected.get("no_url", 0) == rows.count("")
