@@ -292,7 +292,7 @@ class Saver:
         for name, now in self._identity.items():
             if name == "plan" and found.state["config"]["train"]["batch"] != self._train.batch:
                 continue  # changed on purpose: another batch has another order
-            kept = found.state[name]
+            kept = str(found.state.get(name, "not said"))
             if kept != now:
                 raise UserError(
                     f"{self._checkpoints.store.url}: the checkpoint was made with another {CALLED[name]} "

@@ -12,6 +12,7 @@ from torch import nn
 from seer_pipe.errors import UserError
 from seer_pipe.export import FORMATS, Preprocessing, export_backbone, load_backbone
 from seer_pipe.models import build_trunk, trunk_names
+from tests.train.test_step import TinyTrunk
 
 METADATA = {"images_seen": "8192", "step": "2", "method": "swav"}
 
@@ -250,3 +251,10 @@ def test_onnx_is_one_file_that_takes_any_number_and_size_of_images(tmp_path, mon
     exec(code_of(tmp_path / "out", "ONNX")[0], scope)
     with torch.no_grad():
         assert same(torch.from_numpy(scope["features"]), trunk.eval()(scope["images"]))
+
+
+@pytest.mark.parametrize("format", sorted(set(FORMATS) - {"full"}))
+def test_a_trunk_that_a_library_does_not_have_is_refused_in_a_line(tmp_path: Path, format: str) -> None:
+    with pytest.raises(UserError, match=f"^{format}: that library has no tiny: export it as full$"):
+        export_backbone(TinyTrunk(), tmp_path / "out", format=format, images=torch.randn(2, 3, 24, 24), metadata={})
+    assert not (tmp_path / "out").exists()

@@ -23,6 +23,7 @@ from ingest.sources.archive import kind, members
 from ingest.sources.inflate import Address
 from ingest.sources.readers import DAMAGE
 from ingest.sources.warc import Place, WarcReader, captures
+from tests.ingest.fuzz import EXAMPLES
 from tests.ingest.jpegs import sampled
 from tests.ingest.test_accounting import tar
 from tests.ingest.test_formats import write
@@ -31,7 +32,9 @@ from tests.ingest.test_warc import ARC, ODD, RECORDS
 
 MOST = 1 << 20
 fuzz = settings(
-    max_examples=4000, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=2 * EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
 

@@ -24,10 +24,11 @@ from ingest.robots import Rules
 from ingest.sources.lists import tables
 from ingest.url import ILLEGAL, parse
 from seer_pipe.errors import UserError
+from tests.ingest.fuzz import EXAMPLES
 from tests.ingest.test_download import LENIENT, J
 
 pytestmark = pytest.mark.slow
-fuzz = settings(max_examples=1000, deadline=None)
+fuzz = settings(max_examples=EXAMPLES, deadline=None)
 
 #: What a parser may stumble over.
 PARTS = [
