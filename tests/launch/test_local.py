@@ -69,9 +69,10 @@ def test_a_run_that_dies_before_a_step_is_committed_begins_anew(asked: list[str]
 
 
 def test_a_sweep_runs_one_after_another_and_can_be_cancelled(asked: list[str], tmp_path: Path) -> None:
-    answer = seer_pipe("sweep", *asked[1:], "optimizer.lr=0.5,1.0", "--out", tmp_path / "runs")
+    more = "train.images=4000"  # so that none is finished before it is cancelled
+    answer = seer_pipe("sweep", *asked[1:], more, "optimizer.lr=0.5,1.0", "--out", tmp_path / "runs")
     assert answer.returncode == 0, answer.stderr
-    first, second = tmp_path / "runs" / "optimizer.lr=0.5", tmp_path / "runs" / "optimizer.lr=1.0"
+    first, second = (tmp_path / "runs" / f"{more},optimizer.lr={rate}" for rate in (0.5, 1.0))
     until(first, "running", steps=1)
     assert told(second)["state"] == "queued"
     assert seer_pipe("cancel", first).stdout.endswith("cancelled\n")
@@ -79,3 +80,5 @@ def test_a_sweep_runs_one_after_another_and_can_be_cancelled(asked: list[str], t
     beat = read_heartbeat(first)
     assert beat is not None
     assert beat["state"] == "stopping"
+    until(second, "running", steps=1)  # the next one begins; it is not left behind either
+    assert seer_pipe("cancel", second).stdout.endswith("cancelled\n")
