@@ -80,5 +80,3 @@ def test_a_sweep_runs_one_after_another_and_can_be_cancelled(asked: list[str], t
     beat = read_heartbeat(first)
     assert beat is not None
     assert beat["state"] == "stopping"
-    until(second, "running", steps=1)  # the next one begins; it is not left behind either
-    assert seer_pipe("cancel", second).stdout.endswith("cancelled\n")
