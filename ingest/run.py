@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from ingest.budget import Budget, Lease
 from ingest.files import read_parquet
@@ -35,6 +36,7 @@ LOOK = 0.25  # seconds between two looks at the inputs that were put back
 #: Names of unfinished tars, of files not renamed yet, and of the folder in which a plan is made.
 LEFTOVER = re.compile(rf"{re.escape(TEMPORARY)}([0-9a-f]{{32}}\.tar|\d+-.+|plan-\w+)")
 Process = Callable[[bytes], Awaitable[Stored]]
+T = TypeVar("T")
 
 
 class StoppedError(Exception):
@@ -55,7 +57,7 @@ class Run:
         self._meter, self._budget = meter, budget
         self._room = asyncio.Semaphore(OPEN_UNITS)
         self._units: set[Unit] = set()
-        self._commits: set[asyncio.Future[None]] = set()
+        self._threads: set[asyncio.Future[Any]] = set()  # what they do, until it is done
         self._later: list[tuple[float, int, int, Unit]] = []  # inputs put back, a heap: when due, unit, place
         self._traces: dict[int, list[str]] = {}  # of unforeseen errors, by unit
 
@@ -65,18 +67,28 @@ class Run:
                 returning = group.create_task(self._feed_again(group))
                 for number in todo:
                     await self._room.acquire()
-                    unit = await asyncio.to_thread(Unit, self._plan, self._source, number, self._make_sink)
-                    self._units.add(unit)
-                    await self._feed(unit, group)
+                    await self._feed(await self._in_thread(self._begin, number), group)
                 for _ in range(OPEN_UNITS):  # until all are committed
                     await self._room.acquire()
                 returning.cancel()
         except BaseExceptionGroup as several:
             raise several.exceptions[0] from None
         finally:
-            await asyncio.gather(*self._commits, return_exceptions=True)
+            await asyncio.gather(*self._threads, return_exceptions=True)
             for unit in self._units:
                 unit.discard()
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
+        """A thread comes to its end even where the run is stopped meanwhile: so it is waited for."""
+        done = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+        self._threads.add(done)
+        done.add_done_callback(self._threads.discard)
+        return await asyncio.shield(done)
+
+    def _begin(self, number: int) -> Unit:
+        unit = Unit(self._plan, self._source, number, self._make_sink)
+        self._units.add(unit)
+        return unit
 
     async def _feed(self, unit: Unit, group: asyncio.TaskGroup) -> None:
         for place in self._source.fetch_order(unit.rows):
@@ -137,10 +149,7 @@ class Run:
             else:
                 self._meter.add_rejected(written.reason)
         if unit.complete:
-            commit = asyncio.ensure_future(asyncio.to_thread(self._commit, unit))
-            self._commits.add(commit)  # waited for, even when the run is stopped meanwhile
-            await asyncio.shield(commit)
-            self._commits.discard(commit)
+            await self._in_thread(self._commit, unit)
             self._units.discard(unit)
             self._room.release()
 

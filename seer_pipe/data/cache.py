@@ -13,7 +13,7 @@ import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMPORARY = ".tmp-"
@@ -71,7 +71,8 @@ class Cache:
         try:
             data = memoryview(fetch())
             entry.write(data)
-            temporary.rename(path)
+            with self._books():  # what counts the files must not see one under two names, or under none
+                temporary.rename(path)
         except BaseException as error:
             temporary.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.errno in DISK:
@@ -124,8 +125,9 @@ class Cache:
         entries = []
         for entry in os.scandir(self.folder):
             if entry.name != ".size":
-                status = entry.stat()
-                entries.append((status.st_mtime_ns, status.st_size, entry.path))
+                with suppress(FileNotFoundError):  # whose fetch failed just now
+                    status = entry.stat()
+                    entries.append((status.st_mtime_ns, status.st_size, entry.path))
         total = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries, reverse=True):
             leftover = Path(path).name.startswith(TEMPORARY)

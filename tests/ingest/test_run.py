@@ -19,11 +19,12 @@ from PIL import Image
 
 from ingest.budget import Lease
 from ingest.image import ImageSettings
-from ingest.plan import prepare
+from ingest.plan import Plan, prepare
 from ingest.reasons import Reason
 from ingest.run import finish, ingest, pending, sole
-from ingest.sources import Row
+from ingest.sources import Row, Source
 from ingest.sources.folder import FolderSource
+from ingest.unit import ShardSink
 from ingest.workers import ImagePool
 from seer_pipe.errors import UserError
 from seer_pipe.shards import ShardSet
@@ -204,16 +205,24 @@ class FullStore(FolderStore):
 def test_a_full_disk_is_one_line_and_costs_nothing_that_was_done(tmp_path: Path) -> None:
     source = FolderSource(fill(tmp_path / "in", 10), 1 << 20)
 
+    class LateSink(ShardSink):
+        """The last unit is still being begun when the one before it fails."""
+
+        def __init__(self, plan: Plan, source: Source, number: int) -> None:
+            time.sleep(0.5 * (number == 2))
+            super().__init__(plan, source, number)
+
     def run(store: FolderStore) -> None:
         plan, _ = prepare(source, store, {}, 4)
         with ImagePool(ImageSettings(), 1) as pool:
-            ingest(source, plan, pending(plan), pool.process, memory=1 << 20, as_json=True)
+            ingest(source, plan, pending(plan), pool.process, LateSink, memory=1 << 20, as_json=True)
         assert finish(plan).stored == 10
 
     with pytest.raises(UserError, match="no space left") as error:
         run(FullStore(tmp_path / "out"))
     assert "\n" not in str(error.value)
     assert (tmp_path / "out" / "00000.parquet").exists()
+    assert not list((tmp_path / "out").glob(".tmp-*"))
     run(FolderStore(tmp_path / "out"))
     run(FolderStore(tmp_path / "whole"))
     assert files(tmp_path / "out") == files(tmp_path / "whole")

@@ -5,8 +5,9 @@ import os
 import re
 import signal
 import time
+from itertools import chain, repeat
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from seer_pipe.evaluate.subject import load_run
 from seer_pipe.models import Trunk, build_trunk
 from seer_pipe.run import start
 from seer_pipe.store import open_store
+from seer_pipe.train import signals
 from seer_pipe.train.checkpoint import MARKER, Checkpoints
 from seer_pipe.train.events import read_events
 from seer_pipe.train.loop import Hooks, train
@@ -171,7 +173,10 @@ def test_a_deadline_in_the_past_is_none_and_is_reported(
 def test_a_stop_by_the_deadline_gives_its_reason(
     monkeypatch: pytest.MonkeyPatch, pictures: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 0.001))
+    begun = time.time()
+    times = chain([begun], repeat(begun + 59))  # asked once at the start, then nearly at the end of the allocation
+    monkeypatch.setattr(signals, "time", SimpleNamespace(time=lambda: next(times), monotonic=time.monotonic))
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(begun + 60))
     said: list[str] = []
     assert not train(small(pictures), tmp_path / "run", said.append)
     assert said[-1] == "stopped after 0 of 12 steps (the allocation ends soon); the same command resumes it"
