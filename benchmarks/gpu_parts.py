@@ -214,7 +214,7 @@ def resume(check: Check) -> Figures:
         ways = {"fp32, larc, queue": ["train.precision=fp32", *larc]}
     for name, settings in ways.items():
         command = recipe(
-            check, "quickstart", *settings, *(TINY if check.cpu else ()), "train.passes=null", f"train.batch={batch}",
+            check, "quickstart", *settings, *(TINY if check.cpu else ()), "train.epochs=null", f"train.batch={batch}",
             f"train.images={batch * steps}", "train.log_every=1", f"train.checkpoint_every={steps // 4}",
             "train.log_to=[]", "objective.freeze_images=0",
         )  # fmt: skip
@@ -254,7 +254,7 @@ def learn(check: Check) -> Figures:
     seen = 24 if check.cpu else max(30_000, images)
     run, started = fresh(check.folder / "learnt"), time.monotonic()
     command = recipe(
-        check, "imagenette_resnet18", "train.passes=null", f"train.images={seen}", f"train.batch={batch}",
+        check, "imagenette_resnet18", "train.epochs=null", f"train.images={seen}", f"train.batch={batch}",
         "train.channels_last=true", *(TINY if check.cpu else ()),
     )  # fmt: skip
     python(*command[1:], "--out", run)
@@ -283,7 +283,7 @@ def fsdp2(check: Check) -> Figures:
     if torch.cuda.device_count() < 2 and not check.cpu:
         return {"skipped": "it needs two GPUs"}
     batch, steps = (8, 3) if check.cpu else (32, 20)
-    settings = ["train.precision=fp32", "train.passes=null", f"train.batch={batch}", f"train.images={batch * steps}",
+    settings = ["train.precision=fp32", "train.epochs=null", f"train.batch={batch}", f"train.images={batch * steps}",
                 "train.log_every=1", "train.log_to=[]", "train.channels_last=false",
                 *(TINY if check.cpu else ())]  # fmt: skip
     command = recipe(check, "quickstart", *settings)[1:]

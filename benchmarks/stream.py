@@ -6,7 +6,7 @@ read     samples a second and core, from the page cache: this project's stream; 
          streaming and LitData in their own formats, where the interpreter PYTHON has them; and reading the files from
          front to end in blocks of 1 MiB, thrown away (the block stays in the processor's cache), kept for as long as
          two batches are (as a loader must), and checked as well, a CRC32C of every 36 kB (as this project does, and
-         no other here). Three passes; by CPU time of the process, all threads and all Python included.
+         no other here). Three epochs; by CPU time of the process, all threads and all Python included.
 billion  a manifest of 100,000 shards and a billion samples: seconds to load it, to make the plan and the first
          batch's places at sample 900,000,000, and the memory of the process.
 ranks    512 ranks: a plan of 10 million positions, all of them, and one of a billion as far as a minute goes, marked
@@ -41,7 +41,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-SHARDS, IN_SHARD, BYTES, BATCH, PASSES = 24, 1000, 36_000, 64, 3
+SHARDS, IN_SHARD, BYTES, BATCH, EPOCHS = 24, 1000, 36_000, 64, 3
 ACCESS = {"AWS_ACCESS_KEY_ID": "benchmark-key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -102,7 +102,7 @@ def rate(run: Callable[[], int]) -> float:
 def read(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     root = make_shards(folder / "set")
     tars = sorted(root.glob("*.tar"))
-    ours = stream_all(root, PASSES)
+    ours = stream_all(root, EPOCHS)
     contestants: dict[str, Callable[[], int]] = {
         "sequential read, thrown away": lambda: front_to_end(tars, 1 << 20),
         "sequential read, kept for two batches": lambda: front_to_end(tars, 2 * BATCH * BYTES),
@@ -141,16 +141,16 @@ def front_to_end(tars: list[Path], room: int, *, check: bool = False) -> int:
     blocks = [np.empty(block, np.uint8) for _ in range(max(1, room // block))]
     parts = [[data[at : at + BYTES] for at in range(0, block, BYTES)] for data in blocks]
     turn = 0
-    for tar in tars * PASSES:
+    for tar in tars * EPOCHS:
         with tar.open("rb", buffering=0) as file:
             while file.readinto(blocks[turn]):
                 if check:
                     list(map(google_crc32c.value, parts[turn]))
                 turn = (turn + 1) % len(blocks)
-    return PASSES * SHARDS * IN_SHARD
+    return EPOCHS * SHARDS * IN_SHARD
 
 
-def stream_all(root: str | Path, passes: int = 1) -> Callable[..., int]:
+def stream_all(root: str | Path, epochs: int = 1) -> Callable[..., int]:
     from seer_pipe.data.order import Plan
     from seer_pipe.data.stream import Stream
     from seer_pipe.shards import ShardSet
@@ -161,7 +161,7 @@ def stream_all(root: str | Path, passes: int = 1) -> Callable[..., int]:
     def run(pace: float = np.inf, stop: threading.Event | None = None) -> int:
         stream = Stream(shards, plan, np.arange(BATCH), threads=1)
         count, began = 0, time.perf_counter()
-        for samples in stream.batches(0, passes * plan.steps_per_pass):
+        for samples in stream.batches(0, epochs * plan.steps_per_epoch):
             assert not samples.reasons
             count += len(samples)
             if stop is not None and stop.wait(max(0.0, began + count / pace - time.perf_counter())):
@@ -176,7 +176,7 @@ def webdataset_all(tars: list[Path]) -> int:
     import webdataset as wds
 
     data = wds.WebDataset([str(tar) for tar in tars], shardshuffle=len(tars), empty_check=False).shuffle(1000)
-    return sum(len(sample["jpg"]) == BYTES for _ in range(PASSES) for sample in data)
+    return sum(len(sample["jpg"]) == BYTES for _ in range(EPOCHS) for sample in data)
 
 
 def samples_of(root: Path) -> Iterator[bytes]:
@@ -196,7 +196,7 @@ def mosaicml(root: Path) -> float:
         for data in samples_of(root):
             writer.write({"jpg": data})
     dataset = StreamingDataset(local=out, shuffle=True, shuffle_algo="py1e", batch_size=BATCH)
-    return rate(lambda: sum(1 for _ in range(PASSES) for _ in dataset))
+    return rate(lambda: sum(1 for _ in range(EPOCHS) for _ in dataset))
 
 
 def as_bytes(data: bytes) -> bytes:
@@ -209,7 +209,7 @@ def litdata(root: Path) -> float:
     out = str(root.parent / "litdata")
     ld.optimize(fn=as_bytes, inputs=list(samples_of(root)), output_dir=out, chunk_bytes="36MB", num_workers=1)
     dataset = ld.StreamingDataset(out, shuffle=True)
-    return rate(lambda: sum(1 for _ in range(PASSES) for _ in dataset))
+    return rate(lambda: sum(1 for _ in range(EPOCHS) for _ in dataset))
 
 
 PEERS = {"mosaicml": mosaicml, "litdata": litdata}
@@ -267,9 +267,9 @@ def ranks(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     large, reached = mark(np.full(100_000, 10_000), 60.0)
     return {
         "10 million: positions marked, of steps all": f"{small:,}",
-        "10 million: share of the pass": steps,
+        "10 million: share of the epoch": steps,
         "a billion: positions marked, none twice": f"{large:,}",
-        "a billion: share of the pass": reached,
+        "a billion: share of the epoch": reached,
     }
 
 
@@ -280,7 +280,7 @@ def mark(counts: np.ndarray, seconds: float) -> tuple[int, float]:
     plan = Plan(counts, 8192, seed=1)
     seen = np.zeros(plan.total // 8 + 1, np.uint8)
     slots = np.concatenate([slots_of(rank, 512, 8192) for rank in range(512)])
-    order = np.random.default_rng(0).permutation(plan.steps_per_pass)  # random steps, so that all parts are sampled
+    order = np.random.default_rng(0).permutation(plan.steps_per_epoch)  # random steps, so that all parts are sampled
     began, marked, done = time.perf_counter(), 0, 0
     for block in np.array_split(order, max(1, len(order) // 16)):
         if time.perf_counter() - began > seconds:
@@ -337,13 +337,13 @@ def s3(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def shuffle(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Distinct shards in a batch of 4096, of 2,000 shards of 1,000 samples, at the mean of many batches of a pass."""
+    """Distinct shards in a batch of 4096, of 2,000 shards of 1,000 samples, at the mean of many batches of an epoch."""
     from seer_pipe.data.order import Plan
 
     count, size, batch = 2000, 1000, 4096
     total, random = count * size, np.random.default_rng(0)
     plan = Plan(np.full(count, size), batch, seed=0)
-    starts = range(0, plan.steps_per_pass, 10)
+    starts = range(0, plan.steps_per_epoch, 10)
 
     def distinct(order: np.ndarray) -> float:
         return float(np.mean([len(np.unique(order[s * batch : (s + 1) * batch] // size)) for s in starts]))
@@ -385,30 +385,30 @@ def first_version(total: int, batch: int, step: int) -> np.ndarray:
     from seer_pipe.data.random import derive_key
 
     chunk = min(128, max(1, total // (8 * batch)))
-    pass_, turn = divmod(step, total // batch)
+    epoch, turn = divmod(step, total // batch)
     place, inside = np.divmod(np.arange(batch) * total // batch + turn, chunk)
     whole = total // chunk  # what is left over stays at the end
-    shuffled = permute(np.minimum(place, whole - 1), whole, derive_key(1, 0, pass_))
+    shuffled = permute(np.minimum(place, whole - 1), whole, derive_key(1, 0, epoch))
     return np.where(place < whole, shuffled, place) * chunk + inside
 
 
 def mixed(order: Callable[[int], np.ndarray], total: int, batch: int, steps: int = 500) -> tuple[float, ...]:
     """Correlation of consecutive batches, the largest of 40, variance of ten steps, how often equal places meet."""
-    per_pass = total // batch
-    passes = max(1, steps // per_pass)
-    found = np.empty((passes, min(per_pass, steps), 10))
+    per_epoch = total // batch
+    epochs = max(1, steps // per_epoch)
+    found = np.empty((epochs, min(per_epoch, steps), 10))
     alike = 0.0
-    for number in range(passes):
+    for number in range(epochs):
         for turn in range(found.shape[1]):
-            samples = order(number * per_pass + turn)
+            samples = order(number * per_epoch + turn)
             found[number, turn] = np.bincount(samples * 10 // total, minlength=10) - batch / 10
             residues = np.bincount(samples % 128, minlength=128)
             alike += float((residues * (residues - 1)).sum()) / (batch * (batch - 1))
     variance = (found**2).mean()
-    lags = [float((found[:, lag:] * found[:, :-lag]).mean() / variance) for lag in range(1, min(41, per_pass))]
-    tens = found[:, : found.shape[1] // 10 * 10].reshape(passes, -1, 10, 10).sum(2)
+    lags = [float((found[:, lag:] * found[:, :-lag]).mean() / variance) for lag in range(1, min(41, per_epoch))]
+    tens = found[:, : found.shape[1] // 10 * 10].reshape(epochs, -1, 10, 10).sum(2)
     shuffled = 10 * batch * 0.09 * (1 - 10 * batch / total)
-    return lags[0], max(lags), float((tens**2).mean() / shuffled), alike * 128 / (passes * found.shape[1])
+    return lags[0], max(lags), float((tens**2).mean() / shuffled), alike * 128 / (epochs * found.shape[1])
 
 
 def lock(folder: Path, args: argparse.Namespace) -> dict[str, Any]:

@@ -54,10 +54,10 @@ def check(run: object, found: Collection[Difference], on_purpose: Collection[str
 
 
 def next_pass(position: int, then: int, now: int, images_in_set: int) -> int:
-    """Where the data continue when the batch changes from ``then`` to ``now`` images: at the start of a pass.
+    """Where the data continue when the batch changes from ``then`` to ``now`` images: at the start of an epoch.
 
-    ``position`` counts batches, before and after. Another batch has another order, so the pass under way cannot be
-    finished. The crops follow from the number of the pass, so none that was begun is begun again.
+    ``position`` counts batches, before and after. Another batch has another order, so the epoch under way cannot be
+    finished. The crops follow from the number of the epoch, so none that was begun is begun again.
     """
-    passes = (-(-position // (images_in_set // batch)) for batch in (then, now))
-    return max(passes) * (images_in_set // now)
+    epochs = (-(-position // (images_in_set // batch)) for batch in (then, now))
+    return max(epochs) * (images_in_set // now)

@@ -80,7 +80,7 @@ def newer_set(folder: Path) -> Path:
         (["train", "RECIPE", "optimizer.lr=-1"], "optimizer.lr: "),
         (["train", "RECIPE", "data.path=PICTURES", "train.batch=32", "model.name=resnet17"], "try resnet1"),
         (
-            ["train", "RECIPE", "data.path=PICTURES", "train.batch=512", "train.passes=null", "train.images=512"],
+            ["train", "RECIPE", "data.path=PICTURES", "train.batch=512", "train.epochs=null", "train.images=512"],
             "fewer than a batch of 512",
         ),
         (["train", "RECIPE", "data.path=PICTURES", "train.device=cuda"], "no CUDA device"),

@@ -82,7 +82,7 @@ def test_seer_head_fits_its_trunk() -> None:
         ("views.crops=[{count: 1, size: 64, scale: [0.5, 1], augment: 3}]", r"views\.crops\.0\.augment: .*not 3"),
         ("views.crops=[3]", r"views\.crops\.0: .*not 3"),
         ("views.augment=3", r"views\.augment: .*not 3"),
-        ("train.images=100", "give either images or passes"),
+        ("train.images=100", "give either images or epochs"),
         ("objective.prototypes=4096", r"objective\.prototypes 4096 is more than .*\(64\)"),
         ("objective.queue=100", r"objective\.queue must be a multiple of train\.batch \(64\)"),
         ("objective.assign=[0,9]", "names crop 9 of 6"),
@@ -153,7 +153,7 @@ def test_what_a_resume_may_change_is_marked_on_the_setting() -> None:
     keys = [key for key, _ in settings.flat(settings.load(recipe("quickstart")).model_dump(mode="json"))]
     marks = {key: mark_of(settings.Config, key) for key in keys}
     assert {key for key, mark in marks.items() if mark == section.FREE} == FREE
-    assert {key for key, mark in marks.items() if mark == section.LENGTH} == {"train.images", "train.passes"}
+    assert {key for key, mark in marks.items() if mark == section.LENGTH} == {"train.images", "train.epochs"}
     never = {key for key, mark in marks.items() if mark is not None and mark.free == "never"}
     assert never == {key for key in keys if key.startswith(FIXED)}
     assert all(mark.why for key, mark in marks.items() if key in never and mark is not None)

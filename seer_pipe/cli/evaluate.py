@@ -96,7 +96,7 @@ def finetune(
     labels: Labels = None,
     test: Test = None,
     size: Annotated[int, typer.Option(min=8, max=2048, help="Pixels of the crops: 224, 384.")] = 224,
-    passes: Annotated[float, typer.Option(min=0.01, help="Times through the images.")] = 35,
+    epochs: Annotated[float, typer.Option(min=0.01, help="Times through the images.")] = 35,
     batch: Annotated[int, typer.Option(min=2, help="Images a step, over all ranks.")] = 256,
     lr: Annotated[float, typer.Option(min=1e-9, help="For a batch of 256; scaled linearly.")] = 0.0125,
     seed: Seed = 0,
@@ -106,7 +106,7 @@ def finetune(
     """Train the whole network on the labels, with a new classifier, by SEER's recipe."""
     from seer_pipe.evaluate.finetune import Recipe, evaluate_finetune
 
-    recipe = Recipe(size, passes, batch, lr, seed)
+    recipe = Recipe(size, epochs, batch, lr, seed)
     result = evaluate_finetune(
         subject, data, labels, test, recipe, untrained=untrained, say=lambda line: print(line, file=sys.stderr)
     )

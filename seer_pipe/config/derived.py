@@ -15,8 +15,8 @@ class Derived:
 
     images_in_set: int
     steps: int
-    steps_per_pass: int
-    passes: float
+    steps_per_epoch: int
+    epochs: float
     images: int  # that the run will have seen at its end
     batch_correlation: float | None  # what remains of a sorted set, see `Plan.correlation`; None: no order was given
     images_per_rank: int  # of one step
@@ -39,20 +39,20 @@ def derive(
     ``correlation``: of any two batches of the order at most.
     """
     batch, objective = config.train.batch, config.objective
-    per_pass = images_in_set // batch
+    per_epoch = images_in_set // batch
     if config.train.images is not None:
         wanted = config.train.images
     else:
-        wanted = round((config.train.passes or 1) * per_pass) * batch
+        wanted = round((config.train.epochs or 1) * per_epoch) * batch
     left = max(0, wanted - finished[1]) // batch
     steps, images = finished[0] + left, finished[1] + left * batch
     if steps < 1:
-        raise UserError(f"train: less than one batch of {batch} in all; give more images or passes")
+        raise UserError(f"train: less than one batch of {batch} in all; give more images or epochs")
     return Derived(
         images_in_set=images_in_set,
         steps=steps,
-        steps_per_pass=per_pass,
-        passes=images / (per_pass * batch) if per_pass else 0.0,
+        steps_per_epoch=per_epoch,
+        epochs=images / (per_epoch * batch) if per_epoch else 0.0,
         images=images,
         batch_correlation=correlation,
         images_per_rank=batch // world,

@@ -194,8 +194,8 @@ class ImageGroups(Section):
 
 class Train(Section):
     batch: Positive = Field(description="images a step, over all ranks")
-    images: Annotated[Positive | None, LENGTH] = Field(None, description="images in all; or give passes")
-    passes: Annotated[Annotated[float, Field(gt=0)] | None, LENGTH] = Field(
+    images: Annotated[Positive | None, LENGTH] = Field(None, description="images in all; or give epochs")
+    epochs: Annotated[Annotated[float, Field(gt=0)] | None, LENGTH] = Field(
         None, description="times through the set; default: one"
     )
     device: Annotated[Literal["auto", "cpu", "cuda"], FREE] = "auto"
@@ -236,8 +236,8 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
-        if self.images is not None and self.passes is not None:
-            raise ValueError("give either images or passes, and set the other to null")
+        if self.images is not None and self.epochs is not None:
+            raise ValueError("give either images or epochs, and set the other to null")
         return self
 
 

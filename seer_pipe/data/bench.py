@@ -30,7 +30,7 @@ def inspect(data: Data, batch: int, seed: int, step: int, rank: int, world: int)
         raise UserError(f"rank {rank}: of {world} ranks the last is {world - 1}")
     shards, plan = open_data(data, batch, seed)
     slots = slots_of(rank, world, batch)
-    places, passes = plan.locate(step, slots), plan.pass_of(step, slots)
+    places, epochs = plan.locate(step, slots), plan.epoch_of(step, slots)
     sets = shards.sets if isinstance(shards, ShardSets) else [shards]
     plans = plan.plans if isinstance(plan, Mix) else [plan]
     return {
@@ -41,11 +41,11 @@ def inspect(data: Data, batch: int, seed: int, step: int, rank: int, world: int)
                 "images": order.total,
                 "excluded": len(one) - order.total,
                 "gigabytes": round(int(one.bytes.sum()) / 1e9, 3),
-                "images_a_batch": order.batch,
-                "pass": step // order.steps_per_pass,
-                "step_of_pass": step % order.steps_per_pass,
-                "steps_a_pass": order.steps_per_pass,
-                "left_out_a_pass": order.dropped,
+                "images_per_batch": order.batch,
+                "epoch": step // order.steps_per_epoch,
+                "step_of_epoch": step % order.steps_per_epoch,
+                "steps_per_epoch": order.steps_per_epoch,
+                "left_out_per_epoch": order.dropped,
             }
             for one, order in zip(sets, plans, strict=True)
         ],
@@ -57,9 +57,9 @@ def inspect(data: Data, batch: int, seed: int, step: int, rank: int, world: int)
         "rank": rank,
         "world": world,
         "images": [
-            {"slot": slot, "pass": pass_, "sample": sample, "shard": shards.paths[shard], "index": index}
-            for slot, pass_, sample, shard, index in zip(
-                *(column.tolist() for column in (slots, passes, places.sample, places.shard, places.index)), strict=True
+            {"slot": slot, "epoch": epoch, "sample": sample, "shard": shards.paths[shard], "index": index}
+            for slot, epoch, sample, shard, index in zip(
+                *(column.tolist() for column in (slots, epochs, places.sample, places.shard, places.index)), strict=True
             )
         ],
     }

@@ -118,8 +118,8 @@ class Cache:
     def _evict(self, goal: int) -> int:
         """Remove what nobody reads until ``goal`` bytes are left, if that can be; how many are left.
 
-        The last used goes first: a chunk that is finished is wanted again in the next pass, and those that this
-        pass has not come to yet are wanted sooner. What is counted anew here also rights what killed processes
+        The last used goes first: a chunk that is finished is wanted again in the next epoch, and those that this
+        epoch has not come to yet are wanted sooner. What is counted anew here also rights what killed processes
         left counted.
         """
         entries = []

@@ -149,7 +149,7 @@ class Loader:
             bad = samples.reasons
             if not bad:
                 try:
-                    epochs = self._plan.pass_of(step, self._slots)
+                    epochs = self._plan.epoch_of(step, self._slots)
                     crops = self._augment(samples, epochs)
                     ids, seen = (torch.from_numpy(a).to(self._device) for a in (samples.places.sample, epochs))
                     known = labels(self._crops, len(samples), self._device)

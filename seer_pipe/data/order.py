@@ -1,12 +1,12 @@
 """Which image stands at any place of any batch, as arithmetic.
 
 The unit of reading is a *chunk*: ``chunk`` contiguous samples of one shard (what is left over at the ends of
-shards is put together to chunks of its own). The specification, for pass *e* of a set of N samples and batches of B:
+shards is put together to chunks of its own). The specification, for epoch *e* of a set of N samples and batches of B:
 
 1. A keyed bijection of (seed, *e*) permutes all chunks; laid end to end they are a row of N positions.
 2. The row is cut into L equal *lanes*, L a divisor of B, and each lane into W equal *tracks*; W is the *window*.
    A track is read in order, from a keyed place of it to its end, then from its start to that place.
-3. A lane's draws are counted through the pass: B/L of them a step. W draws in a row are a *round*, which takes the
+3. A lane's draws are counted through the epoch: B/L of them a step. W draws in a row are a *round*, which takes the
    next sample of each of the W tracks, in an order permuted by a key of (seed, *e*, lane, round). In the last round,
    only the tracks that are longer by one take part.
 
@@ -15,10 +15,10 @@ What follows from it:
 - A batch comes from B different chunks (with L = B), of L*W that are open at a time; each is read front to end.
 - Consecutive batches share no chunk but where a round ends, so that on a sorted set their counts of classes correlate
   by about (B/L/W)², and those of any two batches by B/L/W at most (``Plan.correlation``); a shuffle's by 0.
-- The keyed start gives every image all places of a pass with the same probability, and independently of any image of
+- The keyed start gives every image all places of an epoch with the same probability, and independently of any image of
   another chunk: so any two of them share a batch as often as in a full shuffle, whatever N, B and ``chunk`` have in
   common, and tracks go from chunk to chunk at different steps. (Two of one chunk, read one a round, do not meet.)
-- With chunks of one sample, as in small sets, a pass is a full shuffle.
+- With chunks of one sample, as in small sets, an epoch is a full shuffle.
 - The state of it all is the number of finished steps.
 
 Samples that are excluded are left out of all counting: positions are those of the kept samples.
@@ -98,7 +98,7 @@ class Places:
     shard: Ints  # number of the shard in the manifest
     index: Ints  # number of the sample in its shard
     sample: Ints  # number of the sample in the whole set, the same in every plan
-    chunk: Ints  # number of the chunk that it is read with, the same in every pass
+    chunk: Ints  # number of the chunk that it is read with, the same in every epoch
     inside: Ints  # its place in that chunk
 
     def __len__(self) -> int:
@@ -182,13 +182,13 @@ class Plan:
         self._equal = self._whole + made  # chunks of full size; one more, of `_ragged` samples, may follow
 
     @property
-    def steps_per_pass(self) -> int:
+    def steps_per_epoch(self) -> int:
         return self.total // self.batch
 
     @property
     def dropped(self) -> int:
-        """Samples that a pass leaves out, fewer than a batch; other ones in every pass."""
-        return self.total - self.steps_per_pass * self.batch
+        """Samples that an epoch leaves out, fewer than a batch; other ones in every epoch."""
+        return self.total - self.steps_per_epoch * self.batch
 
     @property
     def chunks(self) -> int:
@@ -202,14 +202,14 @@ class Plan:
             about.append(hashlib.sha256(self._gaps.astype(np.int64).tobytes()).hexdigest())
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
-    def pass_of(self, step: int, slots: Ints) -> Ints:
-        """The pass, from 0, that each of ``slots`` [n] is in at step ``step``, from 0."""
-        return np.full(len(slots), step // self.steps_per_pass)
+    def epoch_of(self, step: int, slots: Ints) -> Ints:
+        """The epoch, from 0, that each of ``slots`` [n] is in at step ``step``, from 0."""
+        return np.full(len(slots), step // self.steps_per_epoch)
 
     @property
     def correlation(self) -> tuple[float, float]:
         """What remains of the order of a sorted set: the correlation of the counts of classes of consecutive batches,
-        and the largest of any two batches of a pass; a full shuffle has 0. Of chunks that hold one class each.
+        and the largest of any two batches of an epoch; a full shuffle has 0. Of chunks that hold one class each.
 
         Two draws of a lane come from one track with probability 1/W at most (squared for consecutive batches), and
         from one chunk of it rather than from two with 1 - 1/chunk. What a batch takes of all chunks is then missing
@@ -225,31 +225,31 @@ class Plan:
 
     def locate(self, step: int | Ints, slots: Ints) -> Places:
         """The samples at ``slots`` (0 … B-1, [n]) of step ``step`` (from 0, or one a slot, [n]): n places."""
-        pass_, turn = np.divmod(np.asarray(step), self.steps_per_pass)
+        epoch, turn = np.divmod(np.asarray(step), self.steps_per_epoch)
         share = self.batch // self.lanes
         lane, nth = np.divmod(slots, share)
         start = lane * self.total // self.lanes
         length = (lane + 1) * self.total // self.lanes - start
-        chunk, inside = self._row(pass_, start + self._along(pass_, lane, turn * share + nth, length))
+        chunk, inside = self._row(epoch, start + self._along(epoch, lane, turn * share + nth, length))
         return self._at(chunk, inside)
 
-    def _along(self, pass_: Ints, lane: Ints, draw: Ints, length: Ints) -> Ints:
-        """The place in each lane, of ``length``, that draw number ``draw`` of the pass takes; all [n]."""
+    def _along(self, epoch: Ints, lane: Ints, draw: Ints, length: Ints) -> Ints:
+        """The place in each lane, of ``length``, that draw number ``draw`` of the epoch takes; all [n]."""
         common, longer = np.divmod(length, self.window)  # length of all tracks; how many, the first, have one more
         round_, nth = np.divmod(draw, self.window)
         tracks = np.where(round_ < common, self.window, longer)
-        track = permute(nth, tracks, derive_key(self.seed, _ROUND, pass_, lane, round_))
+        track = permute(nth, tracks, derive_key(self.seed, _ROUND, epoch, lane, round_))
         size = common + (track < longer)
-        first = derive_key(self.seed, _START, pass_, lane, track) % size.astype(np.uint64)
+        first = derive_key(self.seed, _START, epoch, lane, track) % size.astype(np.uint64)
         along: Ints = track * common + np.minimum(track, longer) + (round_ + first.astype(np.int64)) % size
         return along
 
-    def _row(self, pass_: Ints, position: Ints) -> tuple[Ints, Ints]:
+    def _row(self, epoch: Ints, position: Ints) -> tuple[Ints, Ints]:
         """The chunk at each position [n] of the permuted row, and the place inside it."""
-        key = derive_key(self.seed, _CHUNKS, pass_)
-        turned = derive_key(self.seed, _RAGGED, pass_) % np.uint64(self._equal + 1)
+        key = derive_key(self.seed, _CHUNKS, epoch)
+        turned = derive_key(self.seed, _RAGGED, epoch) % np.uint64(self._equal + 1)
         before = turned.astype(np.int64) * self.chunk
-        past = position - before  # the ragged chunk stands somewhere else in every pass
+        past = position - before  # the ragged chunk stands somewhere else in every epoch
         ragged = (past >= 0) & (past < self._ragged)
         place, inside = np.divmod(np.where(past < self._ragged, position, position - self._ragged), self.chunk)
         chunk = permute(np.minimum(place, max(self._equal - 1, 0)), max(self._equal, 1), key)

@@ -2,7 +2,7 @@
 
 Several sets are mixed by weight. The lanes of the batch are divided among them once, as near to the weights as whole
 lanes allow, and every set has a plan of its own for its share. So a batch always holds the same number of images of
-each, a set that is through begins its next pass by itself, and the state of all is still the number of finished steps.
+each, a set that is through begins its next epoch by itself, and the state of all is still the number of finished steps.
 """
 
 from __future__ import annotations
@@ -93,13 +93,13 @@ class Mix:
         self._which, self._nth = which[order], nth[order]  # of each lane: its set, and its number there
 
     @property
-    def steps_per_pass(self) -> int:
-        """Steps that take as many images as all sets together hold; each set has passes of its own."""
+    def steps_per_epoch(self) -> int:
+        """Steps that take as many images as all sets together hold; each set has epochs of its own."""
         return self.total // self.batch
 
     @property
     def dropped(self) -> int:
-        """Samples that a pass leaves out at most, over all sets; other ones in every pass."""
+        """Samples that an epoch leaves out at most, over all sets; other ones in every epoch."""
         return sum(plan.dropped for plan in self.plans)
 
     @property
@@ -133,11 +133,11 @@ class Mix:
             chunk=places.chunk + self._chunks[i],
         )
 
-    def pass_of(self, step: int, slots: Ints) -> Ints:
-        passes = np.zeros(len(slots), np.int64)
+    def epoch_of(self, step: int, slots: Ints) -> Ints:
+        epochs = np.zeros(len(slots), np.int64)
         for i, rows, own in self._shares(slots):
-            passes[rows] = self.plans[i].pass_of(step, own)
-        return passes
+            epochs[rows] = self.plans[i].epoch_of(step, own)
+        return epochs
 
     def locate(self, step: int | Ints, slots: Ints) -> Places:
         steps = np.broadcast_to(step, slots.shape)

@@ -1,4 +1,4 @@
-"""Every random number of every crop, as a pure function of (seed, pass, sample, crop).
+"""Every random number of every crop, as a pure function of (seed, epoch, sample, crop).
 
 The recipe is that of SwAV and SEER: random resized crop, flip, colour jitter, grey, blur, solarise; each drawn
 with torchvision's distributions. Nothing here touches a pixel: `draw` and `centre` say what is to be done, and
@@ -70,16 +70,16 @@ class Crops:
 
 
 def draw(
-    seed: int, pass_: int | Array, sample: Array, height: Array, width: Array, crops: Sequence[CropSpec]
+    seed: int, epoch: int | Array, sample: Array, height: Array, width: Array, crops: Sequence[CropSpec]
 ) -> list[Crops]:
     """The views of n samples: one `Crops` a crop, in the order of `crops`.
 
     `sample` (integers that name the images within the data set), `height` and `width` (pixels, at least 1) are
-    arrays of length n; `pass_` is the pass of all of them, or of each. A crop depends on (seed, pass_, its sample,
+    arrays of length n; `epoch` is the epoch of all of them, or of each. A crop depends on (seed, epoch, its sample,
     its place among the crops), on its own image's size and its own spec, and on nothing else.
     """
     specs = [spec for spec in crops for _ in range(spec.count)]
-    image = derive_key(seed, pass_, np.asarray(sample))
+    image = derive_key(seed, epoch, np.asarray(sample))
     height, width = np.asarray(height, np.float64), np.asarray(width, np.float64)  # their product may pass 2^31
     return [_draw_crop(derive_key(image, place), height, width, spec) for place, spec in enumerate(specs)]
 

@@ -1,6 +1,6 @@
 """The whole network trained on labels, from the weights of a run or an export: what they are worth to a fine-tuner.
 
-The recipe is SEER's (arXiv 2103.01988): a new linear classifier on the trunk, and all of it trained in 35 passes of SGD
+The recipe is SEER's (arXiv 2103.01988): a new linear classifier on the trunk, and all of it trained in 35 epochs of SGD
 with momentum 0.9, at a learning rate of 0.0125 for a batch of 256 that falls to a tenth after the 30th, with a weight
 decay of 1e-4, on random resized crops and their mirror images. Two things are ours. The classifier's features are
 standardised, as in the linear evaluation: their scale differs from trunk to trunk, the learning rate does not. And at
@@ -54,7 +54,7 @@ Batches = Generator[tuple[list[int], Tensor], None, None]
 @dataclass(frozen=True)
 class Recipe:
     size: int = 224  # pixels
-    passes: float = 35
+    epochs: float = 35
     batch: int = 256  # over all ranks; no more than there are images
     lr: float = 0.0125  # for a batch of 256, scaled linearly
     seed: int = 0
@@ -86,7 +86,7 @@ def evaluate_finetune(
             "accuracy": right / images,
             "training_loss": loss,
             "size": recipe.size,
-            "passes": recipe.passes,
+            "epochs": recipe.epochs,
             "steps": steps,
             "batch": min(recipe.batch, len(part)),
             "lr": recipe.lr,
@@ -106,7 +106,7 @@ def finetune(
 ) -> tuple[nn.Module, int, float, int]:
     """Train ``trunk``, in place, and a classifier on it.
 
-    The network of both, its steps, the last pass's mean loss, and how many images were met that cannot be used.
+    The network of both, its steps, the last epoch's mean loss, and how many images were met that cannot be used.
     """
     network = nn.Sequential(trunk, _classifier(trunk.width, len(learnt.classes), recipe.seed)).to(world.device).train()
     batch = min(recipe.batch, len(learnt))
@@ -120,8 +120,8 @@ def finetune(
     optimizer = build_optimizer(OPTIMIZER, network)
     autocast, kind = precision(settings.Train.model_validate({"batch": batch}), world), world.device.type
     scaler = torch.amp.GradScaler(kind, enabled=autocast == torch.float16)
-    a_pass = len(learnt) / batch
-    steps = max(1, round(recipe.passes * a_pass))
+    per_epoch = len(learnt) / batch
+    steps = max(1, round(recipe.epochs * per_epoch))
     losses = torch.zeros(steps, device=world.device)
     labels = torch.from_numpy(learnt.label_of)
     images = Images(learnt.pictures, recipe.size, batch=batch // world.size, device=str(world.device))
@@ -137,12 +137,13 @@ def finetune(
             scaler.step(optimizer)
             scaler.update()
             losses[step] = loss.detach()
-            if int((step + 1) / a_pass) > int(step / a_pass):
-                say(f"pass {int((step + 1) / a_pass)} of {recipe.passes:g}: loss {_last(losses, step + 1, a_pass):.4f}")
+            if int((step + 1) / per_epoch) > int(step / per_epoch):
+                done = int((step + 1) / per_epoch)
+                say(f"epoch {done} of {recipe.epochs:g}: loss {_last(losses, step + 1, per_epoch):.4f}")
     with closing(Images(learnt.pictures, recipe.size, device=str(world.device))) as whole:
         recalibrate_batch_norm(network, (pixels for _, pixels in whole.batches(spread(learnt.numbers))))
     unreadable = set(itertools.chain.from_iterable(world.gather(sorted(images.left_out))))
-    return network, steps, float(np.mean(world.gather(_last(losses, steps, a_pass)))), len(unreadable)
+    return network, steps, float(np.mean(world.gather(_last(losses, steps, per_epoch)))), len(unreadable)
 
 
 def few_values(trunk: Trunk, size: int, batch: int) -> str | None:
@@ -162,20 +163,20 @@ def _classifier(width: int, classes: int, seed: int) -> nn.Module:
     return nn.Sequential(nn.BatchNorm1d(width, affine=False), linear)
 
 
-def _last(losses: Tensor, steps: int, a_pass: float) -> float:
-    return float(losses[:steps][-max(1, round(a_pass)) :].mean())
+def _last(losses: Tensor, steps: int, per_epoch: float) -> float:
+    return float(losses[:steps][-max(1, round(per_epoch)) :].mean())
 
 
 def _batches(images: Images, learnt: Labelled, recipe: Recipe, count: int, world: World) -> Batches:
-    """Exactly ``count`` random crops at a time, for ever; every pass in an order of its own, of which each rank has a
+    """Exactly ``count`` random crops at a time, for ever; every epoch in an order of its own, of which each rank has a
     share. Images that cannot be used are left out."""
     numbers: list[int] = []
     pixels = torch.empty(0, device=world.device)
     crop = CropSpec(1, recipe.size, SCALE, AUGMENT)
-    for pass_ in itertools.count():
-        order = np.random.default_rng([recipe.seed, pass_]).permutation(learnt.numbers)[world.rank :: world.size]
+    for epoch in itertools.count():
+        order = np.random.default_rng([recipe.seed, epoch]).permutation(learnt.numbers)[world.rank :: world.size]
         found = 0
-        for more, new in images.batches(order, partial(_view, recipe.seed, pass_, crop)):
+        for more, new in images.batches(order, partial(_view, recipe.seed, epoch, crop)):
             found += len(more)
             numbers, pixels = numbers + more, torch.cat([pixels, new]) if len(numbers) else new
             while len(numbers) >= count:
@@ -185,8 +186,8 @@ def _batches(images: Images, learnt: Labelled, recipe: Recipe, count: int, world
             raise UserError(f"{learnt.pictures.where}: none of its images can be used")
 
 
-def _view(seed: int, pass_: int, crop: CropSpec, numbers: Ints, height: Ints, width: Ints) -> Crops:
-    return draw(seed, pass_, numbers, height, width, [crop])[0]
+def _view(seed: int, epoch: int, crop: CropSpec, numbers: Ints, height: Ints, width: Ints) -> Crops:
+    return draw(seed, epoch, numbers, height, width, [crop])[0]
 
 
 @torch.no_grad()

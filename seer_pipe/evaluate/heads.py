@@ -1,8 +1,8 @@
 """Linear classifiers on features that were computed once, many settings in one pass.
 
-A protocol of its own, and not SwAV's: that one sees augmented crops in each pass, at one published rate. Here features
+A protocol of its own, and not SwAV's: that one sees augmented crops in each epoch, at one published rate. Here features
 are those of central crops, standardised, and learning rate and weight decay are chosen from a grid on held-out images.
-The optimiser is the same (100 passes of SGD with momentum 0.9, a cosine to 0, weights from N(0, 0.01)).
+The optimiser is the same (100 epochs of SGD with momentum 0.9, a cosine to 0, weights from N(0, 0.01)).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BATCH, PASSES, LEAST_STEPS, MOMENTUM = 256, 100, 1000, 0.9
+BATCH, EPOCHS, LEAST_STEPS, MOMENTUM = 256, 100, 1000, 0.9
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 WEIGHT_DECAYS = (1e-6, 1e-4, 1e-3, 1e-2)
 HELD_OUT = 0.1  # share of each class that settings are chosen on
@@ -82,7 +82,7 @@ def train_heads(
     """
     n, width = features.shape
     batch = min(BATCH, n)
-    steps = steps or max(PASSES * (n // batch), LEAST_STEPS)
+    steps = steps or max(EPOCHS * (n // batch), LEAST_STEPS)
     generator = torch.Generator().manual_seed(seed)
     first = torch.randn(classes, width, generator=generator) * 0.01
     weights = first.to(features).repeat(len(settings), 1, 1)
@@ -105,7 +105,7 @@ def train_heads(
 
 
 def _batches(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Rows of batch after batch, a new order in every pass; what does not fill a batch waits for the next pass."""
+    """Rows of batch after batch, a new order in every epoch; what does not fill a batch waits for the next epoch."""
     while True:
         order = torch.randperm(n, generator=generator)
         yield from order[: n - n % batch].split(batch)

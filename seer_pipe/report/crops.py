@@ -42,8 +42,8 @@ def draw_crops(config: Config, out: Path, *, images: int, step: int) -> None:
             if not rows:
                 raise UserError(f"{config.data.path}: none of the {len(slots)} images of step {step} can be used; "
                                 "run seer-ingest verify on the set")  # fmt: skip
-            usable, passes = samples.take(rows), plan.pass_of(step, slots[rows])
-            views = draw(config.seed, passes, usable.places.sample, usable.height, usable.width, specs)
+            usable, epochs = samples.take(rows), plan.epoch_of(step, slots[rows])
+            views = draw(config.seed, epochs, usable.places.sample, usable.height, usable.width, specs)
             try:
                 crops = augmenter([image for image in usable.data if image is not None], views)
                 break

@@ -56,7 +56,7 @@ def data_uri(image: Image.Image, quality: int = 80) -> str:
 
 
 def crops(shards: ShardSet, config: settings.Config, samples: Sequence[int]) -> list[list[Image.Image]]:
-    """Every crop of each image in the first pass, as the network sees it; images that do not decode are left out."""
+    """Every crop of each image in the first epoch, as the network sees it; images that do not decode are left out."""
     specs = build_crops(config.views)
     augmenter = Augmenter(specs, device="cpu", threads=1, max_batch=1)
     found = []

@@ -98,7 +98,7 @@ def each_set(config: settings.Config, order: Order, steps: int, gpus: int) -> li
         (path, {
             "images": plan.total,
             "images_a_batch": plan.batch,
-            "passes": steps * plan.batch / plan.total,
+            "epochs": steps * plan.batch / plan.total,
             "correlation_of_any_two_batches_at_most": plan.correlation[1],
             "images_a_chunk": plan.chunk,
             "open_chunks": -(-plan.lanes // gpus) * plan.window,

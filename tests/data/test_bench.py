@@ -34,7 +34,7 @@ def test_inspect_shows_what_the_plan_says(recipe: Path) -> None:
     _, plan = open_data(config.data, 8, config.seed)
     found = json.loads(run("data", "inspect", recipe, "--step", 7, "--rank", 1, "--world", 2, "--json"))
     assert [image["sample"] for image in found["images"]] == plan.locate(7, np.arange(4, 8)).sample.tolist()
-    about = [(s["images"], s["images_a_batch"], s["pass"], s["step_of_pass"]) for s in found["sources"]]
+    about = [(s["images"], s["images_per_batch"], s["epoch"], s["step_of_epoch"]) for s in found["sources"]]
     assert about == [(20, 4, 1, 2)] * 2
     lines = run("data", "inspect", recipe, "--step", 7).splitlines()
     assert lines[0].startswith(f"{recipe.parent}/a: 20 images in 1 shards")

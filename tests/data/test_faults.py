@@ -97,7 +97,7 @@ def test_one_ranged_read_a_chunk(proxy: Proxy, folder: Path, monkeypatch: pytest
     shards = ShardSet.open(folder)
     plan = Plan(shards.counts, BATCH, seed=2, chunk=CHUNK, lanes=1)
     spans = sum(len(np.unique(plan.members(chunk).shard)) for chunk in range(plan.chunks))
-    assert read(URL, 0, plan.steps_per_pass, lanes=1) == read(folder, 0, plan.steps_per_pass, lanes=1)
+    assert read(URL, 0, plan.steps_per_epoch, lanes=1) == read(folder, 0, plan.steps_per_epoch, lanes=1)
     assert tars(proxy) <= spans
     assert max(count for path, count in proxy.asked.items() if path.endswith(".parquet")) == 1
 
@@ -127,7 +127,7 @@ def test_a_shard_that_goes_is_handed_on_and_left_alone(proxy: Proxy, folder: Pat
         for got, meant in zip(one, other, strict=True):
             assert got == meant or (got[0] == meant[0] and got[1] is None and got[0] in third)
     assert [n for n, image in there[-1] if n in third] == [n for n, image in there[-1] if image is None]
-    assert proxy.asked[lost] < 12  # it is not asked for with every chunk, of which it has 7 in each of the 3 passes
+    assert proxy.asked[lost] < 12  # it is not asked for with every chunk, of which it has 7 in each of the 3 epochs
 
 
 def test_expired_credentials_stop_the_run(proxy: Proxy) -> None:

@@ -1,11 +1,11 @@
-"""The order held against a full shuffle: within a batch, between batches, and over passes."""
+"""The order held against a full shuffle: within a batch, between batches, and over epochs."""
 
 import numpy as np
 import pytest
 
 from seer_pipe.data.order import Plan
 
-PASSES = 600
+EPOCHS = 600
 #: Number of samples, and batch, that have factors in common with everything, as round numbers do.
 ROUND = [(1_024_000, 256), (1_280_000, 256), (1 << 20, 1024), (50_000, 500)]
 
@@ -16,12 +16,12 @@ def batches(plan: Plan, steps: np.ndarray) -> np.ndarray:
     return places.sample.reshape(len(steps), plan.batch)
 
 
-def passes(plan: Plan, count: int) -> np.ndarray:
-    """The step of its pass that each sample is in: [count, N]; -1 where the pass leaves it out."""
+def epochs(plan: Plan, count: int) -> np.ndarray:
+    """The step of its epoch that each sample is in: [count, N]; -1 where the epoch leaves it out."""
     steps = np.full((count, plan.total), -1, np.int16)
     for number in range(count):
-        turns = np.arange(plan.steps_per_pass)
-        steps[number, batches(plan, number * plan.steps_per_pass + turns)] = turns[:, None]
+        turns = np.arange(plan.steps_per_epoch)
+        steps[number, batches(plan, number * plan.steps_per_epoch + turns)] = turns[:, None]
     return steps
 
 
@@ -32,7 +32,7 @@ def shuffles(total: int, batch: int, count: int) -> np.ndarray:
 
 
 def together(steps: np.ndarray, distance: int) -> np.ndarray:
-    """In how many passes samples i and i + distance share a batch: [N - distance]."""
+    """In how many epochs samples i and i + distance share a batch: [N - distance]."""
     return ((steps[:, distance:] == steps[:, :-distance]) & (steps[:, distance:] >= 0)).sum(0)
 
 
@@ -40,12 +40,12 @@ def together(steps: np.ndarray, distance: int) -> np.ndarray:
 def orders() -> tuple[Plan, np.ndarray, np.ndarray]:
     """Chunks of 8 in 16 lanes of 4 tracks, of 8 chunks each: everything a power of two, and no left-over."""
     plan = Plan([256] * 16, 16, seed=11, chunk=8, window=4)
-    return plan, passes(plan, PASSES), shuffles(plan.total, plan.batch, PASSES)
+    return plan, epochs(plan, EPOCHS), shuffles(plan.total, plan.batch, EPOCHS)
 
 
 def test_neighbours_meet_as_in_a_shuffle_at_every_distance(orders: tuple[Plan, np.ndarray, np.ndarray]) -> None:
     plan, ours, full = orders
-    expected = PASSES * (plan.batch - 1) / (plan.total - 1)
+    expected = EPOCHS * (plan.batch - 1) / (plan.total - 1)
     apart = [*range(8, 65), *range(72, 1024, 8), 2048]  # the multiples of a chunk above all
     rates = np.array([together(ours, d).mean() / expected for d in apart])
     shuffled = np.array([together(full, d).mean() / expected for d in apart])
@@ -77,10 +77,10 @@ def test_pairs_meet_as_often_as_in_a_shuffle_and_none_much_more(orders: tuple[Pl
 
 @pytest.mark.parametrize(("total", "batch"), ROUND)
 def test_round_sizes_align_nothing(total: int, batch: int) -> None:
-    """Images of a batch are at all offsets from each other, whatever divides chunk, lane and pass."""
+    """Images of a batch are at all offsets from each other, whatever divides chunk, lane and epoch."""
     plan = Plan([1000] * (total // 1000) + ([total % 1000] if total % 1000 else []), batch, seed=2)
     random = np.random.default_rng(0)
-    samples = batches(plan, random.integers(0, 50 * plan.steps_per_pass, 12_800 // batch))
+    samples = batches(plan, random.integers(0, 50 * plan.steps_per_epoch, 12_800 // batch))
     for divisor in {2, 4, 8, 32, 128, plan.chunk, 1000} - {1}:
         residues = np.stack([np.bincount(row, minlength=divisor) for row in samples % divisor])
         pairs = (residues * (residues - 1)).sum() / (batch * (batch - 1) * len(samples))
@@ -88,12 +88,12 @@ def test_round_sizes_align_nothing(total: int, batch: int) -> None:
 
 
 def deviations(plan: Plan, classes: int, count: int) -> np.ndarray:
-    """How far the classes of each batch of ``count`` passes are from their shares of a sorted set: [passes, S, C]."""
+    """How far the classes of each batch of ``count`` epochs are from their shares of a sorted set: [epochs, S, C]."""
     label = np.arange(plan.total) * classes // plan.total
     expected = plan.batch * np.bincount(label) / plan.total
-    found = np.empty((count, plan.steps_per_pass, classes))
+    found = np.empty((count, plan.steps_per_epoch, classes))
     for number in range(count):
-        for turn, row in enumerate(batches(plan, number * plan.steps_per_pass + np.arange(plan.steps_per_pass))):
+        for turn, row in enumerate(batches(plan, number * plan.steps_per_epoch + np.arange(plan.steps_per_epoch))):
             found[number, turn] = np.bincount(label[row], minlength=classes) - expected
     return found
 
@@ -104,7 +104,7 @@ def correlation(found: np.ndarray, distance: int) -> float:
 
 def ten_steps(found: np.ndarray, plan: Plan) -> float:
     """Variance of the classes of ten steps in a row, of a shuffle's."""
-    tens = found[:, : plan.steps_per_pass // 10 * 10]
+    tens = found[:, : plan.steps_per_epoch // 10 * 10]
     tens = tens.reshape(len(found), -1, 10, found.shape[-1]).sum(2)
     shares = 1 / found.shape[-1]
     shuffled = 10 * plan.batch * shares * (1 - shares) * (1 - 10 * plan.batch / plan.total)

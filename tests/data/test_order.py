@@ -1,4 +1,4 @@
-"""The order: a bijection in every pass, the same for every world size, at once at any step."""
+"""The order: a bijection in every epoch, the same for every world size, at once at any step."""
 
 import numpy as np
 import pytest
@@ -24,8 +24,8 @@ def plans(draw: st.DrawFn) -> Plan:
     return Plan(counts, lanes * share, seed=draw(SEEDS), lanes=lanes, chunk=chunk, window=window)
 
 
-def whole_pass(plan: Plan, pass_: int) -> np.ndarray:
-    steps = pass_ * plan.steps_per_pass + np.arange(plan.steps_per_pass)
+def whole_pass(plan: Plan, epoch: int) -> np.ndarray:
+    steps = epoch * plan.steps_per_epoch + np.arange(plan.steps_per_epoch)
     places = plan.locate(np.repeat(steps, plan.batch), np.tile(np.arange(plan.batch), len(steps)))
     return places.sample.reshape(len(steps), plan.batch)
 
@@ -54,8 +54,8 @@ def test_the_order_never_changes_between_versions() -> None:
 @settings(deadline=None)
 @given(plans())
 def test_a_pass_holds_every_sample_once_but_for_less_than_a_batch(plan: Plan) -> None:
-    for pass_ in (0, 1, 7):
-        seen = whole_pass(plan, pass_)
+    for epoch in (0, 1, 7):
+        seen = whole_pass(plan, epoch)
         assert len(np.unique(seen)) == seen.size == plan.total - plan.dropped
         assert 0 <= plan.dropped < plan.batch
         assert seen.min() >= 0
@@ -113,8 +113,8 @@ def test_what_is_excluded_is_as_if_it_were_not_there(counts: list[int], data: st
     batch = data.draw(st.integers(1, len(kept)))
     plan, smaller = (Plan(c, batch, seed=7, excluded=e) for c, e in ((counts, excluded), (fewer, [])))
     assert plan.total == len(kept)
-    steps = np.repeat(np.arange(plan.steps_per_pass + 1), batch)
-    slots = np.tile(np.arange(batch), plan.steps_per_pass + 1)
+    steps = np.repeat(np.arange(plan.steps_per_epoch + 1), batch)
+    slots = np.tile(np.arange(batch), plan.steps_per_epoch + 1)
     for places, others in (
         (plan.locate(steps, slots), smaller.locate(steps, slots)),
         (plan.substitute(5, slots, 1), smaller.substitute(5, slots, 1)),
@@ -161,7 +161,7 @@ def test_a_batch_mixes_as_a_full_shuffle_does() -> None:
 @pytest.mark.parametrize("window", [1, 3, 8])
 def test_a_lane_has_a_window_of_chunks_open_and_reads_each_from_front_to_end(window: int) -> None:
     plan = Plan([640] * 40, 16, seed=0, chunk=64, window=window)
-    steps = np.arange(plan.steps_per_pass)
+    steps = np.arange(plan.steps_per_epoch)
     places = plan.locate(steps, np.full(len(steps), 5))
     runs = 0
     opened = np.zeros(len(steps), int)

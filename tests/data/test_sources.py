@@ -1,4 +1,4 @@
-"""Several shard sets in one order; samples that are excluded; one pass by default."""
+"""Several shard sets in one order; samples that are excluded; one epoch by default."""
 
 import os
 import shlex
@@ -68,7 +68,7 @@ def test_every_world_size_sees_the_same_mixed_batch(mix: Mix, step: int, data: s
     world = data.draw(st.sampled_from([w for w in range(1, mix.batch + 1) if mix.batch % w == 0]))
     slots = np.arange(mix.batch)
     for ask in (lambda s: mix.locate(step, s).sample, lambda s: mix.substitute(step, s, 2).sample,
-                lambda s: mix.pass_of(step, s)):  # fmt: skip
+                lambda s: mix.epoch_of(step, s)):  # fmt: skip
         shared = [ask(slots_of(rank, world, mix.batch)) for rank in range(world)]
         assert np.array_equal(np.concatenate(shared), ask(slots))
 
@@ -97,10 +97,10 @@ def test_a_rank_gets_its_share_of_every_source() -> None:
 
 
 def test_a_short_source_begins_again_by_itself() -> None:
-    """Whole batches at every step, while the short source is at its third pass and the long one at its first."""
+    """Whole batches at every step, while the short source is at its third epoch and the long one at its first."""
     mix = Mix([Plan([400], 8, seed=0), Plan([30], 8, seed=1)])
-    passes = [mix.pass_of(step, np.arange(16)) for step in range(9)]
-    assert sorted({(int(p.min()), int(p.max())) for p in passes}) == [(0, 0), (0, 1), (0, 2)]
+    epochs = [mix.epoch_of(step, np.arange(16)) for step in range(9)]
+    assert sorted({(int(p.min()), int(p.max())) for p in epochs}) == [(0, 0), (0, 1), (0, 2)]
     short = [s for step in range(3) for s in mix.locate(step, np.arange(16)).sample.tolist() if s >= 400]
     assert len(short) == len(set(short)) == 24
 
@@ -231,7 +231,7 @@ def test_a_run_of_one_pass_over_two_sources_with_exclusions(tmp_path: Path) -> N
     sources = [{"path": str(tmp_path / name), "weight": 1} for name in "ab"]
     config = small(tmp_path, data={"path": None, "sources": sources}, train={"images": None},
                    objective={"queue": 0, "prototypes": 8})  # fmt: skip
-    assert derive(config, 32).steps == 4  # one pass, as neither images nor passes are given
+    assert derive(config, 32).steps == 4  # one epoch, as neither images nor epochs are given
     said: list[str] = []
     assert train(config, tmp_path / "run", said.append)
     assert "done: 4 steps, 32 images" in said[-1]

@@ -49,10 +49,10 @@ sizes = st.integers(1, 5000)
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(sizes, sizes), min_size=1, max_size=40), st.integers(0, 2**63), st.integers(0, 1000))
-def test_box_is_inside_the_image_and_within_its_ranges(shapes, seed, pass_):
+def test_box_is_inside_the_image_and_within_its_ranges(shapes, seed, epoch):
     height, width = np.array(shapes).T
     for crop, spec in zip(
-        draw(seed, pass_, np.arange(len(shapes)), height, width, SEER), [0, 0, 1, 1, 1, 1], strict=True
+        draw(seed, epoch, np.arange(len(shapes)), height, width, SEER), [0, 0, 1, 1, 1, 1], strict=True
     ):
         top, left, h, w = crop.box.T
         assert crop.box.dtype == np.int32

@@ -96,8 +96,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, server: Web) -> tuple[Pat
         picture(kind, number).save(path)
     (folder / "configs").mkdir()
     for real in (ROOT / "configs").glob("*.yaml"):
-        passes = "passes" in yaml.safe_load(real.read_text())["train"]
-        length = {"passes": 2, "images": None} if passes else {"images": 48}
+        epochs = "epochs" in yaml.safe_load(real.read_text())["train"]
+        length = {"epochs": 2, "images": None} if epochs else {"images": 48}
         recipe = small(folder / "data/pictures", data={"path": "data/pictures"}, train=length,
                        model={"stem": "imagenet"})  # fmt: skip
         (folder / "configs" / real.name).write_text(yaml.safe_dump(recipe.model_dump(mode="json")))

@@ -26,7 +26,7 @@ from tests.distributed import run_ranks
 from tests.train.helpers import make_pictures
 
 #: Of 8 seeds the worst ends at a loss of 0.03, all with every image right: room enough for other kernels' rounding.
-RECIPE = Recipe(size=64, passes=8, batch=12, lr=0.5)
+RECIPE = Recipe(size=64, epochs=8, batch=12, lr=0.5)
 
 
 def tune(backbone: Path, data: Path, recipe: Recipe = RECIPE, test: Path | None = None) -> Any:
@@ -40,7 +40,7 @@ def test_it_learns_and_the_result_is_kept(folder: Path, shards: Path, backbone: 
     assert (result["images"], result["trained_on"], result["steps"]) == (24, 24, 16)
     assert result["training_loss"] < 0.3
     assert result["accuracy"] > 0.8
-    smaller = tune(backbone, folder, replace(RECIPE, size=24, passes=0.1))
+    smaller = tune(backbone, folder, replace(RECIPE, size=24, epochs=0.1))
     assert (smaller["images"], smaller["trained_on"], smaller["steps"]) == (4, 20, 1)
     assert smaller["training_loss"] > 0.5
     assert {name: found for name, found in kept(backbone).items() if "finetune" in name} == {
@@ -51,7 +51,7 @@ def test_it_learns_and_the_result_is_kept(folder: Path, shards: Path, backbone: 
 def test_two_ranks_find_what_one_finds(backbone: Path, tmp_path: Path) -> None:
     """The loss of the second step is that of what the first one moved."""
     pictures = make_pictures(tmp_path / "pictures", [32])
-    recipe = Recipe(size=64, passes=1, batch=16, lr=0.02)
+    recipe = Recipe(size=64, epochs=1, batch=16, lr=0.02)
     alone = tune(backbone, pictures, recipe, pictures)
     first, second = run_ranks(2, tune, backbone, pictures, recipe, pictures)
     assert second is None
@@ -64,7 +64,7 @@ def test_two_ranks_find_what_one_finds(backbone: Path, tmp_path: Path) -> None:
 def test_batchnorm_over_too_few_values_is_warned_of(folder: Path, backbone: Path) -> None:
     said: list[str] = []
     for size, batch in ((32, 6), (64, 6)):
-        recipe = Recipe(size=size, passes=0.1, batch=batch)
+        recipe = Recipe(size=size, epochs=0.1, batch=batch)
         evaluate_finetune(backbone, str(folder), None, None, recipe, untrained=False, say=said.append)
     (warning,) = [line for line in said if line.startswith("warning: ")]
     assert "images of 32 pixels" in warning
@@ -116,7 +116,7 @@ def test_images_that_are_all_broken_are_said(folder: Path, backbone: Path, tmp_p
     with pytest.raises(UserError, match="none of its images can be used"):
         tune(backbone, tmp_path, test=folder)
     with pytest.raises(UserError, match="none of its images can be used"):
-        tune(backbone, folder, replace(RECIPE, passes=0.1), test=tmp_path)
+        tune(backbone, folder, replace(RECIPE, epochs=0.1), test=tmp_path)
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ def test_nothing_is_left_out_without_being_counted(folder: Path, shards: Path, b
     assert (linear["images"] + linear["trained_on"], linear["left_out"]) == (24, by_folder)
     few = evaluate_lowshot(backbone, str(whole), None, None, shares=[0.5], draws=1, seed=0, untrained=False)
     assert few["left_out"] == by_folder
-    recipe = Recipe(size=24, passes=1, batch=6)
+    recipe = Recipe(size=24, epochs=1, batch=6)
     tuned = evaluate_finetune(backbone, str(whole), None, str(whole), recipe, untrained=False)
     assert (tuned["images"], tuned["trained_on"]) == (24, 24)
     assert tuned["left_out"] == {name: 2 * number for name, number in by_folder.items()}

@@ -130,7 +130,7 @@ def test_what_img2dataset_makes_trains_in_place(tmp_path: Path, server: Web) -> 
     assert all(row["url"].endswith(f"/jpeg/{row['caption'].removeprefix('no ')}") for row in second)
     plan = Plan(shards.counts, seed=0, batch=8, lanes=4, chunk=5)
     stream = Stream(shards, plan, np.arange(8))
-    batches = list(stream.batches(0, plan.steps_per_pass))
+    batches = list(stream.batches(0, plan.steps_per_epoch))
     stream.close()
     assert sorted(n for batch in batches for n in batch.places.sample.tolist()) == list(range(40))
     assert not any(batch.reasons for batch in batches)

@@ -63,7 +63,7 @@ def test_lists_do_not_tell_the_kinds(tmp_path: Path) -> None:
 
 def recipe(folder: Path) -> Path:
     """A recipe of seconds instead of minutes."""
-    config = small(folder, train={"images": None, "passes": 3, "checkpoint_every": 2, "log_every": 1})
+    config = small(folder, train={"images": None, "epochs": 3, "checkpoint_every": 2, "log_every": 1})
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert settings.load(path) == config

@@ -104,7 +104,7 @@ def test_a_longer_run_under_a_constant_schedule_is_exact(pictures: Path, tmp_pat
 
 
 def test_rate_batch_and_length_are_changed_on_purpose(pictures: Path, tmp_path: Path) -> None:
-    """Recorded, counted in images, with data of a new pass; and resumed exactly after it was stopped again."""
+    """Recorded, counted in images, with data of a new epoch; and resumed exactly after it was stopped again."""
     before = small(pictures, train={"images": 24})
     keys = {"train.batch", "train.images", "optimizer.lr"}
     after = small(pictures, train={"images": 100, "batch": 16, "checkpoint_every": 1}, optimizer={"lr": 0.5})
@@ -165,7 +165,7 @@ def test_other_first_weights_are_refused_once_steps_are_finished(
 )  # fmt: skip
 def test_another_batch_begins_a_pass_that_was_not_begun(steps: int, then: int, now: int, more: int) -> None:
     images = max(then, now) + more
-    before, after = images // then, images // now  # batches of a pass
+    before, after = images // then, images // now  # batches of an epoch
     place = next_pass(steps, then, now, images)
     assert place >= steps  # as images that were replaced are told by their batch, which a resume cuts back to
     assert place % after == 0
@@ -176,7 +176,7 @@ def test_another_batch_begins_a_pass_that_was_not_begun(steps: int, then: int, n
 
 @given(st.integers(0, 9), st.integers(34, 5000))
 def test_steps_and_images_follow_from_any_place_of_a_run(finished: int, images_in_set: int) -> None:
-    for train_section in ({"images": 96}, {"images": None, "passes": 2.5}):
+    for train_section in ({"images": 96}, {"images": None, "epochs": 2.5}):
         config = small("none", train=train_section)
         assert settings.derive(config, images_in_set, 1, (finished, 8 * finished)) == settings.derive(
             config, images_in_set

@@ -139,7 +139,7 @@ def mixed(tmp_path: Path, **data: Any) -> settings.Config:
     make_set(tmp_path / "b", [payloads("b", 80)])
     exclude(tmp_path / "b", list(range(20)))
     sources = [{"path": str(tmp_path / name), "weight": weight} for name, weight in (("a", 3), ("b", 1))]
-    return small(tmp_path, data={"path": None, "sources": sources} | data, train={"images": None, "passes": 2})
+    return small(tmp_path, data={"path": None, "sources": sources} | data, train={"images": None, "epochs": 2})
 
 
 def test_each_of_several_sets_is_told(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_each_of_several_sets_is_told(tmp_path: Path) -> None:
     (path_a, a), (path_b, b) = result["sets"]
     assert (path_a, path_b) == (str(tmp_path / "a"), str(tmp_path / "b"))
     assert (a["images"], a["images_a_batch"], b["images"], b["images_a_batch"]) == (600, 6, 60, 2)
-    assert (a["passes"], b["passes"]) == pytest.approx((164 * 6 / 600, 164 * 2 / 60))
+    assert (a["epochs"], b["epochs"]) == pytest.approx((164 * 6 / 600, 164 * 2 / 60))
     assert (a["images_a_chunk"], b["images_a_chunk"]) == (6, 1)
     assert (a["open_chunks"], b["open_chunks"]) == (12, 4)
     worst = "correlation_of_any_two_batches_at_most"
@@ -167,7 +167,7 @@ def test_sets_that_are_not_there_yet_are_as_large_as_their_weights(tmp_path: Pat
     config = mixed(tmp_path)
     (_, a), (_, b) = examined(config, 10_000, 1)["sets"]
     assert (a["images"], b["images"]) == (7500, 2500)
-    assert a["passes"] == b["passes"] == pytest.approx(2)
+    assert a["epochs"] == b["epochs"] == pytest.approx(2)
 
 
 def test_a_run_keeps_the_correlation_of_its_order(tmp_path: Path) -> None:

@@ -323,7 +323,7 @@ def test_a_store_that_is_away_for_a_while(tmp_path: Path, monkeypatch: pytest.Mo
         make_pictures("s3://bucket/pictures", [13, 0, 1, 20])
 
         def stop_and_start(line: str) -> None:
-            if line.startswith(("step 2/", "step 3/")):  # before a read of the next pass, and before a save
+            if line.startswith(("step 2/", "step 3/")):  # before a read of the next epoch, and before a save
                 for timer in away:  # it is back, or it would be started twice
                     timer.join()
                 server.stop()
