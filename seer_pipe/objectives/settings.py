@@ -80,6 +80,7 @@ class Setup:
     seed: int  # of the run: what an objective draws comes from it
     samples: int  # in the set or mix of sets: the ids of a moment are below
     device: torch.device
+    batch: int  # images of a step, over all ranks
 
 
 class Head(Section):

@@ -83,7 +83,9 @@ def spread_network(config: settings.Config, world: World, samples: int = 0) -> S
     if mode == "fsdp2":
         shard(network, network.units(), world, config.train.shard_within)
     materialise(network, config.seed, world.device)
-    objective = config.objective.objective(network, Setup(config.views, config.seed, samples, world.device))
+    objective = config.objective.objective(
+        network, Setup(config.views, config.seed, samples, world.device, config.train.batch)
+    )
     return Spread(network, objective, replicate(network, world) if mode == "ddp" else network)
 
 

@@ -157,7 +157,7 @@ def exact(name: str) -> tuple[Tensor, dict[str, Tensor]]:
     init_weights(network, torch.Generator().manual_seed(0))
     begin_copies(network)
     network.double()
-    objective = config.objective.objective(network, Setup(config.views, 0, TOTAL, torch.device("cpu")))
+    objective = config.objective.objective(network, Setup(config.views, 0, TOTAL, torch.device("cpu"), BATCH))
     generator, ranks = torch.Generator().manual_seed(1), world_size()
     mine = dist.get_rank() if dist.is_initialized() else 0
     drawn = [torch.randn(BATCH, 3, 16, 16, generator=generator).double() for _ in range(config.views.count)]
