@@ -30,16 +30,20 @@ class Difference:
 
 
 def differences(old: Config, new: Config) -> list[Difference]:
-    """The settings that differ and are not free. Under a constant schedule the length of a run is free: what was
-    computed does not depend on it."""
+    """The settings that differ and are not free. Where all schedules are constant the length of a run is free: what
+    was computed does not depend on it."""
     before, after = dict(flat(old.model_dump(mode="json"))), dict(flat(new.model_dump(mode="json")))
-    constant = old.optimizer.schedule == new.optimizer.schedule == "constant"
-    free = {FREE, LENGTH} if constant else {FREE}
+    free = {FREE} if any(map(_knows_its_end, (old, new))) else {FREE, LENGTH}
     return [
         Difference(key, before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and mark_of(Config, key) not in free
     ]
+
+
+def _knows_its_end(config: Config) -> bool:
+    constant = config.optimizer.schedule == "constant" and config.optimizer.final_weight_decay is None
+    return config.objective.knows_its_end or not constant
 
 
 def check(run: object, found: Collection[Difference], on_purpose: Collection[str] = ()) -> None:

@@ -38,14 +38,14 @@ class Mark:
     """What a resume may do to the setting that is annotated with it, once steps are finished. The mark of a section
     is that of each setting in it that has none of its own."""
 
-    free: Literal["always", "constant rate", "never"]  # of effect: always, or under a constant learning rate
+    free: Literal["always", "constant", "never"]  # of effect: always, or where all schedules are constant
     why: str = ""  # it may not change
 
 
 FREE = Mark("always")
 """Changes neither the data nor the arithmetic."""
-LENGTH = Mark("constant rate")
-"""The length of a run: what was computed depends on it through the schedule alone."""
+LENGTH = Mark("constant")
+"""The length of a run: what was computed depends on it through schedules alone."""
 
 
 def fixed(why: str) -> Mark:

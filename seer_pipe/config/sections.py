@@ -180,6 +180,12 @@ class Optimizer(Section):
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Rate = 1e-6
+    final_weight_decay: Rate | None = Field(
+        None, description="at the end, by half a cosine over the run's images; default: constant"
+    )
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="longest gradient, of the whole network; default: not clipped"
+    )
     trust: Annotated[float, Field(gt=0)] = 0.001
     exclude: Annotated[
         list[Literal["bias", "norm"]], fixed("the checkpoints hold the state of these parameter groups")

@@ -116,6 +116,11 @@ class Settings(Section):
         """Images until which the objective holds something fixed: no sign is judged before."""
         return 0
 
+    @property
+    def knows_its_end(self) -> bool:
+        """Whether schedules of its own end with the run, so that a run of another length is another one."""
+        return False
+
     def derived(self, batch: int) -> dict[str, float]:
         """Further numbers that follow from the settings and the global batch, shown at the start and kept."""
         return {}

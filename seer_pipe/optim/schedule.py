@@ -1,4 +1,7 @@
-"""Learning rates as pure functions of the images seen: nothing depends on steps, ranks or batch, except the peak."""
+"""Learning rates and weight decay as pure functions of the images seen.
+
+Nothing depends on steps, ranks or batch, except the peak.
+"""
 
 import math
 
@@ -28,13 +31,21 @@ def learning_rate(
     if images >= total_images:
         return final
     begin = warmup_images if cosine_start is None else cosine_start
-    progress = (images - begin) / (total_images - begin)
-    return final + (peak - final) * (1 + math.cos(math.pi * progress)) / 2
+    return _half_cosine(peak, final, (images - begin) / (total_images - begin))
 
 
 def constant_learning_rate(images: int, *, peak: float, warmup_images: int, warmup_start: float = 0.0) -> float:
     """Linear warm-up, then `peak`: for a stream whose length is not known in advance."""
     return _warmup(images, peak, warmup_images, warmup_start) if images < warmup_images else peak
+
+
+def weight_decay(images: int, *, start: float, final: float, total_images: int) -> float:
+    """Half a cosine from `start` to `final` over the training, as in DINO (arXiv 2104.14294); `final` ever after."""
+    return _half_cosine(start, final, min(1.0, images / total_images))
+
+
+def _half_cosine(start: float, final: float, progress: float) -> float:
+    return final + (start - final) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def _warmup(images: int, peak: float, warmup_images: int, warmup_start: float) -> float:

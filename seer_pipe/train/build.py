@@ -20,7 +20,7 @@ from seer_pipe.models import Trunk, build_trunk, init_weights
 from seer_pipe.objectives.base import Group, Network, Objective
 from seer_pipe.objectives.settings import Setup
 from seer_pipe.optim.larc import Larc, Lars
-from seer_pipe.optim.schedule import constant_learning_rate, learning_rate
+from seer_pipe.optim.schedule import constant_learning_rate, learning_rate, weight_decay
 from seer_pipe.train import syncbn
 from seer_pipe.train.parallel import compile_block, parallel_mode, ranks_in_step, recompute, replicate, shard
 
@@ -112,7 +112,7 @@ def begin_copies(network: Network) -> None:
 
 
 def build_optimizer(config: settings.Optimizer, network: nn.Module) -> Optimizer:
-    """The optimiser over all parameters; its learning rate is set before every step."""
+    """The optimiser over all parameters; its learning rate and weight decay are set before every step."""
     groups = parameter_groups(network, config.exclude)
     if config.name == "adamw":
         return AdamW(groups, lr=0.0, weight_decay=config.weight_decay)
@@ -141,7 +141,7 @@ def parameter_groups(network: nn.Module, exclude: Sequence[str]) -> list[dict[st
             rule = "norm" if id(parameter) in norms else name.rsplit(".", 1)[-1]
             groups.setdefault(replace(own, decay=own.decay and rule not in exclude), []).append(parameter)
     return [
-        {"params": parameters, "rate": group.rate, "constant": group.constant}
+        {"params": parameters, "rate": group.rate, "constant": group.constant, "decay": group.decay}
         | ({} if group.decay else {"weight_decay": 0.0, "adapt": False})
         for group, parameters in groups.items()
         if parameters
@@ -162,6 +162,12 @@ def rate_at(config: settings.Optimizer, derived: settings.Derived, images: int) 
         warmup_start=start,
         cosine_start=0 if config.cosine_from == "start" else None,
     )
+
+
+def decay_at(config: settings.Optimizer, derived: settings.Derived, images: int) -> float:
+    """The weight decay of that step."""
+    final = config.weight_decay if config.final_weight_decay is None else config.final_weight_decay
+    return weight_decay(images, start=config.weight_decay, final=final, total_images=derived.images)
 
 
 def precision(config: settings.Train, world: World) -> torch.dtype | None:

@@ -51,12 +51,14 @@ class TrainStep:
         """Train on this rank's ``crops``, each [n, 3, S, S].
 
         Returns what is to be logged of the step: the learning rate, and with ``log`` the objective's metrics and the
-        norm of the whole network's gradient.
+        norm of the whole network's gradient, before it is clipped.
         """
         rate = build.rate_at(self._config.optimizer, self.derived, moment.images) * self.rate_factor
+        decay = build.decay_at(self._config.optimizer, self.derived, moment.images)
         for group in self._optimizer.param_groups:
             peak = self.derived.peak_lr * self.rate_factor
             group["lr"] = group["rate"] * (peak if group["constant"] else rate)
+            group["weight_decay"] = decay if group["decay"] else 0.0
         self._refresh(moment)
         self._guard.keep()
         self._optimizer.zero_grad()
@@ -66,14 +68,17 @@ class TrainStep:
         self.scaler.unscale_(self._optimizer)
         self._objective.after_backward(moment)
         # In float16 a gradient past its range is the scaler's to skip.
-        norm = self._guard.check(loss, gradients=not self.scaler.is_enabled(), norm=log)
+        clip = self._config.optimizer.clip_norm
+        norm = self._guard.check(loss, gradients=not self.scaler.is_enabled(), norm=log or clip is not None)
+        if clip is not None and norm is not None:
+            clip_gradient(self._network, norm, clip)
         self.scaler.step(self._optimizer)
         self.scaler.update()
         self._objective.after_step(moment)
         self._guard.settle()
         if copies := self._network.copies():
             follow(copies, self._objective.momentum(moment), self._guard.bad)
-        return {**metrics, **({} if norm is None else {"grad_norm": norm}), "lr": rate}
+        return {**metrics, **({"grad_norm": norm} if log and norm is not None else {}), "lr": rate}
 
     def _refresh(self, moment: Moment) -> None:
         """Where this step is the first at which a multiple of the objective's interval was seen."""
@@ -134,6 +139,16 @@ class TrainStep:
 def _join(parts: Sequence[Tensor], images: int) -> Tensor:
     """Rows of pieces of so many images, each in crop-major order, to those of the batch in crop-major order."""
     return torch.cat([part.unflatten(0, (-1, images)) for part in parts], dim=1).flatten(0, 1)
+
+
+@torch.no_grad()
+def clip_gradient(network: nn.Module, norm: Tensor, longest: float) -> None:
+    """Shorten the gradient of the whole network, of this ``norm`` over all ranks, where it is longer than ``longest``.
+
+    The host does not wait. A norm that is not finite spoils the gradient, which is that of a step to be taken back.
+    """
+    gradients = [local(parameter.grad) for parameter in network.parameters() if parameter.grad is not None]
+    torch._foreach_mul_(gradients, (longest / (norm + 1e-6)).clamp_max(1.0))
 
 
 @torch.no_grad()

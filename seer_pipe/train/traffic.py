@@ -29,6 +29,8 @@ def traffic(config: settings.Config, gpus: int) -> list[Collectives]:
         *config.objective.collectives(config.train.batch, gpus),
         Collectives("agreement", "all_reduce", gpus, 1, 3 * FLOAT),
     ]
+    if config.optimizer.clip_norm is not None:
+        found.append(Collectives("norm of the gradient", "all_reduce", gpus, 1, FLOAT))
     if ranks > 1:
         found += _batch_norm(config, network, ranks)
     if config.train.parallel == "ddp":

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seer_pipe.optim.schedule import constant_learning_rate, learning_rate
+from seer_pipe.optim.schedule import constant_learning_rate, learning_rate, weight_decay
 
 rates = st.floats(0, 100)
 lengths = st.integers(1, 10**10)
@@ -37,6 +37,16 @@ def test_it_rises_then_falls_within_its_bounds(data: st.DataObject, warmup: int,
         assert start <= rate(a) <= rate(b) + 1e-12 <= 2 + 2e-12
     if a >= warmup:
         assert 2 + 2e-12 >= rate(a) + 1e-12 >= rate(b) >= final
+
+
+@given(st.floats(0, 1), st.floats(0, 1), lengths, st.data())
+def test_decay_goes_from_its_start_to_its_end(start: float, final: float, total: int, data: st.DataObject) -> None:
+    decay = partial(weight_decay, start=start, final=final, total_images=total)
+    assert decay(0) == pytest.approx(start, abs=1e-12)
+    assert decay(total) == decay(2 * total) == final
+    a, b = sorted(data.draw(st.tuples(*[st.integers(0, total)] * 2)))
+    assert (decay(b) - decay(a)) * (final - start) >= -1e-12
+    assert weight_decay(a, start=start, final=start, total_images=total) == start
 
 
 def test_published_values() -> None:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seer_pipe import config as settings
-from seer_pipe.changes import next_pass
+from seer_pipe.changes import differences, next_pass
 from seer_pipe.errors import UserError
+from seer_pipe.objectives.swav.settings import SwavSettings
 from seer_pipe.train.events import read_events
 from seer_pipe.train.loop import Hooks, train
 from seer_pipe.train.telemetry import read_metrics
@@ -101,6 +102,17 @@ def test_a_longer_run_under_a_constant_schedule_is_exact(pictures: Path, tmp_pat
     assert train(long, tmp_path / "extended", quiet)
     assert_same_weights(tmp_path / "straight", tmp_path / "extended")
     assert losses(tmp_path / "straight") == losses(tmp_path / "extended")
+
+
+def test_the_length_is_not_free_where_any_schedule_ends_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def differing(**optimizer: Any) -> list[str]:
+        pair = [small("unused", optimizer=CONSTANT | optimizer, train={"images": images}) for images in (16, 40)]
+        return [difference.key for difference in differences(*pair)]
+
+    assert differing() == []
+    assert differing(schedule="cosine") == differing(final_weight_decay=0.1) == ["train.images"]
+    monkeypatch.setattr(SwavSettings, "knows_its_end", True)
+    assert differing() == ["train.images"]
 
 
 def test_rate_batch_and_length_are_changed_on_purpose(pictures: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from seer_pipe.models import Trunk
 from seer_pipe.train import build
 from seer_pipe.train.build import build_optimizer, spread_network
 from seer_pipe.train.health import Guard
-from seer_pipe.train.step import TrainStep
+from seer_pipe.train.step import TrainStep, clip_gradient
 from tests.distributed import run_ranks, whole
 from tests.host_sync import no_host_sync
 from tests.objectives.moments import at
@@ -41,7 +41,8 @@ def recipe(choice: dict[str, Any], **train: Any) -> settings.Config:
         views={"crops": crops if choice["crops"] == 4 else crops[:1]},
         objective={"queue": 2 * BATCH if choice["queue"] else 0, "queue_start_images": BATCH,
                    "freeze_images": 2 * BATCH, "head": {"hidden": [16], "dim": 8}},
-        optimizer={"name": choice["optimizer"], "lr": 0.5, "warmup_images": BATCH, "weight_decay": 1e-4},
+        optimizer={"name": choice["optimizer"], "lr": 0.5, "warmup_images": BATCH, "weight_decay": 1e-4,
+                   **choice.get("optimizing", {})},
         train={"batch": BATCH, "images": 20 * BATCH, "sync_bn": choice["sync_bn"], "accumulate": choice["accumulate"],
                "activation_checkpointing": choice["activation_checkpointing"], **train},
     )  # fmt: skip
@@ -138,8 +139,35 @@ def compare(choices: list[dict[str, Any]], world: int, steps: int) -> None:
         assert abs(of_ranks[0][0][0][0] - of_ranks[0][0][0][-1]) > 0.01  # what is compared has moved
 
 
+CLIPPED = NOTHING | {
+    "sync_bn": True, "optimizing": {"clip_norm": 0.05, "weight_decay": 0.1, "final_weight_decay": 0.0},
+}  # fmt: skip
+
+
 def test_fsdp2_equals_one_process_with_everything_on() -> None:
-    compare([EVERYTHING], 2, 5)
+    compare([EVERYTHING, CLIPPED], 2, 5)
+
+
+def test_the_gradient_is_shortened_and_the_decay_follows_its_schedule() -> None:
+    config = recipe(CLIPPED | {"optimizing": {"clip_norm": 0.05, "final_weight_decay": 0.01, "exclude": ["norm"]}})
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(build, "build_trunk", lambda *_, **__: TinyTrunk())
+        made = spread_network(config, ALONE)
+    optimizer = build_optimizer(config.optimizer, made.network)
+    step = TrainStep(config, settings.derive(config, 1000), made, optimizer, ALONE, guard(made, optimizer))
+    told = step(crops_of(0, config, 0, 1, 1), at(10 * BATCH), log=True)
+    found = torch.cat([p.grad.flatten() for p in made.network.parameters() if p.grad is not None])
+    assert float(told["grad_norm"]) > 0.1
+    assert float(found.norm()) == pytest.approx(0.05, rel=1e-3)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [pytest.approx((1e-4 + 0.01) / 2), 0.0]
+
+
+def test_a_gradient_that_is_short_enough_stays() -> None:
+    layer = nn.Linear(3, 2)
+    layer.weight.grad = torch.full_like(layer.weight, 0.1)
+    before = layer.weight.grad.clone()
+    clip_gradient(layer, before.norm(), 1.0)
+    torch.testing.assert_close(layer.weight.grad, before, rtol=0, atol=0)
 
 
 SWITCHES = [EVERYTHING, NOTHING, *(EVERYTHING | {switch: off} for switch, off in NOTHING.items())]

@@ -46,7 +46,8 @@ class Counted(TorchDispatchMode):
 def recipe(choice: dict[str, Any]) -> settings.Config:
     objective = {"prototypes": 10, "queue": BATCH if choice.pop("queue", False) else 0, "queue_start_images": 0,
                  "freeze_images": 0, "epsilon": choice.pop("epsilon", 0.05)}  # fmt: skip
-    optimizer = {"name": choice.pop("optimizer", "larc"), "exclude": choice.pop("exclude", [])}
+    optimizer = {"name": choice.pop("optimizer", "larc"), "exclude": choice.pop("exclude", []),
+                 "clip_norm": choice.pop("clip_norm", None)}  # fmt: skip
     return small("unused", objective=objective, optimizer=optimizer, train={"batch": BATCH, **choice})
 
 
@@ -85,7 +86,7 @@ def told(choice: dict[str, Any], world: int) -> Counts:
 SHARDED: list[dict[str, Any]] = [
     {"sync_bn": False},
     {"queue": True, "activation_checkpointing": True},
-    {"activation_checkpointing": [2], "accumulate": 2, "optimizer": "sgd"},
+    {"activation_checkpointing": [2], "accumulate": 2, "optimizer": "sgd", "clip_norm": 1.0},
     {"shard_within": 2, "sync_bn": 2, "epsilon": 0.02, "exclude": ["norm"]},
 ]
 
