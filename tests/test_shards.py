@@ -24,6 +24,7 @@ from seer_pipe.shards import (
     rejected_path,
     sidecar_path,
     to_parquet,
+    ustar_header,
     write_manifest,
 )
 from seer_pipe.store import open_store
@@ -150,3 +151,10 @@ def test_keys_that_readers_would_misread_are_refused(tmp_path: Path, key: str) -
     with pytest.raises(ValueError, match="key"):
         writer.add(key, b"", source="", width=1, height=1)
     writer.discard()
+
+
+@given(st.text(st.characters(codec="ascii", exclude_characters="\0/"), max_size=94), st.integers(0, (8 << 30) - 1))
+def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    assert ustar_header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
