@@ -58,7 +58,7 @@ def run(text: str, folder: Path) -> None:
         "PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", text], cwd=folder, env=environment, text=True, timeout=240, check=False,
+        ["bash", "-euo", "pipefail", "-c", text], cwd=folder, env=environment, text=True, timeout=900, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     if done.returncode:

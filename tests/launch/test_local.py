@@ -40,7 +40,7 @@ def test_a_run_outlives_a_stop_and_a_kill(asked: list[str], tmp_path: Path) -> N
     for process in processes:
         os.kill(process, signal.SIGTERM)
     thaw(processes)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 500
     while "requeued: stopped" not in (run / "jobs" / "keeper.log").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)

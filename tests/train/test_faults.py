@@ -138,7 +138,7 @@ with StopRequest(60.0):
 def test_a_second_signal_ends_at_once(first: str, second: str, pause: float, code: int) -> None:
     """Also a process that hangs inside a collective; but not the same request that comes twice."""
     command = [sys.executable, "-c", SECOND_SIGNAL, first, second, str(pause)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == code, ended.stderr
     assert ("again: ended at once" in ended.stderr) == (code > 0)
 
@@ -238,7 +238,7 @@ def test_a_disk_that_stays_full(straight: Path, pictures: Path, small_disk: Path
     first.until("step 4/")
     with kept_full(small_disk):
         ended = first.ends()
-        full = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+        full = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert ended != [0]
     assert full.returncode == 2
     assert full.stderr.count("\n") == 1
