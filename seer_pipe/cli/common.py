@@ -26,6 +26,13 @@ ConfigArgument = Annotated[
     Path, typer.Argument(help="A recipe's name, e.g. quickstart, or a YAML file.", autocompletion=complete_recipe)
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key.path=value")]
+Change = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Setting to change within a run that has finished steps, such as its length, rate or batch: "
+        "key.path=value; repeatable."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines for people.")]
 #: The same for evaluations and the atlas.
 Labels = Annotated[
@@ -51,6 +58,11 @@ def run_cli(cli: typer.Typer) -> None:
         advice = "; make room and run the same command again" if error.errno in FULL else ""
         print(f"error: {error.filename or 'disk'}: {error.strerror}{advice}", file=sys.stderr)
         sys.exit(2)
+
+
+def changed_keys(changes: list[str] | None) -> list[str]:
+    """The dotted keys that ``--change`` names."""
+    return [text.partition("=")[0] for text in changes or []]
 
 
 def made(what: str, place: Path, as_json: bool, **more: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from seer_pipe.cli.common import AsJson, ConfigArgument, Overrides
+from seer_pipe.cli.common import AsJson, Change, ConfigArgument, Overrides, changed_keys
 
 verbs = typer.Typer()
 RunArgument = Annotated[Path, typer.Argument(help="The run's folder.")]
@@ -35,7 +35,7 @@ Container = Annotated[str | None, typer.Option(help="Image for the tasks (pyxis)
 
 @verbs.command()
 def launch(
-    config: ConfigArgument, overrides: Overrides = None,
+    config: ConfigArgument, overrides: Overrides = None, change: Change = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/NAME.")] = None,
     cluster: Where = None, cluster_config: Defaults = None, nodes: Nodes = None, min_nodes: MinNodes = None,
     gpus: Gpus = None, tasks: Tasks = None, cpus: Cpus = None, mem: Memory = None, time: Time = None,
@@ -48,16 +48,16 @@ def launch(
     from seer_pipe.launch import submit
     from seer_pipe.recipes import load_recipe
 
-    recipe = load_recipe(config, overrides or [])
+    recipe = load_recipe(config, [*(overrides or []), *(change or [])])
     run = (out or Path("runs") / recipe.name).absolute()
     asked = _cluster(cluster_config, cluster=cluster, nodes=nodes, min_nodes=min_nodes, gpus_per_node=gpus,
                      tasks_per_node=tasks, cpus_per_task=cpus, mem=mem, time=time, partition=partition, account=account,
                      constraint=constraint, exclude=exclude, dependency=dependency, container=container)  # fmt: skip
     if dry_run:
-        submit.check(recipe, run, asked)
+        submit.check(recipe, run, asked, changed_keys(change))
         print(submit.batch_script([run], run / "jobs", asked), end="")
         return
-    _told([(run, submit.launch(recipe, run, asked))], as_json)
+    _told([(run, submit.launch(recipe, run, asked, changed_keys(change)))], as_json)
 
 
 @verbs.command()
@@ -65,7 +65,7 @@ def sweep(
     config: ConfigArgument,
     choices: Annotated[list[str], typer.Argument(help="Settings to go through: key.path=value,value")],
     out: Annotated[Path, typer.Option(help="Folder for the runs.")],
-    at_once: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    change: Change = None, at_once: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
     cluster: Where = None, cluster_config: Defaults = None, nodes: Nodes = None, min_nodes: MinNodes = None,
     gpus: Gpus = None, tasks: Tasks = None, cpus: Cpus = None, mem: Memory = None, time: Time = None,
     partition: Partition = None, account: Account = None, constraint: Constraint = None, exclude: Exclude = None,
@@ -79,21 +79,23 @@ def sweep(
                      tasks_per_node=tasks, cpus_per_task=cpus, mem=mem, time=time, partition=partition, account=account,
                      constraint=constraint, exclude=exclude, dependency=dependency, container=container)  # fmt: skip
     runs = [
-        (load_recipe(config, overrides), (out / ",".join(overrides).replace("/", "_")).absolute())
+        (load_recipe(config, [*overrides, *(change or [])]), (out / ",".join(overrides).replace("/", "_")).absolute())
         for overrides in submit.sweep(choices)
     ]
-    launched = submit.launch_all(runs, out.absolute() / "jobs", asked, at_once)
+    launched = submit.launch_all(runs, out.absolute() / "jobs", asked, at_once, changed_keys(change))
     _told([(run, item) for (_, run), item in zip(runs, launched, strict=True)], as_json)
 
 
 @verbs.command()
-def resume(run: RunArgument, nodes: Nodes = None, time: Time = None, as_json: AsJson = False) -> None:
-    """Go on with a run that was stopped, cancelled or has failed; let one that waits start as soon as it can."""
+def resume(
+    run: RunArgument, change: Change = None, nodes: Nodes = None, time: Time = None, as_json: AsJson = False
+) -> None:
+    """Resume a run that was stopped, cancelled, or has failed; let one that waits start as soon as it can."""
     from seer_pipe.launch import submit
 
     run = run.absolute()
     fewer = {"min_nodes": None} if nodes else {}
-    _told([(run, submit.resume(run, {"nodes": nodes, "time": time, **fewer}))], as_json)
+    _told([(run, submit.resume(run, {"nodes": nodes, "time": time, **fewer}, change or []))], as_json)
 
 
 @verbs.command()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from seer_pipe.cli.common import ConfigArgument, Overrides
+from seer_pipe.cli.common import Change, ConfigArgument, Overrides, changed_keys
 
 verbs = typer.Typer()
 
@@ -20,9 +20,7 @@ def train(
     fresh: Annotated[bool, typer.Option(help="Begin anew; a run that is there is moved aside, not removed.")] = False,
     init_from: Annotated[Path | None, typer.Option(help="First weights of the trunk: an export of ours, or a file of "
                                                         "torchvision, timm, Transformers, SEER or SwAV.")] = None,
-    change: Annotated[list[str] | None, typer.Option(help="Setting to change within a run that has finished steps, "
-                                                          "such as its length, rate or batch: key.path=value; "
-                                                          "repeatable.")] = None,
+    change: Change = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object for each event and each logged step; lines "
                                                          "for people go to standard error.")] = False,
 ) -> None:  # fmt: skip
@@ -36,10 +34,8 @@ def train(
     from seer_pipe.recipes import load_recipe
     from seer_pipe.run import start
 
-    changes = change or []
-    recipe = load_recipe(config, [*(overrides or []), *changes])
-    on_purpose = [text.partition("=")[0] for text in changes]
+    recipe = load_recipe(config, [*(overrides or []), *(change or [])])
     run = out or Path("runs") / recipe.name
     with watching(as_json) as (say, tell):
-        finished = start(recipe, run, say, tell=tell, fresh=fresh, init_from=init_from, on_purpose=on_purpose)
+        finished = start(recipe, run, say, tell=tell, fresh=fresh, init_from=init_from, on_purpose=changed_keys(change))
     raise typer.Exit(0 if finished else 130)

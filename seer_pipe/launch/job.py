@@ -13,7 +13,7 @@ import traceback
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import submitit
 import torch
@@ -32,30 +32,32 @@ PATIENCE = 60  # seconds for a start before this one to let go of the run
 class Job:
     """One run, as every task of its job calls it; pickled, so it holds plain values.
 
-    What there is to go on from is found in the run's folder. A task that was asked to stop leaves with 0, as one that
-    is done; how it ended it writes down, and ``after`` reads that.
+    Its settings are read from launch.json at each start, and what there is to resume is found in the run's folder. A
+    task that was asked to stop leaves with 0, as one that is done; how it ended it writes down, and ``after`` reads
+    that.
     """
 
     run: Path
-    config: dict[str, Any]
-    start: int | None = None  # how often the job was begun before; Slurm counts for itself
+    start: int | None = None  # number of this start, from 0; Slurm counts for itself
     port: int | None = None  # of the rendezvous; by default one that follows from the job
 
     def __call__(self) -> None:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._stop_before_start)
-        launched = record.read(self.run)
-        if launched is not None and launched.cancelled:
-            self._leave("stopped", "cancelled", 0)
         stack = ExitStack()  # left on a good end alone: a broken group may hang in its own farewell
         try:
-            config = settings.parse(self.config, str(self.run))
+            launched = record.read(self.run)
+            if launched is None:
+                raise FileNotFoundError(f"{self.run / 'launch.json'}: is not there")
+            if launched.cancelled:
+                self._leave("stopped", "cancelled", 0)
+            config = settings.parse(launched.config, str(self.run))
             take_place(f"{self.run}:{self._name}", self.port)
             world = stack.enter_context(join(config.train.device))
             preflight(world)
             if world.is_first:
                 wait_for_previous(self.run)
-            finished = start(config, self.run, say)
+            finished = start(config, self.run, say, on_purpose=launched.on_purpose)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             self._leave("crashed" if isinstance(error, RendezvousError) else "failed", str(error), 2)

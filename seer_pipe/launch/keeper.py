@@ -67,7 +67,7 @@ class Keeper:
             timeout_min=limit, signal_delay_s=settings.signal_s, tasks_per_node=settings.tasks,
             gpus_per_node=settings.gpus_per_node, stderr_to_stdout=True,
         )  # fmt: skip
-        job = executor.submit(Job(run, launched.config, start, free_port()))
+        job = executor.submit(Job(run, start, free_port()))
         record.change(run, jobs=[*launched.jobs, job.job_id])
         self._watch(job, settings.tasks)
 

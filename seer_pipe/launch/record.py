@@ -32,6 +32,7 @@ class Record:
     folder: str  # submitit's
     config: dict[str, Any]
     cluster: dict[str, Any]
+    on_purpose: list[str]  # settings that may differ from those of the run's finished steps
     jobs: list[str] = field(default_factory=list)  # that wrote logs, oldest first
     cancelled: bool = False
 

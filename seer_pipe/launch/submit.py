@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from seer_pipe.launch import keeper, record
 from seer_pipe.launch.cluster import Cluster, minutes
 from seer_pipe.launch.job import Job
 from seer_pipe.launch.record import Record
+from seer_pipe.section import override
 from seer_pipe.train.boards import check_boards
 from seer_pipe.train.build import check_world, outline
 from seer_pipe.train.folder import agree
@@ -39,17 +40,19 @@ from seer_pipe.train.parallel import parallel_mode
 GRACE = 120.0  # seconds that a cancelled run has for its checkpoint
 
 
-def launch(config: Config, run: Path, cluster: Cluster) -> Record:
-    """Submit the run; it goes on from what is in its folder."""
-    (launched,) = launch_all([(config, run)], run / "jobs", cluster, 1)
+def launch(config: Config, run: Path, cluster: Cluster, on_purpose: Collection[str] = ()) -> Record:
+    """Submit the run, which resumes from what is in its folder; ``on_purpose`` as in `seer_pipe.train.folder.agree`."""
+    (launched,) = launch_all([(config, run)], run / "jobs", cluster, 1, on_purpose)
     return launched
 
 
-def launch_all(runs: Sequence[tuple[Config, Path]], folder: Path, cluster: Cluster, at_once: int) -> list[Record]:
+def launch_all(
+    runs: Sequence[tuple[Config, Path]], folder: Path, cluster: Cluster, at_once: int, on_purpose: Collection[str] = ()
+) -> list[Record]:
     """Submit several runs, ``at_once`` of them at a time; on Slurm they are one array."""
     where = place(cluster)
     for config, run in runs:
-        check(config, run, cluster)
+        check(config, run, cluster, on_purpose)
     folder.mkdir(parents=True, exist_ok=True)
     code = snapshot(folder) if cluster.snapshot else None
     made = []
@@ -59,12 +62,14 @@ def launch_all(runs: Sequence[tuple[Config, Path]], folder: Path, cluster: Clust
         before = record.read(run)
         made.append(Record(
             where, "", socket.gethostname(), time.time(), str(folder), config.model_dump(mode="json"),
-            cluster.model_dump(mode="json"), [] if before is None else before.jobs,
+            cluster.model_dump(mode="json"), sorted(on_purpose), [] if before is None else before.jobs,
         ))  # fmt: skip
         record.write(run, made[-1])
     paths = [run for _, run in runs]
-    jobs = _to_slurm(made, paths, folder, cluster, code, at_once) if where == "slurm" else _to_keepers(
-        paths, folder, code, at_once)  # fmt: skip
+    if where == "slurm":
+        jobs = _to_slurm(paths, folder, cluster, code, at_once)
+    else:
+        jobs = _to_keepers(paths, folder, code, at_once)
     more: Any = [[job] if where == "slurm" else [] for job in jobs]
     return [
         record.change(run, job=job, jobs=[*(record.read(run) or item).jobs, *new])
@@ -82,13 +87,18 @@ def place(cluster: Cluster) -> Literal["slurm", "local"]:
     return "slurm"
 
 
-def check(config: Config, run: Path, cluster: Cluster) -> None:
+def check(config: Config, run: Path, cluster: Cluster, on_purpose: Collection[str] = ()) -> None:
     """Refuse now what would be refused once the job runs."""
     if active(run):
         launched = record.read(run)
         assert launched is not None
-        raise UserError(f"{run}: goes on already as job {launched.job}; seer-pipe cancel stops it")
-    agree(config, run)
+        raise UserError(f"{run}: is running or queued already, as job {launched.job}; seer-pipe cancel stops it")
+    check_settings(config, run, cluster, on_purpose)
+
+
+def check_settings(config: Config, run: Path, cluster: Cluster, on_purpose: Collection[str] = ()) -> None:
+    """Refuse settings that contradict the run, the data, this installation or the cluster."""
+    agree(config, run, on_purpose=on_purpose)
     check_sizes(config, cluster)
     outline(config)  # the names of trunk and stages
     check_boards(config.train.log_to)
@@ -166,14 +176,11 @@ def resources(cluster: Cluster, code: Path | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _to_slurm(
-    made: Sequence[Record], runs: Sequence[Path], folder: Path, cluster: Cluster, code: Path | None, at_once: int
-) -> list[str]:
+def _to_slurm(runs: Sequence[Path], folder: Path, cluster: Cluster, code: Path | None, at_once: int) -> list[str]:
     executor = submitit.SlurmExecutor(folder)
     executor.update_parameters(**parameters(runs, folder, cluster, code, at_once))
-    jobs = [Job(run, item.config) for run, item in zip(runs, made, strict=True)]
     try:
-        return [str(job.job_id) for job in executor.submit_array(jobs)]
+        return [str(job.job_id) for job in executor.submit_array([Job(run) for run in runs])]
     except FailedJobError as error:
         raise refusal(error) from None
 
@@ -216,19 +223,32 @@ def _python_path(code: Path) -> str:
     return os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
 
 
-def resume(run: Path, changes: dict[str, Any]) -> Record:
-    """Launch again a run whose job is gone; one that waits starts as soon as it can, on other nodes if asked."""
+def resume(run: Path, changes: dict[str, Any], overrides: Sequence[str] = ()) -> Record:
+    """Launch again a run whose job is gone; one that waits starts as soon as it can, on other nodes if asked.
+
+    changes    of what the job asks for, where not None
+    overrides  of the run's settings on purpose: key.path=value
+    """
     launched = _launched(run)
+    tree = launched.config
+    for text in overrides:
+        override(tree, text)
+    config = settings.parse(tree, str(run))
+    on_purpose = {*launched.on_purpose, *(text.partition("=")[0] for text in overrides)}
     cluster = Cluster.model_validate(launched.cluster | {k: v for k, v in changes.items() if v is not None})
     if launched.where == "slurm" and (waiting := slurm.queue([launched.job]).get(launched.job)):
         if waiting.state != "PENDING":
-            raise UserError(f"{run}: goes on already as job {launched.job}")
-        check_sizes(settings.parse(launched.config, str(run)), cluster)
+            raise UserError(f"{run}: is running already, as job {launched.job}")
+        check_settings(config, run, cluster, on_purpose)
         if changes.get("nodes"):
             slurm.set_nodes(launched.job, str(cluster.nodes))
+        launched = record.change(
+            run, config=config.model_dump(mode="json"), cluster=cluster.model_dump(mode="json"),
+            on_purpose=sorted(on_purpose),
+        )  # fmt: skip
         slurm.start_now(launched.job)
-        return record.change(run, cluster=cluster.model_dump(mode="json"))
-    return launch(settings.parse(launched.config, str(run)), run, cluster)
+        return launched
+    return launch(config, run, cluster, on_purpose)
 
 
 def cancel(run: Path) -> str:

@@ -25,7 +25,8 @@ STOPPED = "stopped, the checkpoint of step 0 is committed"
 def begun(run: Path, **changes: Any) -> Path:
     (run / "jobs").mkdir(parents=True)
     given: dict[str, Any] = {"where": "local", "job": "1", "host": "elsewhere", "time": time.time(), "config": {},
-                             "folder": str(run / "jobs"), "cluster": {"max_crashes": 2, "backoff_s": 10}}  # fmt: skip
+                             "folder": str(run / "jobs"), "cluster": {"max_crashes": 2, "backoff_s": 10},
+                             "on_purpose": []}  # fmt: skip
     record.write(run, Record(**given | changes))
     return run
 
@@ -158,8 +159,15 @@ def test_another_folder_than_the_run_s_settings_want(pictures: Path, tmp_path: P
     run.mkdir()
     settings.save(config, settings.derive(config, 34), run / "config.yaml")
     FolderStore(run).put("checkpoints/step-00000001/COMMITTED.json", b"{}")  # before a step all may be corrected
-    with pytest.raises(UserError, match=r"begun with other settings: optimizer\.lr"):
-        submit.check(small(pictures, optimizer={"lr": 2.0}), run, Cluster())
+    other = small(pictures, optimizer={"lr": 2.0})
+    with pytest.raises(UserError, match=r"begun with other settings: optimizer\.lr.*--change optimizer\.lr=2\.0"):
+        submit.check(other, run, Cluster())
+    submit.check(other, run, Cluster(), on_purpose=["optimizer.lr"])
+    with pytest.raises(UserError, match="cannot change within a run: seed"):
+        submit.check(other.model_copy(update={"seed": 3}), run, Cluster(), on_purpose=["optimizer.lr", "seed"])
+    settings.save(other, settings.derive(other, 34), run / "recipe.yaml")
+    words = ["launch", str(run / "recipe.yaml"), "--out", str(run), "--dry-run", "--change", "optimizer.lr=3.0"]
+    assert CliRunner().invoke(app, words, catch_exceptions=False).stdout.startswith("#!")
 
 
 def test_status_fits_a_narrow_terminal_and_breaks_no_name(tmp_path: Path) -> None:

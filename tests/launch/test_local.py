@@ -6,8 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
+from seer_pipe import config as settings
+from seer_pipe.train.events import read_events
 from seer_pipe.train.heartbeat import read_heartbeat
+from seer_pipe.train.loop import train
 from tests.launch.helpers import (
     assert_same_run,
     frozen,
@@ -55,6 +59,24 @@ def test_a_run_outlives_a_stop_and_a_kill(asked: list[str], tmp_path: Path) -> N
     assert printed(run).count("preflight: 2 ranks found each other") == 3
     answer = seer_pipe("status", tmp_path, "--json")
     assert answer.stdout.count('"done"') == 2
+
+
+def test_settings_changed_on_purpose_outlive_a_kill(asked: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(settings.load(Path(asked[1]), ["train.images=64"]), run, lambda _: None)
+    launched(*asked, "--tasks-per-node", 1, "--change", "train.images=128", "--out", run)
+    processes = frozen(run, 10)
+    os.kill(processes[0], signal.SIGKILL)
+    thaw(processes)
+    until(run, "done", steps=16)
+    launched("resume", run, "--change", "optimizer.lr=0.5", "--change", "train.images=160")
+    until(run, "done", steps=20)
+    kept = yaml.safe_load((run / "config.yaml").read_text())["changes"]
+    assert [(change["step"], change["settings"]) for change in kept] == [
+        (8, {"train.images": [64, 128]}), (16, {"optimizer.lr": [1.0, 0.5], "train.images": [128, 160]}),
+    ]  # fmt: skip
+    changes = [event["settings"] for event in read_events(run) if event["event"] == "change"]
+    assert changes == [change["settings"] for change in kept]
 
 
 def test_a_run_that_dies_before_a_step_is_committed_begins_anew(asked: list[str], tmp_path: Path) -> None:

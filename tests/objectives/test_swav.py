@@ -142,7 +142,7 @@ def test_the_queue_is_unused_until_full_and_does_not_fill_before_its_start() -> 
     for step in range(6):
         output = plain.head(features(step).flatten(0, 1))
         same = torch.equal(queued.codes(output, step * BATCH), plain.codes(output, step * BATCH))
-        filled.append(queued.queue_filled)
+        filled.append(int(queued.queue[0].any(dim=1).sum()))
         assert same == (step < 4)  # filled by the steps 1, 2 and 3
     assert filled == [0, BATCH, 2 * BATCH, 2 * BATCH + 5, 2 * BATCH + 5, 2 * BATCH + 5]
     last = plain.head(features(5).flatten(0, 1)).embeddings.unflatten(0, (CROPS, -1))[:2]
@@ -162,6 +162,24 @@ def test_a_step_that_is_taken_back_leaves_the_state_as_it_was() -> None:
     guard.settle()
     assert all(map(torch.equal, swav.tensors(), before))
     assert swav.loss(swav.head(features(2).flatten(0, 1)), at(2 * BATCH), log=True)[0].isfinite()
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.02], ids=["direct", "log domain"])
+def test_a_step_that_is_taken_back_while_the_queue_fills_counts_no_rows(eps: float) -> None:
+    """It leaves a gap at the queue's end, which takes no part in the codes once the queue is used."""
+    swav = build(queue_length=2 * BATCH, eps=eps)
+    guard = Guard(swav.head, torch.optim.SGD(swav.head.parameters(), lr=0.0), swav, torch.device("cpu"))
+    outputs = [swav.head(features(step).flatten(0, 1)) for step in range(4)]
+    for step, output in enumerate(outputs[:2]):
+        guard.keep()
+        swav.loss(output, at(step * BATCH))
+        guard.check(torch.tensor(math.nan if step == 0 else 1.0), gradients=False)
+        guard.settle()
+    assert int(swav.queue[0].any(dim=1).sum()) == BATCH
+    for step, known in (2, outputs[1:3]), (3, outputs[1:]):
+        scores = [output.scores.unflatten(0, (CROPS, -1))[:2] for output in reversed(known)]
+        expected = torch.stack([sinkhorn_reference(rows, eps, 3)[:BATCH] for rows in torch.cat(scores, dim=1)])
+        torch.testing.assert_close(swav.codes(outputs[step], step * BATCH).double(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_state_returns_exactly_and_another_shape_is_refused() -> None:
@@ -261,7 +279,7 @@ def train(shard: bool) -> dict[str, Any]:
 @pytest.mark.parametrize(("world", "shard"), [(2, False), (2, True), (3, True), (4, False)])
 def test_ranks_equal_one_process_with_the_same_global_batch(world: int, shard: bool) -> None:
     alone = train(False)
-    assert alone["state"]["queue_filled"] == BATCH + 5  # the queue took part
+    assert alone["state"]["queue"].any(dim=2).all()  # the queue took part
     for rank in run_ranks(world, train, shard):
         torch.testing.assert_close(rank, alone, rtol=1e-5, atol=1e-5)
 
@@ -308,7 +326,6 @@ def two_steps(device: str) -> None:
             swav.after_backward(at(step * BATCH))
             optimizer.step()
             swav.after_step(at(step * BATCH))
-    assert swav.queue_filled == BATCH
 
 
 def test_a_step_makes_the_host_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,8 @@ class Swav(Objective):
         eps, iterations: of Sinkhorn.
         freeze_images: until so many images were seen the prototypes do not move (SwAV: about 1.28 million).
         queue_length: embeddings of earlier steps that join the assignment, per assignment crop, over all ranks.
-        queue_start: the queue begins to fill when so many images were seen; it is used once it is full.
+        queue_start: the queue begins to fill when so many images were seen, and is used once the images since then
+            fill it. Rows that are missing then, for a step was taken back, take no part.
         group: the ranks that share a global batch; None is all of them.
         device: where the queue lives, the one that trains.
     """
@@ -99,7 +100,6 @@ class Swav(Objective):
         self.group = group
         prototypes, dim = head.prototypes.weight.shape
         self.queue = torch.zeros(len(assignment), queue_length, dim, device=device)
-        self.queue_filled = 0
         self.last_nearest = torch.full((prototypes,), -1, device=device)
 
     @torch.no_grad()
@@ -117,13 +117,13 @@ class Swav(Objective):
 
     @torch.no_grad()
     def codes(self, outputs: SwavOutput, images: int) -> Tensor:
-        """Codes [A, n, K] of this rank's rows, over the global batch and the queue when it is full.
+        """Codes [A, n, K] of this rank's rows, over the global batch and the queue when it has been filled.
 
         Afterwards the batch's embeddings enter the queue in the order of the global batch (ranks in turn).
         """
         scores = self._by_crop(outputs.scores).index_select(0, self.assignment)
         rows, length = scores.shape[1], self.queue.shape[1]
-        if 0 < length == self.queue_filled:
+        if 0 < length <= images - self.queue_start:  # in images, which the host knows
             scores = torch.cat([scores, self._queue_scores()], dim=1)
         if length > 0 and images >= self.queue_start:
             self._enqueue(self._by_crop(outputs.embeddings).index_select(0, self.assignment))
@@ -141,12 +141,8 @@ class Swav(Objective):
             self.head.prototypes.weight.grad = None
 
     def state_dict(self) -> dict[str, Tensor]:
-        """`queue` [A, length, D], newest first; how much is filled; when each prototype was last nearest."""
-        return {
-            "queue": self.queue,
-            "queue_filled": torch.tensor(self.queue_filled),
-            "last_nearest": all_max_(self.last_nearest, self.group),
-        }
+        """`queue` [A, length, D], newest first, zeros where not filled; when each prototype was last nearest."""
+        return {"queue": self.queue, "last_nearest": all_max_(self.last_nearest, self.group)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, own in ("queue", self.queue), ("last_nearest", self.last_nearest):
@@ -156,22 +152,22 @@ class Swav(Objective):
                     "resume with the crops, prototypes and queue length that it was saved with"
                 )
             own.copy_(state[name])
-        self.queue_filled = int(state["queue_filled"])
 
     def _by_crop(self, rows: Tensor) -> Tensor:
         return rows.unflatten(0, (self.crops, -1))
 
     def _queue_scores(self) -> Tensor:
-        """Scores of this rank's share of the queue: every rank holds all of it, but it counts once."""
+        """Scores of this rank's share of the queue: every rank holds all of it, but it counts once. -inf where a row
+        is not filled."""
         share = self.queue.tensor_split(world_size(self.group), dim=1)[rank(self.group)]
         weight = self.head.prototypes.weight
-        return share @ (weight.full_tensor() if isinstance(weight, DTensor) else weight).T
+        scores: Tensor = share @ (weight.full_tensor() if isinstance(weight, DTensor) else weight).T
+        return scores.masked_fill_((share == 0).all(dim=2, keepdim=True), -torch.inf)
 
     def _enqueue(self, embeddings: Tensor) -> None:
         fresh = all_gather_rows(embeddings.transpose(0, 1), self.group).transpose(0, 1)
         length = self.queue.shape[1]
         self.queue.copy_(torch.cat([fresh, self.queue], dim=1)[:, :length])
-        self.queue_filled = min(length, self.queue_filled + fresh.shape[1])
 
     @torch.no_grad()
     def _note_nearest(self, scores: Tensor, images: int) -> None:

@@ -22,13 +22,14 @@ def sinkhorn(scores: Tensor, eps: float, iterations: int, group: dist.ProcessGro
 
     Args:
         scores: [A, n, K], this rank's samples against K prototypes for each of A assignment crops, which are
-            independent problems solved in the same collectives. n may differ between ranks.
+            independent problems solved in the same collectives. n may differ between ranks. A row of -inf is no
+            sample: it takes no part.
         eps: weight of the entropy; smaller is sharper.
         iterations: how often prototypes and samples are normalised.
         group: the ranks that hold the batch; None is all of them.
 
     Returns:
-        [A, n, K] float32 (float64 of float64); every row sums to one.
+        [A, n, K] float32 (float64 of float64); every row sums to one, those of -inf to zero.
 
     Nothing is read back to the host. Collectives: ``iterations + 1`` all-reduces (``2 · iterations`` below
     `LOG_DOMAIN_BELOW`).
@@ -56,5 +57,5 @@ def _log_domain(logits: Tensor, iterations: int, group: dist.ProcessGroup | None
         peak = all_max_(log_q.amax(dim=1, keepdim=True), group)
         log_q = log_q - peak
         log_q -= all_sum_(log_q.exp().sum(dim=1, keepdim=True), group).log_()
-        log_q -= log_q.logsumexp(dim=2, keepdim=True)
+        log_q -= log_q.logsumexp(dim=2, keepdim=True).clamp_min_(torch.finfo(log_q.dtype).min)
     return log_q.exp_()
