@@ -33,8 +33,9 @@ def test_every_recipe_is_whole(path: Path) -> None:
     assert derived.peak_lr == pytest.approx(config.optimizer.lr * config.train.batch / 256)
 
 
-def test_there_is_a_recipe_for_every_size() -> None:
+def test_there_is_a_recipe_for_every_size_and_method() -> None:
     assert {path.stem for path in RECIPES} == {
+        "simclr_cpu", "simclr_imagenette", "simclr_resnet50",
         "quickstart", "imagenette_cpu", "imagenette_resnet18", "resnext101_32x8d", "regnety_16gf", "seer_regnety_32gf",
         "seer_regnety_64gf", "seer_regnety_128gf", "seer_regnety_256gf", "seer_10b",
     }  # fmt: skip

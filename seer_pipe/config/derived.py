@@ -59,7 +59,7 @@ def derive(
         peak_lr=config.optimizer.lr * batch / 256,
         warmup_steps=math.ceil(config.optimizer.warmup_images / batch),
         settled_steps=math.ceil(max(config.optimizer.warmup_images, objective.settled_images) / batch),
-        chance_loss=objective.chance_loss,
+        chance_loss=objective.chance_loss(config.views, batch),
         crops_per_image=config.views.count,
         objective=objective.derived(batch),
     )

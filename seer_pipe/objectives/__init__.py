@@ -1,6 +1,15 @@
 """What is minimised: one folder or file per method behind two small interfaces, `settings` and `base`."""
 
+from typing import Annotated
+
+from pydantic import Field
+
+from seer_pipe.objectives.simclr.settings import SimclrSettings
 from seer_pipe.objectives.swav.settings import SwavSettings
 
-AnySettings = SwavSettings
-"""The settings of every objective; a union discriminated by ``name`` as soon as there are two."""
+AnySettings = Annotated[
+    SimclrSettings
+    | SwavSettings,
+    Field(discriminator="name"),
+]  # fmt: skip
+"""The settings of every objective."""

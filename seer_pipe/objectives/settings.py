@@ -106,8 +106,7 @@ class Settings(Section):
     def check(self, views: Views, batch: int) -> None:
         """ValueError where these settings do not go with the views, or with a global batch of so many images."""
 
-    @property
-    def chance_loss(self) -> float | None:
+    def chance_loss(self, views: Views, batch: int) -> float | None:
         """The loss of a network that tells nothing apart; None where there is no such number."""
         return None
 
@@ -133,11 +132,11 @@ class Settings(Section):
         """What looks wrong in a run of so many images, one sentence each."""
         return []
 
-    def memory(self, rows: int, batch: int) -> float:
-        """Bytes per rank besides the network: of one step on ``rows`` outputs (crops times images), and of state."""
+    def memory(self, views: Views, batch: int, ranks: int) -> float:
+        """Bytes per rank besides the network: of one step on this rank's share of a batch, and of state."""
         return 0.0
 
-    def collectives(self, batch: int, ranks: int) -> list[Collectives]:
+    def collectives(self, views: Views, batch: int, ranks: int) -> list[Collectives]:
         """What the objective sends in a step, counted as torch calls it, in the steady state with nothing logged."""
         return []
 

@@ -65,7 +65,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     page = environment().get_template("report.html").render(
         name=config.name, folder=str(run), made=datetime.now().astimezone().isoformat(" ", "minutes"),
         headline=_headline(rows, derived), verdicts=verdicts(rows, events, derived, config.objective.signs()),
-        charts=run_charts(rows, config.objective.panels, config.objective.chance_loss),
+        charts=run_charts(rows, config.objective.panels, derived.get("chance_loss")),
         sets=sets, problems=problems, crops=shown,
         events=[_event(event) for event in folded(events)[-EVENTS:]],
         starts=_starts(events, run), events_told=_count(events), replaced=_replaced(run),

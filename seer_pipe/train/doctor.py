@@ -135,8 +135,6 @@ def estimate_memory(config: settings.Config, gpus: int, half: bool = True) -> di
     images = config.train.batch / gpus / config.train.accumulate  # at a time
     width = 2 if half and config.train.precision != "fp32" else 4
     kept = images * width * activations(config)
-    rows = images * config.views.count
-    outputs = round(rows * config.train.accumulate)  # of all pieces: the loss sees the whole batch
     moments = 2 if config.optimizer.name == "adamw" else 1
     parts = {
         "weights": 4 * parameters / share,
@@ -146,7 +144,9 @@ def estimate_memory(config: settings.Config, gpus: int, half: bool = True) -> di
         "guard": 0.0 if config.optimizer.name in ("larc", "lars") else 4 * (1 + moments) * trained / share,
         "gathered": 2 * (4 + width) * largest if sharded else 0.0,
         "activations": kept,
-        "objective": config.objective.memory(outputs, config.train.batch),
+        "objective": config.objective.memory(
+            config.views, config.train.batch, gpus
+        ),  # of all pieces: the loss sees the whole batch,
     }
     return {name: size / GB for name, size in parts.items()} | {"total": sum(parts.values()) / GB}
 

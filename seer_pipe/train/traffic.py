@@ -26,7 +26,7 @@ def traffic(config: settings.Config, gpus: int) -> list[Collectives]:
         return []
     network = outline(config)
     found = [
-        *config.objective.collectives(config.train.batch, gpus),
+        *config.objective.collectives(config.views, config.train.batch, gpus),
         Collectives("agreement", "all_reduce", gpus, 1, 3 * FLOAT),
     ]
     if config.optimizer.clip_norm is not None:

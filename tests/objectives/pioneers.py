@@ -171,8 +171,7 @@ class TurnsSettings(Settings):
         if [crop.layout for crop in views.crops] != ["quarter_turns"]:
             raise ValueError("objective turns needs crops of one kind, of views.crops layout quarter_turns")
 
-    @property
-    def chance_loss(self) -> float:
+    def chance_loss(self, views: Views, batch: int) -> float:
         return math.log(4)
 
     def network(self, trunk: Callable[[], Trunk]) -> Network:

@@ -59,8 +59,7 @@ class SwavSettings(Settings):
                 "stay empty in every step: lower it, lengthen the queue, or set objective.allow_empty_prototypes"
             )
 
-    @property
-    def chance_loss(self) -> float:
+    def chance_loss(self, views: Views, batch: int) -> float:
         """ln K, that of uniform predictions."""
         return math.log(self.prototypes)
 
@@ -85,12 +84,12 @@ class SwavSettings(Settings):
             found.append("objective.queue_start_images: the queue is never used in this run")
         return found
 
-    def memory(self, rows: int, batch: int) -> float:
+    def memory(self, views: Views, batch: int, ranks: int) -> float:
         """Scores, with their softmax and gradient, and the queue."""
-        scores = 3 * FLOAT * rows * self.prototypes
+        scores = 3 * FLOAT * views.count * (batch // ranks) * self.prototypes
         return scores + FLOAT * len(self.assign) * self.queue * self.head.dim
 
-    def collectives(self, batch: int, ranks: int) -> list[Collectives]:
+    def collectives(self, views: Views, batch: int, ranks: int) -> list[Collectives]:
         """Sinkhorn's sums, and the rows that enter the queue; prototypes no longer frozen, the queue full."""
         crops, iterations = len(self.assign), self.sinkhorn_iterations
         scores = FLOAT * crops * self.prototypes
@@ -105,7 +104,7 @@ class SwavSettings(Settings):
 
     def signs(self) -> Sequence[Sign]:
         """What to try is what users and authors found to help (facebookresearch/swav, issues 12, 62, 69, 88, 120)."""
-        chance = self.chance_loss
+        chance = math.log(self.prototypes)
         return (
             Sign(
                 ("loss",),
