@@ -27,6 +27,8 @@ GRACE = 20.0  # seconds that the other ranks may go on once one has ended
 
 
 class Keeper:
+    """A signal stops the run under way and starts no other; `cancelled` in its record stops one run alone."""
+
     def __init__(self) -> None:
         self._stop = False
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -49,14 +51,19 @@ class Keeper:
                 print(tell(outcome), flush=True)
                 if outcome.what != "again":
                     return outcome
-                while time.time() < outcome.at and not self._stop:
+                while time.time() < outcome.at and not self._to_stop(run):
                     time.sleep(0.1)
                 start += 1
+
+    def _to_stop(self, run: Path) -> bool:
+        launched = record.read(run)
+        assert launched is not None
+        return self._stop or launched.cancelled
 
     def _start(self, run: Path, start: int) -> None:
         launched = record.read(run)
         assert launched is not None
-        if self._stop or launched.cancelled:
+        if self._to_stop(run):
             return
         for path in (run / "jobs").glob(f"ended-local.{start}.*"):
             path.unlink()
@@ -69,13 +76,13 @@ class Keeper:
         )  # fmt: skip
         job = executor.submit(Job(run, start, free_port()))
         record.change(run, jobs=[*launched.jobs, job.job_id])
-        self._watch(job, settings.tasks)
+        self._watch(run, job, settings.tasks)
 
-    def _watch(self, job: Any, tasks: int) -> None:
+    def _watch(self, run: Path, job: Any, tasks: int) -> None:
         """Wait for the end; forward a stop; end the ranks that outlive one of them."""
         controller, asked, alone = int(job.job_id), False, None
         while not job.done():
-            if self._stop and not asked:
+            if not asked and self._to_stop(run):
                 os.kill(controller, signal.SIGTERM)  # which hands it on to the ranks
                 asked = True
             left = children(controller)
@@ -109,6 +116,24 @@ def kept(run: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def waits(run: Path) -> bool:
+    """Whether a keeper of this machine has still to come to the run."""
+    launched = record.read(run)
+    if launched is None or not launched.job or record.read_outcome(run) is not None or kept(run):
+        return False
+    return launched.host == socket.gethostname() and alive(int(launched.job))
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 if __name__ == "__main__":

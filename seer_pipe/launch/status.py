@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -70,7 +69,7 @@ def _state(
         if outcome is not None and outcome.what == "again" and time.time() < outcome.at:
             return "queued", outcome.why, None
         return _going(beat, launched.time if outcome is None else outcome.time)
-    elif not launched.job or (outcome is None and _alive(launched.host, int(launched.job))):
+    elif not launched.cancelled and (not launched.job or keeper.waits(run)):
         return "queued", "waits for its turn on this machine", None
     if outcome is not None and outcome.what != "again" and outcome.time >= launched.time:
         return outcome.what, outcome.why, outcome.time
@@ -93,21 +92,9 @@ def _unlaunched(beat: dict[str, Any]) -> tuple[str, str, float | None]:
         return "starting", "", None
     if beat["state"] in ("done", "failed"):
         return beat["state"], "", beat["time"]
-    if beat["host"] == socket.gethostname() and not _alive(beat["host"], beat["pid"]):
+    if beat["host"] == socket.gethostname() and not keeper.alive(beat["pid"]):
         return ("stopped", "", beat["time"]) if beat["state"] == "stopping" else ("died", "", beat["time"])
     return beat["state"], "", None
-
-
-def _alive(host: str, process: int) -> bool:
-    if host != socket.gethostname():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def logs(run: Path, rank: int, follow: bool) -> Iterator[str]:

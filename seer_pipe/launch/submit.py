@@ -254,12 +254,11 @@ def resume(run: Path, changes: dict[str, Any], overrides: Sequence[str] = ()) ->
 def cancel(run: Path) -> str:
     """Stop the run for good, its checkpoint committed if it is training; what was done."""
     launched = _launched(run)
-    if not active(run):
+    local = launched.where == "local"
+    if not active(run) and not (local and keeper.waits(run)):
         return "is not going on"
-    record.change(run, cancelled=True)
-    if launched.where == "local":
-        os.kill(int(launched.job), 15)
-    else:
+    record.change(run, cancelled=True)  # which the keeper of a local run looks at
+    if not local:
         waiting = slurm.queue([launched.job]).get(launched.job)
         if waiting is not None and waiting.state == "RUNNING":
             slurm.signal(launched.job, "USR2")
@@ -268,7 +267,7 @@ def cancel(run: Path) -> str:
     deadline = time.monotonic() + GRACE
     while active(run):
         if time.monotonic() > deadline:
-            if launched.where == "slurm":
+            if not local:
                 slurm.cancel(launched.job)
             return f"had {GRACE:.0f} s to stop and did not; its last checkpoint stays"
         time.sleep(0.5)

@@ -12,6 +12,7 @@ from seer_pipe import config as settings
 from seer_pipe.train.events import read_events
 from seer_pipe.train.heartbeat import read_heartbeat
 from seer_pipe.train.loop import train
+from seer_pipe.train.telemetry import read_metrics
 from tests.launch.helpers import (
     assert_same_run,
     frozen,
@@ -90,15 +91,21 @@ def test_a_run_that_dies_before_a_step_is_committed_begins_anew(asked: list[str]
     assert until(run, "done")["restarts"] == 1
 
 
-def test_a_sweep_runs_one_after_another_and_can_be_cancelled(asked: list[str], tmp_path: Path) -> None:
+def test_each_run_of_a_sweep_is_cancelled_by_itself(asked: list[str], tmp_path: Path) -> None:
     more = "train.images=4000"  # so that none is finished before it is cancelled
-    answer = seer_pipe("sweep", *asked[1:], more, "optimizer.lr=0.5,1.0", "--out", tmp_path / "runs")
+    answer = seer_pipe("sweep", *asked[1:], more, "optimizer.lr=0.25,0.5,1.0", "--out", tmp_path / "runs")
     assert answer.returncode == 0, answer.stderr
-    first, second = (tmp_path / "runs" / f"{more},optimizer.lr={rate}" for rate in (0.5, 1.0))
+    first, second, third = (tmp_path / "runs" / f"{more},optimizer.lr={rate}" for rate in (0.25, 0.5, 1.0))
     until(first, "running", steps=1)
-    assert told(second)["state"] == "queued"
+    assert told(second)["state"] == told(third)["state"] == "queued"
+    assert seer_pipe("cancel", second).stdout.endswith("cancelled\n")
+    assert told(second)["state"] == "cancelled"
+    assert told(first)["state"] == "running"
     assert seer_pipe("cancel", first).stdout.endswith("cancelled\n")
     assert told(first)["state"] == "cancelled"
     beat = read_heartbeat(first)
     assert beat is not None
     assert beat["state"] == "stopping"
+    until(third, "running", steps=1)
+    assert seer_pipe("cancel", third).stdout.endswith("cancelled\n")
+    assert not read_metrics(second)
