@@ -205,7 +205,7 @@ def apart(found: dict[int, float], meant: dict[int, float]) -> float:
 
 
 def resume(check: Check) -> Figures:
-    """A run that is killed and goes on, beside one that is not."""
+    """A run that is killed and resumed, beside one that is not."""
     batch, steps, figures = (8, 8, Figures()) if check.cpu else (32, 120, Figures())
     queue = [f"objective.queue={2 * batch}", f"objective.queue_start_images={2 * batch}"]
     larc, adamw = ["optimizer.name=larc", "optimizer.lr=0.3", *queue], ["optimizer.name=adamw"]
@@ -223,7 +223,7 @@ def resume(check: Check) -> Figures:
         kill_after_checkpoint([*command, "--out", str(folder / "killed")], folder / "killed")
         again = python(*command[1:], "--out", folder / "killed")
         if whole.wait() or "resumed: " not in again:
-            raise SystemExit(f"{name}: {'it began anew' if not whole.returncode else 'the run alone failed'}")
+            raise SystemExit(f"{name}: {'it started over' if not whole.returncode else 'the run alone failed'}")
         figures[f"{name}: largest difference of a loss"] = apart(losses(folder / "killed"), losses(folder / "whole"))
     return figures
 

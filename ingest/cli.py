@@ -71,7 +71,7 @@ class RunOptions(JobOptions):
 
 
 IMAGE_HELP = {
-    "reencode": "whether fit JPEGs are encoded anew: auto (no), always, or never (and all else is rejected)",
+    "reencode": "whether fit JPEGs are encoded again: auto (no), always, or never (and all else is rejected)",
     "quality": "of JPEGs encoded here",
     "short_side": "pixels; larger images are scaled down to it",
     "min_side": "pixels; images with a shorter side are rejected",
@@ -253,7 +253,7 @@ def main() -> None:
     try:
         app()
     except StoppedError as stopped:
-        print("stopped; what is committed stays, and the same command goes on from there", file=sys.stderr)
+        print("stopped; what is committed stays, and the same command resumes", file=sys.stderr)
         sys.exit(128 + stopped.signal)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -42,7 +42,7 @@ def stats(root: Root, as_json: AsJson = False) -> None:
         print(f"{name:16}" + ", ".join(parts) + " pixels")
     if found.formats:
         formats = ", ".join(f"{name} {count}" for name, count in found.formats.items())
-        print(f"{'came as':16}{formats}; {found.reencoded} encoded anew")
+        print(f"{'came as':16}{formats}; {found.reencoded} encoded again")
     print(f"{'without a hash':16}{found.unhashed}")
     print(f"{'excluded':16}{found.excluded}")
     print(f"{'rejected':16}{sum(found.rejected.values())}")
@@ -98,7 +98,7 @@ def dedup(
 @tools.command()
 def exclude(
     root: Root,
-    keys: Annotated[str, typer.Option(help="list of keys: txt, one a line; csv, tsv, jsonl, parquet: column key")],
+    keys: Annotated[str, typer.Option(help="list of keys: txt, one per line; csv, tsv, jsonl, parquet: column key")],
     as_json: AsJson = False,
 ) -> None:
     """Leave samples out of training, by their keys; no shard is rewritten."""

@@ -34,7 +34,7 @@ from ingest.robots import LONGEST, Rules
 from ingest.url import parse
 from seer_pipe.errors import UserError
 
-# asyncio keeps a buffer of this size for every TLS connection, 256 KiB if it is left to it; a TLS record has 16
+# asyncio keeps a buffer of this size for every TLS connection, 256 KiB by default; a TLS record has 16
 asyncio.sslproto.SSLProtocol.max_size = 32 << 10
 REDIRECTS = (301, 302, 303, 307, 308)
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class DownloadSettings:
 
     connections: Annotated[int, "connections at once"] = 256
     per_host: Annotated[int, "connections at once to one host"] = 8
-    host_rate: Annotated[float, "requests a second to one host; 0: as many as its connections allow"] = 0.0
+    host_rate: Annotated[float, "requests per second to one host; 0: as many as its connections allow"] = 0.0
     connect_timeout: Annotated[float, "seconds to connect"] = 10.0
     read_timeout: Annotated[float, "seconds without a byte"] = 20.0
     total_timeout: Annotated[float, "seconds for a whole answer"] = 60.0
@@ -57,7 +57,7 @@ class DownloadSettings:
     opt_out: Annotated[tuple[str, ...], "directives of X-Robots-Tag that keep an image out"] = OPT_OUTS
     allow_network: Annotated[tuple[str, ...], "address range (CIDR) to allow though not global"] = ()
     robots: Annotated[bool, "ask each site for its robots.txt first, and keep to it"] = False
-    blocklist: Annotated[Path | None, "file with hosts and URL patterns that are not asked, one a line"] = None
+    blocklist: Annotated[Path | None, "file with hosts and URL patterns that are not asked, one per line"] = None
 
     def __post_init__(self) -> None:
         for name in ("connections", "per_host", "connect_timeout", "read_timeout", "total_timeout", "tries"):
@@ -206,7 +206,7 @@ class Downloader:
             host.users -= 1
 
     def _noted(self, host: Host, failure: AttemptError) -> AttemptError:
-        """A failure that the host is told of. The first one after an answer is the URL's own."""
+        """A failure that counts for the host. The first one after an answer is the URL's own."""
         if not failure.of_host:
             self._hosts.answered(host)
             return failure

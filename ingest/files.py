@@ -89,7 +89,7 @@ def digest(files: Sequence[str]) -> str:
 
 
 def listing(files: Sequence[str]) -> str:
-    """SHA-256 over the places, sizes and, of local ones, times of ``files``: tells one list of large files from
+    """SHA-256 over the places, sizes and, of local ones, times of ``files``: distinguishes one list of large files from
     another, and from itself after a change."""
     total = hashlib.sha256()
     for file in files:

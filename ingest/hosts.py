@@ -41,7 +41,7 @@ class Host:
 
     OPENS = 4  # failures in a row
     PAUSE = (1.0, 30.0)  # seconds, least and most
-    LONGEST_REST = 30.0  # seconds that all URLs of a host wait because the answer to one of them said so
+    LONGEST_REST = 30.0  # seconds that all URLs of a host wait because the answer to one of them asked for it
 
     def __init__(self, name: str, connections: int, rate: float) -> None:
         self.name = name

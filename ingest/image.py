@@ -1,6 +1,6 @@
 """From bytes to a stored image: a JPEG that DALI and Pillow decode, or a reason why not.
 
-The type is told by content; sizes are checked from the header, before anything is decoded; at most one decode.
+The type is determined by content; sizes are checked from the header, before anything is decoded; at most one decode.
 
 A JPEG that is already fit (8-bit baseline or progressive, grey or YCbCr, upright, in sRGB, small enough) keeps its
 compressed data. Its metadata (EXIF with its GPS position, XMP, IPTC, comments, thumbnails, whatever follows the

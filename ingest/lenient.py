@@ -17,7 +17,7 @@ from ingest.reasons import Reason
 
 LONGEST_HEAD = 256 << 10  # bytes; browsers stop there too
 END = re.compile(rb"\r?\n\r?\n")
-START = 16  # bytes of a body that tell whether it is encoded
+START = 16  # bytes of a body that show whether it is encoded
 ZIPPED = ("gzip", "x-gzip", "deflate")
 FOREIGN = ("br", "zstd", "compress", "x-compress", "dcb", "dcz")  # real codings, which no request asked for
 Decode = Callable[[bytes, int], bytes]
@@ -65,7 +65,7 @@ def repaired(head: bytes) -> bytes:
     fields: list[tuple[bytes, bytes]] = []
     for line in lines:
         name, colon, value = line.partition(b":")
-        if line[:1] in (b" ", b"\t") and fields:  # goes on with the line before
+        if line[:1] in (b" ", b"\t") and fields:  # continues the line before
             fields[-1] = fields[-1][0], fields[-1][1] + b" " + line.strip()
         elif colon and name.strip():
             fields.append((name.strip(), value.strip()))

@@ -94,7 +94,7 @@ def open_plan(store: Store) -> tuple[Plan, dict[str, Any]] | None:
         about = json.loads(store.get(ABOUT))
         if about["version"] != VERSION:
             raise UserError(
-                f"{store.url}/{ABOUT}: version {about['version']}; this seer-ingest goes on with {VERSION}: "
+                f"{store.url}/{ABOUT}: version {about['version']}; this seer-ingest resumes {VERSION}: "
                 "finish it with the one that began it, or use another --out"
             )
         return Plan(store, about["inputs"], about["units"], about["input"]["kind"] == "index"), about
@@ -156,7 +156,7 @@ def write_inputs(source: Source, store: Store, unit: int | None, shuffle: bool =
         counts = write_groups(listed(), first)
         if not counts:
             return counts
-        # what has a reason of its own is not left out as a duplicate
+        # what has a reason of its own is not dropped as a duplicate
         again = repeated(hashes) & np.frombuffer(sound, bool) if source.unique else np.zeros(sum(counts), bool)
         mark(first, second, again)
         if shuffle:

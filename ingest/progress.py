@@ -1,4 +1,4 @@
-"""What is seen of a run while it goes on: a bar in a terminal, JSON lines elsewhere."""
+"""What is shown of a run: a bar in a terminal, JSON lines elsewhere."""
 
 from __future__ import annotations
 

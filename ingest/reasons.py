@@ -39,11 +39,11 @@ class Reason(StrEnum):
     UNSAFE_MEMBER = "unsafe_member", "an archive member that is no plain file (link, device, sparse file)"
     DUPLICATE_URL = "duplicate_url", "the same URL stands earlier in the list"
     REVISIT = "revisit", "a WARC record that only points to an earlier one"
-    INTERNAL = "internal", "an error of this program; its traceback stands in ROOT/errors"
+    INTERNAL = "internal", "an error of this program; its traceback is in ROOT/errors"
     # the list
     BAD_ROW = "bad_row", "a row of the list that cannot be read as one"
     NO_URL = "no_url", "a row of the list without a URL"
-    PASSED_OVER = "passed_over", "records of a web archive that are no images; one row a file, with their number"
+    PASSED_OVER = "passed_over", "records of a web archive that are no images; one row per file, with their number"
     # the download
     BAD_URL = "bad_url", "not a well-formed http or https URL"
     BLOCKED_ADDRESS = "blocked_address", "the host is, or resolves to, an address that is not global"
@@ -57,9 +57,9 @@ class Reason(StrEnum):
     TOO_MANY_REDIRECTS = "too_many_redirects", "more redirects than allowed, or a circle of them"
     HTTP_401_403 = "http_401_403", "the server refuses access (401, 403, 451)"
     HTTP_404_410 = "http_404_410", "the server has no such page (404, 410)"
-    HTTP_429 = "http_429", "the server asks for fewer requests, to the last try"
+    HTTP_429 = "http_429", "the server asks for fewer requests, after all retries"
     HTTP_4XX = "http_4xx", "another client error"
-    HTTP_5XX = "http_5xx", "a server error, to the last try"
+    HTTP_5XX = "http_5xx", "a server error, after all retries"
     HTTP_OTHER = "http_other", "a status that is neither success, redirect nor error"
     BAD_RESPONSE = "bad_response", "the answer breaks the HTTP protocol or its content encoding"
 

@@ -100,7 +100,7 @@ class Run:
                 group.create_task(self._one(unit, place, row, lease))
 
     async def _feed_again(self, group: asyncio.TaskGroup) -> None:
-        """Begin once more with the inputs that were put back, each when it is due."""
+        """Start again with the inputs that were put back, each when it is due."""
         loop = asyncio.get_running_loop()
         while True:
             while self._later and self._later[0][0] <= loop.time():
@@ -133,7 +133,7 @@ class Run:
         shown, what = self._source.shown(row), f"{type(error).__name__}: {error}"
         trace = "".join(traceback.format_exception(error))
         self._traces.setdefault(unit.number, []).append(f"{shown}\n{trace}\n")
-        print(f"internal error at {shown}: {what}; goes on", file=sys.stderr, flush=True)
+        print(f"internal error at {shown}: {what}; continuing", file=sys.stderr, flush=True)
         return Rejection(Reason.INTERNAL, what)
 
     def _commit(self, unit: Unit) -> None:
@@ -156,7 +156,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is in a shard set and what was left out of it."""
+    """What is in a shard set and what was rejected."""
 
     url: str
     shards: int
@@ -193,7 +193,7 @@ async def stoppable(work: Callable[[], Awaitable[None]]) -> None:
         for other in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(other)
             signal.signal(other, end)  # not the loop's, which may be closed by then
-        print("stopping: what is under way comes to its end; once more ends it at once", file=sys.stderr, flush=True)
+        print("stopping: what is under way is finished; again ends it at once", file=sys.stderr, flush=True)
         assert task is not None
         task.cancel()
 
@@ -291,4 +291,4 @@ def saying_what_stays(store: Store) -> Iterator[None]:
             raise UserError(
                 f"{store.url}: no space left; what is committed stays: make room and run the same command again"
             ) from None
-        raise OSError(f"{error}; what is committed stays, and the same command goes on from there") from error
+        raise OSError(f"{error}; what is committed stays, and the same command resumes") from error

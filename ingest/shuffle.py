@@ -19,7 +19,7 @@ def shuffled(inputs: Path, folder: Path, rows: int = ROWS) -> Iterator[pa.Table]
     """All rows of the parquet file ``inputs``, permuted, in tables of about ``rows``; temporary files go to ``folder``.
 
     Row number i has the i-th number of a Philox stream (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-    SC 2011), and the rows are sorted by these: first into parts by the leading bits, then each part by itself.
+    SC 2011), and the rows are sorted by these: first into parts by the leading bits, then each part on its own.
     """
     read = pq.ParquetFile(inputs)
     parts = min(MOST_PARTS, max(1, -(-read.metadata.num_rows // rows)))

@@ -57,7 +57,7 @@ class Share:
                 ingest(self.source, self.plan, todo, process, sink, memory=self.memory, as_json=self.as_json)
 
     def checkpoint(self) -> Any:
-        """What Slurm is to do again after a preemption or a time-out: the same, which goes on from there."""
+        """What Slurm is to do again after a preemption or a time-out: the same, which resumes."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -93,7 +93,7 @@ def spread(share: Share, tasks: int, parameters: str) -> None:
         raise
     if left := pending(share.plan):
         raise ChildProcessError(
-            f"{len(left)} of {share.plan.units} units are not done, {folder} tells why; the same command goes on"
+            f"{len(left)} of {share.plan.units} units are not done: see {folder}; the same command resumes"
         )
 
 

@@ -18,7 +18,7 @@ ILLEGAL = re.compile(r"""[\0-\x20"<>\\^`{}\x7f-\U0010ffff]""")
 def parse(text: str, base: URL | None = None) -> URL:
     """A URL that may be asked for, without its fragment; AttemptError where it may not.
 
-    What is quoted stays quoted and what is not stays so: a signature, or an image proxy, tells one from the other. Only
+    What is quoted stays quoted and what is not stays so: a signature, or an image proxy, distinguishes the two. Only
     characters that no URL may hold are quoted, and ``/./`` and ``/../`` resolved.
     """
     try:

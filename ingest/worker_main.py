@@ -25,7 +25,7 @@ def main(descriptor: int, parent: int) -> None:
     processor, settings, memory_limit = pickle.loads(pipe.recv_bytes())
     resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pipe.send(None)  # ready; what went wrong until here was said on stderr
+    pipe.send(None)  # ready; errors until here were printed on stderr
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff writes about every damaged file
     while True:
         try:

@@ -54,14 +54,14 @@ def check(run: object, found: Collection[Difference], on_purpose: Collection[str
     if asked := [difference for difference in found if difference.key not in on_purpose]:
         how = " ".join(f"--change {difference.key}={difference.new}" for difference in asked)
         raise UserError(f"{run}: the run was begun with other settings: {'; '.join(map(str, asked))}; use them, "
-                        f"another folder or --fresh, or train on with {how}".replace("=None", "=null"))  # fmt: skip
+                        f"another folder or --fresh, or continue with {how}".replace("=None", "=null"))  # fmt: skip
 
 
 def next_pass(position: int, then: int, now: int, images_in_set: int) -> int:
     """Where the data continue when the batch changes from ``then`` to ``now`` images: at the start of an epoch.
 
     ``position`` counts batches, before and after. Another batch has another order, so the epoch under way cannot be
-    finished. The crops follow from the number of the epoch, so none that was begun is begun again.
+    finished. The crops follow from the number of the epoch, so none that was begun is repeated.
     """
     epochs = (-(-position // (images_in_set // batch)) for batch in (then, now))
     return max(epochs) * (images_in_set // now)

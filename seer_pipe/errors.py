@@ -1,4 +1,4 @@
-"""The one kind of error that a person can mend: bad input, a wrong setting, a missing path."""
+"""The one kind of error that a user can fix: bad input, a wrong setting, a missing path."""
 
 
 class UserError(ValueError):

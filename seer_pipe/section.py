@@ -3,7 +3,7 @@
 YAML decides what a word is before anybody knows what is wanted: ``on`` is a truth value, ``1:30`` is 90, ``0100`` is
 64, ``1e6`` is a text, and of two equal keys the last one counts. Here a word stays a text until the field that takes
 it is known: a text field keeps it as it is written, and any other gets null, true, false or a decimal number, or
-refuses it. Repeated keys, merge keys, tags and values left out are refused.
+refuses it. Repeated keys, merge keys, tags and missing values are refused.
 """
 
 from __future__ import annotations
@@ -192,8 +192,8 @@ def validate(section: type[S], tree: Mapping[str, Any], where: str) -> S:
     try:
         return section.model_validate(tree)
     except ValidationError as error:
-        told = dict.fromkeys(_explain(problem, section, tree) for problem in error.errors())
-        raise UserError(f"{where}: " + "; ".join(told)) from None
+        problems = dict.fromkeys(_explain(problem, section, tree) for problem in error.errors())
+        raise UserError(f"{where}: " + "; ".join(problems)) from None
 
 
 def _explain(problem: Any, section: type[Section], tree: Mapping[str, Any]) -> str:

@@ -1,13 +1,13 @@
 """The shard-set format: the contract between ``ingest`` and training.
 
-    ROOT/manifest.parquet         a row a shard: path, samples, bytes, sha256; metadata: format version
+    ROOT/manifest.parquet         one row per shard: path, samples, bytes, sha256; metadata: format version
     ROOT/00000.tar                USTAR WebDataset tar: KEY.jpg
-    ROOT/00000.parquet            the sidecar, a row a sample, in the order of the tar
+    ROOT/00000.parquet            the sidecar, one row per sample, in the order of the tar
     ROOT/rejected/00000.parquet   a row a rejected input: source, reason, detail
-    ROOT/excluded.parquet         where samples are left out of training: a row each, by number in the set
+    ROOT/excluded.parquet         where samples are excluded from training: one row each, by number in the set
 
 A unit of work makes one shard. It is done when its sidecar is there: the tar is put first, then the rejected,
-then the sidecar, each whole or not at all. The manifest is derived from the sidecars and can be written anew.
+then the sidecar, each whole or not at all. The manifest is derived from the sidecars and can be written again.
 
 A set may also index tars that someone else made. Then ``path`` is relative to ROOT or, for a tar that is elsewhere,
 absolute or a URL, and the manifest's column ``sidecar`` says where in ROOT the sidecar is.
@@ -165,7 +165,7 @@ class ShardWriter:
     def commit(self, more: pa.Table | None = None) -> None:
         """Put the tar, the rejected, and last the sidecar, which says that this shard is done.
 
-        ``more``: further columns of the sidecar, a row a sample.
+        ``more``: further columns of the sidecar, one row per sample.
         """
         self._write(bytes(2 * BLOCK))  # end of archive
         self._write(bytes(-self._written % tarfile.RECORDSIZE))
@@ -313,7 +313,7 @@ class ShardSet:
 
     @cached_property
     def excluded(self) -> npt.NDArray[np.int64]:
-        """Numbers of the samples that training leaves out, rising. UserError where the list is of another set."""
+        """Numbers of the samples excluded from training, rising. UserError where the list is of another set."""
         where = f"{self.store.url}/{EXCLUDED}"
         try:
             with self._file(EXCLUDED) as file:
@@ -323,10 +323,10 @@ class ShardSet:
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{where}: not readable: {error}") from None
         if (table.schema.metadata or {}).get(FINGERPRINT_KEY) != self.fingerprint.encode():
-            raise UserError(f"{where}: was made when the set was another one; delete it and exclude anew")
+            raise UserError(f"{where}: was made when the set was another one; delete it and exclude again")
         numbers: npt.NDArray[np.int64] = table["sample"].to_numpy()
         if len(numbers) and (numbers[0] < 0 or numbers[-1] >= len(self) or (np.diff(numbers) <= 0).any()):
-            raise UserError(f"{where}: numbers that are not rising or not of the set; delete it and exclude anew")
+            raise UserError(f"{where}: numbers that are not rising or not of the set; delete it and exclude again")
         return numbers
 
     def index(self, shard: int) -> ShardIndex:

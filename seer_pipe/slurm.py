@@ -48,8 +48,8 @@ def queue(jobs: Sequence[str]) -> dict[str, Queued]:
     command = ["squeue", "--noheader", "--array", "--format=%i|%T|%r|%S|%N", "--jobs=" + ",".join(numbers)]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     if answer.returncode != 0 and "Invalid job id" not in answer.stderr:  # it has forgotten the only job asked for
-        told = (answer.stderr.splitlines() or ["squeue said nothing"])[-1]
-        raise UserError(f"Slurm does not answer: {told}; is SLURM_CONF set?")
+        reason = (answer.stderr.splitlines() or ["squeue printed nothing"])[-1]
+        raise UserError(f"Slurm does not answer: {reason}; is SLURM_CONF set?")
     found = {}
     for line in answer.stdout.splitlines():
         job, state, reason, start, nodes = line.strip().split("|")

@@ -251,7 +251,7 @@ class S3Store:
     """A store on any S3-compatible server, through boto3; one client, safe to share between threads."""
 
     CONNECTIONS = 64
-    PATIENCE = 120.0  # seconds that one request may go on being retried
+    PATIENCE = 120.0  # seconds that one request may be retried for
 
     def __init__(self, url: str) -> None:
         self.bucket, _, prefix = url.removeprefix(S3).partition("/")

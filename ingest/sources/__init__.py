@@ -16,14 +16,14 @@ from seer_pipe.shards import SIDECAR_SCHEMA
 
 Row = Mapping[str, Any]  # a row of the list of inputs
 
-#: Columns of the sidecar that tell what an image was before it was stored.
+#: Columns of the sidecar that say what an image was before it was stored.
 IMAGE_FIELDS = (
     pa.field("format", pa.string()),  # as Pillow names it
     pa.field("original_width", pa.int32()),  # pixels, by the header, before orientation
     pa.field("original_height", pa.int32()),
     pa.field("reencoded", pa.bool_()),
 )
-#: Names that a kept column cannot have in the sidecar, where they tell of the stored image.
+#: Names that a kept column cannot have in the sidecar, where they describe the stored image.
 RESERVED = {*SIDECAR_SCHEMA.names, *(field.name for field in IMAGE_FIELDS)}
 #: How the kept columns begin in the list of inputs. None of its own does, so that theirs can have any name.
 KEPT = "kept:"
@@ -51,9 +51,9 @@ PROBLEM = (pa.field("problem", pa.string()), pa.field("detail", pa.string()))
 class Source(Protocol):
     """A list of inputs.
 
-    ``identity`` tells this list from any other, in plain values. ``kept`` are columns of the list that the sidecar
-    keeps; they go there as they are, of any type, and never through Python's objects. ``unique`` says that equal
-    ``source`` values mean the same bytes, so that all but the first are left out.
+    ``identity`` distinguishes this list from any other, in plain values. ``kept`` are columns of the list that the
+    sidecar keeps; they go there as they are, of any type, never through Python objects. ``unique`` says that equal
+    ``source`` values mean the same bytes, so that all but the first are dropped.
     """
 
     identity: Mapping[str, Any]
@@ -79,7 +79,7 @@ class Source(Protocol):
 
     async def fetch(self, row: Row, lease: Lease) -> bytes:
         """The bytes of one input; UnfetchedError where they cannot be had, LaterError where they may be had later.
-        ``lease`` is told before they are."""
+        ``lease`` is notified before they are."""
         ...
 
     async def __aenter__(self) -> Self: ...

@@ -152,7 +152,7 @@ class ZipReader:
 
     def read(self, place: int, size: int) -> bytes:
         with self._zip.open(self._infos[place]) as member:
-            return member.read()  # at most the size that the directory tells
+            return member.read()  # at most the size in the directory
 
     def close(self) -> None:
         self._zip.close()

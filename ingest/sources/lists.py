@@ -74,7 +74,7 @@ class Lines:
         return line
 
     def go_back(self) -> str:
-        """The record's first line, after which reading goes on."""
+        """The record's first line, after which reading continues."""
         first, *rest = self.record
         self._again.extendleft(reversed(rest))
         self.number -= len(rest)

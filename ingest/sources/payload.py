@@ -1,7 +1,7 @@
 """The body of a stored HTTP response, freed of transfer and content encodings.
 
-Many archives hold the decoded body beneath a head that still tells of an encoding, and others hold encodings that the
-head does not tell of. So what begins as an image is one, and an encoding is undone where it is there.
+Many archives hold the decoded body beneath a head that still names an encoding, and others hold encodings that the
+head does not name. So what begins as an image is one, and an encoding is undone where it is there.
 """
 
 from __future__ import annotations

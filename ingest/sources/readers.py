@@ -35,7 +35,7 @@ class Reader(Protocol[Place]):
     """An open file."""
 
     def read(self, place: Place, size: int) -> bytes:
-        """The image of ``size`` bytes (at most, where the file does not tell beforehand) at ``place``."""
+        """The image of ``size`` bytes (at most, where the file does not say beforehand) at ``place``."""
         ...
 
     def close(self) -> None: ...

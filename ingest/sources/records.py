@@ -77,7 +77,7 @@ def parsed(lines: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     name = ""
     for line in lines:
-        if line[:1] in (" ", "\t") and name:  # goes on
+        if line[:1] in (" ", "\t") and name:  # continues the line before
             found[name] += " " + line.strip()
             continue
         name, colon, value = line.partition(":")

@@ -122,20 +122,20 @@ def captures(file: str, label: str) -> Iterator[Capture]:
 
 def no_image(record: Record, start: bytes) -> str | None:
     """What a record that begins with ``start`` is, if no image; None where it says that it is one, or begins so."""
-    http, told = response(start), record.says.get("content-type", "")
+    http, declared = response(start), record.says.get("content-type", "")
     if record.kind in ("response", "revisit") and http is not None:
         if record.kind == "response" and http.status != 200:
             return f"status {http.status}"
-        told = http.head.get("content-type", "")
-    told = told.partition(";")[0].strip().lower()
+        declared = http.head.get("content-type", "")
+    declared = declared.partition(";")[0].strip().lower()
     identified = record.says.get("warc-identified-payload-type", "").lower()
-    if told.startswith("image/") or identified.startswith("image/"):
+    if declared.startswith("image/") or identified.startswith("image/"):
         return None
     head, body = (http.head, start[http.body :]) if http is not None else ({}, start)
     hidden = any(name in head.get("content-encoding", "") for name in STREAMS)  # such a start cannot be looked at
-    if record.kind != "revisit" and (sniff(decoded(body, {}, HEAD)) or (hidden and told in VAGUE)):
+    if record.kind != "revisit" and (sniff(decoded(body, {}, HEAD)) or (hidden and declared in VAGUE)):
         return None
-    return told or "of no type"
+    return declared or "of no type"
 
 
 class Place(NamedTuple):

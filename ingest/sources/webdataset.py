@@ -133,7 +133,7 @@ def columns(data: BinaryIO, parts: dict[str, Member], keep: Sequence[str]) -> li
             return ""
         try:
             return TarReader(data).read(parts[name].place, parts[name].size).decode("utf-8", "backslashreplace")
-        except DAMAGE:  # the image behind it will tell
+        except DAMAGE:  # the image behind it will show it
             return ""
 
     try:

@@ -1,4 +1,4 @@
-"""Duplicates over a whole shard set, found out of core and listed to be left out; nothing is rewritten.
+"""Duplicates over a whole shard set, found out of core and listed to be excluded; nothing is rewritten.
 
 Of samples of the same bytes all but the first are excluded. So is every sample whose perceptual hash differs from
 an earlier sample's in at most ``distance`` bits, be that one excluded or not: of a chain of copies the first stays,

@@ -1,11 +1,11 @@
-"""The list of samples that training leaves out; no shard is rewritten.
+"""The list of samples that are excluded from training; no shard is rewritten.
 
     ROOT/excluded.parquet   a row an excluded sample, in the order of the set: its number in the set, its key,
                             the number of the earlier sample ``of`` that it repeats, and their ``distance`` in bits
                             of the perceptual hash (null where the bytes are the same)
 
 ``dedup`` and ``exclude`` both write it, and neither takes away what the other has put there: where ``of`` is null, a
-person has excluded the sample by its key. To begin anew, delete the file.
+person has excluded the sample by its key. To start over, delete the file.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from seer_pipe.shards import EXCLUDED, FINGERPRINT_KEY, ShardSet
 EXCLUDED_SCHEMA = pa.schema([("sample", pa.int64()), ("key", pa.string()), ("of", pa.int64()), ("distance", pa.int8())])
 SHOWN = 3  # keys named in an error
 Samples = npt.NDArray[np.int64]
-Name = tuple[str, str | None]  # key of a sample; path of its shard, where that is told
+Name = tuple[str, str | None]  # key of a sample; path of its shard, where that is given
 
 
 def exclude(root: str | os.PathLike[str], keys: str) -> tuple[int, int]:
     """Exclude the samples whose keys are listed; how many these are, and how many are excluded by now.
 
-    ``keys``: a text file of keys, one a line, or a CSV, TSV, JSONL or Parquet file with a column ``key`` and, where
+    ``keys``: a text file of keys, one per line, or a CSV, TSV, JSONL or Parquet file with a column ``key`` and, where
     shards of different origin use the same keys, a column ``shard`` (the tar's path in the manifest). UserError where
     there is no set, and where a key is of no sample or of several; nothing is excluded then.
     """
@@ -99,7 +99,7 @@ def read(shards: ShardSet) -> pa.Table:
     except pa.ArrowException as error:
         raise UserError(f"{url}: not readable: {error}") from None
     if (found.schema.metadata or {}).get(FINGERPRINT_KEY) != shards.fingerprint.encode():
-        raise UserError(f"{url}: was made when the set was another one; delete it and exclude anew")
+        raise UserError(f"{url}: was made when the set was another one; delete it and exclude again")
     return found
 
 

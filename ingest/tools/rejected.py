@@ -14,7 +14,7 @@ FOLDER = "rejected/"
 
 
 def rejected_tables(store: Store) -> Iterator[pa.Table]:
-    """The tables of ``REJECTED_SCHEMA``, one a unit of work."""
+    """The tables of ``REJECTED_SCHEMA``, one per unit of work."""
     for entry in store.list(FOLDER):
         yield pq.read_table(pa.BufferReader(store.get(entry.path)))
 

@@ -23,7 +23,7 @@ class Stats:
     url: str
     shards: int
     samples: int
-    excluded: int  # of the samples, those that training leaves out
+    excluded: int  # of the samples, those excluded from training
     bytes: int  # of the tars
     image_bytes: int  # of the images in them
     megapixels: float

@@ -19,7 +19,7 @@ from ingest.image import BadImage, ImageSettings, Stored
 from ingest.workers import ImagePool
 from seer_pipe.shards import SIDECAR_SCHEMA, ShardSet, sidecar_path
 
-READ = 8 << 20  # bytes a request
+READ = 8 << 20  # bytes per request
 AHEAD = 32  # images of a shard that may be on their way through the decoders
 AS_STORED = ImageSettings(reencode="never", min_side=1, max_aspect=1e9, max_bytes=1 << 32, max_pixels=1 << 28)
 

@@ -1,4 +1,4 @@
-"""The command ``seer-pipe``: a file a group of verbs, one thin function a verb."""
+"""The command ``seer-pipe``: one file per group of verbs, one thin function per verb."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from seer_pipe.cli.common import run_cli
 ABOUT = """Pretrain a vision backbone on uncurated images, and take it elsewhere.
 
 [bold]seer-ingest[/bold] makes a shard set of images. A recipe, a name or a YAML file, says how to train on it. A run \
-is a folder. Any of these commands may be given again after a crash, a kill or Ctrl-C: it goes on where it was.
+is a folder. Any of these commands may be given again after a crash, a kill or Ctrl-C: it continues where it stopped.
 
 \b
 [bold]seer-ingest folder ~/pictures --out data/pictures
@@ -20,10 +20,10 @@ seer-pipe export runs/pictures --out backbone --format timm
 seer-pipe report runs/pictures[/bold]
 
 Any setting of a recipe is changed by [bold]section.key=value[/bold]; durations are in images. With \
-[bold]--json[/bold] a verb's result is an object for programs. [bold]seer-pipe VERB --help[/bold] tells all.
+[bold]--json[/bold] a verb's result is an object for programs. [bold]seer-pipe VERB --help[/bold] lists all options.
 """
-ENDS = """Exit codes: 0 done; 1 doctor found something, or a fault of the program; 2 bad input, told in one line; 130 \
-stopped before the end, after a checkpoint.
+ENDS = """Exit codes: 0 done; 1 doctor found something, or a fault of the program; 2 bad input, reported in one line; \
+130 stopped before the end, after a checkpoint.
 
 Environment: AWS_ENDPOINT_URL and what else boto3 reads, for s3://bucket/prefix; SEER_PIPE_CLUSTER, a file of defaults \
 for launch; OMP_NUM_THREADS, the threads of a training on a CPU.

@@ -71,7 +71,7 @@ def made(what: str, place: Path, as_json: bool, **more: Any) -> None:
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
-    """Print a result, a line a value or as JSON."""
+    """Print a result, one line per value or as JSON."""
     if as_json:
         print(json.dumps(result))
         return

@@ -27,7 +27,7 @@ def inspect(
     world: Annotated[int, typer.Option(min=1, help="Number of ranks.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """What stands at a step: the epoch of every source, and the images that a rank gets."""
+    """What a step reads: the epoch of every source, and the images that a rank gets."""
     from seer_pipe.data.bench import inspect as look
     from seer_pipe.recipes import load_recipe
 
@@ -38,8 +38,8 @@ def inspect(
         return
     images, sources = found.pop("images"), found.pop("sources")
     for source in sources:
-        print("{path}: {images} images in {shards} shards, {gigabytes} GB, {excluded} excluded; {images_per_batch} a "
-              "batch; epoch {epoch}, step {step_of_epoch} of {steps_per_epoch}; {left_out_per_epoch} left out per epoch"
+        print("{path}: {images} images in {shards} shards, {gigabytes} GB, {excluded} excluded; {images_per_batch} per "
+              "batch; epoch {epoch}, step {step_of_epoch} of {steps_per_epoch}; {left_out_per_epoch} skipped per epoch"
               .format(**source))  # fmt: skip
     show(found, as_json)
     print(f"{'slot':>6} {'sample':>12}  shard, index")
@@ -57,7 +57,7 @@ def bench_data(
     seconds: Annotated[float, typer.Option(min=0.0, help="To measure each part for.")] = 5.0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the stream alone, decoding and cropping alone, and both together; tell which part limits."""
+    """Measure the stream alone, decoding and cropping alone, and both together; say which part limits."""
     import torch
 
     from seer_pipe.data.bench import bench as measure

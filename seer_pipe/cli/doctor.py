@@ -23,7 +23,7 @@ def doctor(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a run derives and needs, and what looks wrong. Exit code 1 where something does."""
+    """Print what a run derives and needs, and what looks wrong. Exit code 1 where something does."""
     from seer_pipe.errors import UserError
     from seer_pipe.recipes import load_recipe
     from seer_pipe.train.doctor import at_hand, examine, supposed
@@ -51,7 +51,7 @@ def _lines(name: str, gpus: int, result: dict[str, Any]) -> list[str]:
     del derived["objective"]
     sets = [line for path, one in result["sets"] for line in (path, *rows(one))]
     problems = [f"  {problem}" for problem in result["problems"]] or ["  nothing"]
-    return [f"{name} on {gpus} GPUs", "derived", *rows(derived), "memory a GPU, estimated",
+    return [f"{name} on {gpus} GPUs", "derived", *rows(derived), "memory per GPU, estimated",
             *rows(result["memory"], " GB"), "sent by a GPU in a step", *(rows(result["sent"], " GB") or ["  nothing"]),
             "the loader must give, at most", *rows(result["loader"]),
             "the order of a sorted set, and what it takes of a GPU's process", *rows(result["order"]), *sets,

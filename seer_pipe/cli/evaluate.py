@@ -18,12 +18,12 @@ verbs.add_typer(evaluate, name="eval")
 
 SubjectArgument = Annotated[Path, typer.Argument(help="A run's folder, or an exported backbone's.")]
 Labelled = Annotated[str, typer.Option(help="Images with labels: a shard set, a folder class/image, or a CSV file.")]
-Test = Annotated[str | None, typer.Option(help="Images to test on, as --data; else a fifth of --data is left out.")]
+Test = Annotated[str | None, typer.Option(help="Images to test on, as --data; else a fifth of --data is held out.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of what is drawn: splits, order, first weights.")]
 Untrained = Annotated[bool, typer.Option(help="The run's first weights instead of its last.")]
 
 
-def _tell(result: dict[str, Any] | None, as_json: bool) -> None:
+def _report(result: dict[str, Any] | None, as_json: bool) -> None:
     """The first rank has a result to show."""
     if result is not None:
         show(result, as_json)
@@ -44,7 +44,7 @@ def knn(
     """Classify images by their nearest neighbours among the features of labelled ones."""
     from seer_pipe.evaluate.knn import evaluate_knn
 
-    _tell(evaluate_knn(subject, data, labels, queries, k=k, temperature=temperature, untrained=untrained), as_json)
+    _report(evaluate_knn(subject, data, labels, queries, k=k, temperature=temperature, untrained=untrained), as_json)
 
 
 @evaluate.command()
@@ -61,7 +61,7 @@ def linear(
     """Train linear classifiers on frozen features; the best on held-out images is tested."""
     from seer_pipe.evaluate.linear import evaluate_linear
 
-    _tell(evaluate_linear(subject, data, labels, test, seed=seed, untrained=untrained), as_json)
+    _report(evaluate_linear(subject, data, labels, test, seed=seed, untrained=untrained), as_json)
 
 
 @evaluate.command()
@@ -85,7 +85,7 @@ def lowshot(
     result = evaluate_lowshot(
         subject, data, labels, test, shares=share or [0.01, 0.1], draws=draws, seed=seed, untrained=untrained
     )
-    _tell(result, as_json)
+    _report(result, as_json)
 
 
 @evaluate.command()
@@ -110,7 +110,7 @@ def finetune(
     result = evaluate_finetune(
         subject, data, labels, test, recipe, untrained=untrained, say=lambda line: print(line, file=sys.stderr)
     )
-    _tell(result, as_json)
+    _report(result, as_json)
 
 
 @evaluate.command()
@@ -127,9 +127,9 @@ def transfer(
 
     result = evaluate_transfer(subject, sets, seed=seed, untrained=untrained)
     if result is None or as_json:
-        return _tell(result, as_json)
+        return _report(result, as_json)
     width = max(map(len, result["sets"]))
-    print(f"{'':{width}}  {'knn':>7}  {'linear':>7}  {'images':>7}  {'left out':>8}")
+    print(f"{'':{width}}  {'knn':>7}  {'linear':>7}  {'images':>7}  {'unused':>8}")
     for name, row in result["sets"].items():
         left_out = sum(row["left_out"].values())
         print(f"{name:{width}}  {row['knn']:7.4f}  {row['linear']:7.4f}  {row['images']:7}  {left_out:8}")
@@ -146,7 +146,7 @@ def retrieval(
     """Find an image's other half among all images' other halves: needs no labels."""
     from seer_pipe.evaluate.retrieval import evaluate_retrieval
 
-    _tell(evaluate_retrieval(subject, data, untrained=untrained), as_json)
+    _report(evaluate_retrieval(subject, data, untrained=untrained), as_json)
 
 
 @evaluate.command()

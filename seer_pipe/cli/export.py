@@ -49,6 +49,6 @@ def init(
         names = loaded.library + (f" under {loaded.prefix}" if loaded.prefix else "")
         print(f"{trunk.name} ({trunk.stem_kind} stem): {loaded.tensors} tensors by their names in {names}")
         for part, tensors in loaded.parts_left_out.items():
-            print(f"left out: {part} ({tensors} {'tensor' if tensors == 1 else 'tensors'})")
+            print(f"not taken: {part} ({tensors} {'tensor' if tensors == 1 else 'tensors'})")
     made("backbone", out, as_json, trunk=trunk.name, stem=trunk.stem_kind, tensors=loaded.tensors,
          library=loaded.library, prefix=loaded.prefix, left_out=loaded.parts_left_out)  # fmt: skip

@@ -19,12 +19,12 @@ Defaults = Annotated[
     typer.Option("--cluster-config", envvar="SEER_PIPE_CLUSTER", help="YAML file, or its name in slurm/clusters."),
 ]
 Nodes = Annotated[int | None, typer.Option(help="Nodes.")]
-MinNodes = Annotated[int | None, typer.Option(help="Go on with as few nodes when others fail; default: with all.")]
-Gpus = Annotated[int | None, typer.Option("--gpus-per-node", help="GPUs of a node, one task each.")]
-Tasks = Annotated[int | None, typer.Option("--tasks-per-node", help="Tasks of a node; default: one a GPU, or one.")]
-Cpus = Annotated[int | None, typer.Option("--cpus-per-task", help="CPU cores of a task.")]
-Memory = Annotated[str | None, typer.Option("--mem", help="Memory of a node: 400G.")]
-Time = Annotated[str | None, typer.Option(help="Of one start: 3d, 12h, 90m; a longer run goes on by requeues.")]
+MinNodes = Annotated[int | None, typer.Option(help="Continue with as few nodes when others fail; default: all.")]
+Gpus = Annotated[int | None, typer.Option("--gpus-per-node", help="GPUs per node, one task each.")]
+Tasks = Annotated[int | None, typer.Option("--tasks-per-node", help="Tasks per node; default: one per GPU, or one.")]
+Cpus = Annotated[int | None, typer.Option("--cpus-per-task", help="CPU cores per task.")]
+Memory = Annotated[str | None, typer.Option("--mem", help="Memory per node: 400G.")]
+Time = Annotated[str | None, typer.Option(help="Of one start: 3d, 12h, 90m; a longer run continues by requeues.")]
 Partition = Annotated[str | None, typer.Option(help="Slurm partition.")]
 Account = Annotated[str | None, typer.Option(help="Slurm account.")]
 Constraint = Annotated[str | None, typer.Option(help="Features that nodes must have.")]
@@ -44,7 +44,7 @@ def launch(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the batch script and submit nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Train a recipe as a job that goes on, through time limits, preemption and crashes, until it is done."""
+    """Train a recipe as a job that continues, through time limits, preemption and crashes, until it is done."""
     from seer_pipe.launch import submit
     from seer_pipe.recipes import load_recipe
 
@@ -57,7 +57,7 @@ def launch(
         submit.check(recipe, run, asked, changed_keys(change))
         print(submit.batch_script([run], run / "jobs", asked), end="")
         return
-    _told([(run, submit.launch(recipe, run, asked, changed_keys(change)))], as_json)
+    _report([(run, submit.launch(recipe, run, asked, changed_keys(change)))], as_json)
 
 
 @verbs.command()
@@ -83,7 +83,7 @@ def sweep(
         for overrides in submit.sweep(choices)
     ]
     launched = submit.launch_all(runs, out.absolute() / "jobs", asked, at_once, changed_keys(change))
-    _told([(run, item) for (_, run), item in zip(runs, launched, strict=True)], as_json)
+    _report([(run, item) for (_, run), item in zip(runs, launched, strict=True)], as_json)
 
 
 @verbs.command()
@@ -95,7 +95,7 @@ def resume(
 
     run = run.absolute()
     fewer = {"min_nodes": None} if nodes else {}
-    _told([(run, submit.resume(run, {"nodes": nodes, "time": time, **fewer}, change or []))], as_json)
+    _report([(run, submit.resume(run, {"nodes": nodes, "time": time, **fewer}, change or []))], as_json)
 
 
 @verbs.command()
@@ -110,7 +110,7 @@ def cancel(run: RunArgument, as_json: AsJson = False) -> None:
 @verbs.command()
 def logs(
     run: RunArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the run is over.")] = False,
     rank: Annotated[int, typer.Option(min=0, help="Whose.")] = 0,
 ) -> None:
     """What a run printed, over all its starts."""
@@ -139,7 +139,7 @@ def status(
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
-    """A run a line, and under it what else there is to say; names are whole, however narrow the terminal is."""
+    """One line per run, and under it more of it; names are whole, however narrow the terminal is."""
     from rich.console import Console
 
     heads = ("run", "state", "step", "images/s", "loss", "left")
@@ -158,8 +158,8 @@ def _table(rows: list[dict[str, Any]]) -> None:
         console.print(line, style="bold" if row is None else colours.get(row["state"]), markup=False, soft_wrap=True)
         if row is not None:
             known = {"checkpoint": row["checkpoint"], "job": row["job"], "restarts": row["restarts"] or None}
-            told = [f"{name} {value}" for name, value in known.items() if value is not None]
-            console.print("  " + "; ".join([*told, *filter(None, [row["why"]])]), markup=False, soft_wrap=True)
+            facts = [f"{name} {value}" for name, value in known.items() if value is not None]
+            console.print("  " + "; ".join([*facts, *filter(None, [row["why"]])]), markup=False, soft_wrap=True)
 
 
 def _some(value: Any, form: str = "") -> str:
@@ -172,7 +172,7 @@ def _cluster(name: str | None, **changes: Any) -> Any:
     return load(name, changes)
 
 
-def _told(launched: list[tuple[Path, Any]], as_json: bool) -> None:
+def _report(launched: list[tuple[Path, Any]], as_json: bool) -> None:
     for run, item in launched:
         if as_json:
             print(json.dumps({"run": str(run), "where": item.where, "job": item.job}))

@@ -1,4 +1,4 @@
-"""What is seen of a training while it goes on: a bar in a terminal, JSON lines for a program, else plain lines."""
+"""What is shown of a training while it runs: a bar in a terminal, JSON lines for a program, else plain lines."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Lasting:
         try:
             action()
         except OSError as error:
-            if error.errno in (errno.EPIPE, errno.EIO):  # for ever, so also what is buffered or printed elsewhere
+            if error.errno in (errno.EPIPE, errno.EIO):  # from now on, so also what is buffered or printed elsewhere
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, self._stream.fileno())
                 os.close(null)

@@ -14,7 +14,7 @@ verbs = typer.Typer()
 
 @verbs.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="The run's folder; the run may be going on.")],
+    run: Annotated[Path, typer.Argument(help="The run's folder; the run may be training.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the page; by default RUN/report.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -17,14 +17,14 @@ def train(
     config: ConfigArgument,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/NAME.")] = None,
-    fresh: Annotated[bool, typer.Option(help="Begin anew; a run that is there is moved aside, not removed.")] = False,
+    fresh: Annotated[bool, typer.Option(help="Start over; a run that is there is moved aside, not removed.")] = False,
     init_from: Annotated[Path | None, typer.Option(help="First weights of the trunk: an export of ours, or a file of "
                                                         "torchvision, timm, Transformers, SEER or SwAV.")] = None,
     change: Change = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object for each event and each logged step; lines "
                                                          "for people go to standard error.")] = False,
 ) -> None:  # fmt: skip
-    """Train a recipe, or go on where its run was stopped.
+    """Train a recipe, or resume its run.
 
     Several processes: [bold]torchrun --nproc-per-node N -m seer_pipe train CONFIG …[/bold]
 

@@ -23,7 +23,7 @@ class Derived:
     peak_lr: float
     warmup_steps: int
     settled_steps: int  # until which the warm-up lasts, or the objective holds something fixed
-    chance_loss: float | None  # of a network that tells nothing apart, where the objective has such a number
+    chance_loss: float | None  # of a network that distinguishes nothing, where the objective has such a number
     crops_per_image: int
     objective: dict[str, float]  # what else follows from its settings
 

@@ -60,7 +60,7 @@ class Data(Section):
     lanes: Positive | None = Field(None, description="parts of the set that a batch comes from; default: the batch")
     window: Positive = Field(32, description="chunks that a lane draws from in turn; more: batches look less alike")
     chunk: Positive | None = Field(None, description="samples read at once; default: up to 128")
-    threads: Annotated[Positive, FREE] = Field(2, description="decoding threads a rank")
+    threads: Annotated[Positive, FREE] = Field(2, description="decoding threads per rank")
     ahead: Annotated[Positive, FREE] = Field(2, description="batches made in advance")
     memory_gb: Annotated[float, Field(gt=0), FREE] = Field(1.0, description="that a rank reads in advance")
     cache: Annotated[Cache | None, FREE] = None
@@ -139,7 +139,7 @@ class Views(Section):
         """A crop's own strengths are those of all crops but for what it sets itself."""
         common = tree.get("augment", {}) if isinstance(tree, dict) else None
         if not isinstance(common, dict) or not isinstance(tree.get("crops"), list):
-            return tree  # what is wrong is told by the fields' own checks
+            return tree  # the fields' own checks report what is wrong
 
         def complete(crop: Any) -> Any:
             own = crop.get("augment") if isinstance(crop, dict) else None
@@ -199,25 +199,25 @@ class ImageGroups(Section):
 
 
 class Train(Section):
-    batch: Positive = Field(description="images a step, over all ranks")
+    batch: Positive = Field(description="images per step, over all ranks")
     images: Annotated[Positive | None, LENGTH] = Field(None, description="images in all; or give epochs")
     epochs: Annotated[Annotated[float, Field(gt=0)] | None, LENGTH] = Field(
         None, description="times through the set; default: one"
     )
     device: Annotated[Literal["auto", "cpu", "cuda"], FREE] = "auto"
     threads: Annotated[Positive | None, FREE] = Field(
-        None, description="CPU threads a rank for the network; default: torch's"
+        None, description="CPU threads per rank for the network; default: torch's"
     )
     parallel: Annotated[Literal["auto", "none", "ddp", "fsdp2", "fairscale"], FREE] = "auto"
     shard_within: Annotated[Literal["node"] | Positive | None, FREE] = Field(
         None, description="fsdp2: shard over the ranks of a node, or so many, and replicate across; default: over all"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    accumulate: Positive = Field(1, description="pieces that a rank computes its images in; codes see the whole batch")
+    accumulate: Positive = Field(1, description="gradient accumulation: micro-batches; the loss sees the full batch")
     sync_bn: bool | Positive | ImageGroups = Field(
         True, description="BatchNorm over all ranks, over groups of so many, or {images: N}: over so many images"
     )
-    compile: Annotated[bool, FREE] = Field(False, description="compile each block, once a resolution")
+    compile: Annotated[bool, FREE] = Field(False, description="compile each block, once per resolution")
     channels_last: bool = Field(False, description="memory layout of images and weights; not with fsdp2")
     activation_checkpointing: bool | list[Annotated[int, Field(ge=1, le=4)]] = Field(
         False, description="recompute blocks in backward: all, or those of these stages"
@@ -231,10 +231,10 @@ class Train(Section):
         3, description="newest checkpoints to keep, besides the best by kNN where there is a probe"
     )
     keep_every_images: Annotated[Positive | None, FREE] = Field(
-        None, description="one checkpoint in so many images is kept for ever"
+        None, description="one checkpoint per so many images is kept permanently"
     )
     checkpoints: Annotated[Place | None, FREE] = Field(
-        None, description="where they are kept, for this run alone: s3://bucket/prefix or a folder; default: the run's"
+        None, description="s3://bucket/prefix or a folder, of this run alone; default: in the run's folder"
     )
     stop_before: Annotated[Seconds, FREE] = Field(
         120.0, description="stop this long before the allocation ends: 10m, 90s, 2h"
@@ -248,12 +248,12 @@ class Train(Section):
 
 
 class Health(Section):
-    """What is done about steps whose loss or gradient is not finite, and about ranks that do not answer."""
+    """What is done about steps whose loss or gradient is not finite, and about ranks that hang."""
 
     max_skips: Count = Field(default=3, description="such steps in a row before a rollback to the last checkpoint")
     max_rollbacks: Count = Field(default=2, description="rollbacks without a new checkpoint before the run stops")
     rollback_lr: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="multiplies the rate at each")
-    timeout: Seconds = Field(default=600.0, description="a process that gets no further for so long ends")
+    timeout: Seconds = Field(default=600.0, description="a process that makes no progress for so long ends")
 
 
 class Probe(Section):

@@ -84,7 +84,7 @@ class Cache:
     def _give_up(self, error: OSError) -> None:
         if self.usable:
             self.usable = False
-            warnings.warn(f"{self.folder}: {error.strerror or error}; going on without the cache", stacklevel=2)
+            warnings.warn(f"{self.folder}: {error.strerror or error}; continuing without the cache", stacklevel=2)
 
     @contextmanager
     def _books(self) -> Iterator[int]:
@@ -119,7 +119,7 @@ class Cache:
         """Remove what nobody reads until ``goal`` bytes are left, if that can be; how many are left.
 
         The last used goes first: a chunk that is finished is wanted again in the next epoch, and those that this
-        epoch has not come to yet are wanted sooner. What is counted anew here also rights what killed processes
+        epoch has not come to yet are wanted sooner. What is counted again here also corrects what killed processes
         left counted.
         """
         entries = []

@@ -17,8 +17,8 @@ from seer_pipe.data.sources import Order, Shards
 from seer_pipe.data.threads import Kept
 from seer_pipe.shards import ShardIndex
 
-HOLE = 1 << 18  # bytes between two samples of a chunk that are rather left out than read along
-AGAIN = 2  # times that an image which fails its checksum is had anew
+HOLE = 1 << 18  # bytes between two samples of a chunk that are skipped rather than read along
+AGAIN = 2  # how often an image is read again after a checksum mismatch
 
 Encoded = npt.NDArray[np.uint8]  # an image as it stands in the store
 
@@ -94,7 +94,7 @@ class Piece:
 def read_piece(chunk: Chunk, first: int, stop: int, get: Get, again: Get | None) -> Piece:
     """Samples first … stop-1 of ``chunk``, by ``get``.
 
-    What fails its checksum may have been damaged on the way: it is had anew by ``again``, alone.
+    What fails its checksum may have been damaged in transfer: it is read again by ``again``, alone.
     """
     images: list[Encoded | None] = []
     reasons: dict[int, str] = {}

@@ -120,7 +120,7 @@ class Augmenter:
         self._pool.shutdown()
 
     def _faults(self, jpegs: Sequence[bytes | np.ndarray], crops: Sequence[Crops]) -> dict[int, str]:
-        """Each image alone: a failed batch does not tell which of them it was, nor whether there are more."""
+        """Each image alone: a failed batch does not say which of them it was, nor whether there are more."""
         faults = {}
         for i, jpeg in enumerate(jpegs):
             try:

@@ -1,4 +1,4 @@
-"""Samples of shards in folders, each read by itself: what is read ahead lies in the page cache, and nowhere else."""
+"""Samples of shards in folders, each read on its own: what is read ahead lies in the page cache, and nowhere else."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Folder:
 
     def at_once(self, shards: Sequence[int], offsets: Sequence[int], memory: Sequence[Any]) -> list[int]:
         """Fill each of ``memory`` from its shard and offset; which of them the page cache does not hold as a whole,
-        or the file system cannot tell."""
+        or the file system does not say."""
         late = []
         for row, (shard, offset, into) in enumerate(zip(shards, offsets, memory, strict=True)):
             try:
@@ -85,7 +85,7 @@ class Folder:
 
     def expect(self, shard: int, offset: int, length: int) -> None:
         """Have the system read ``length`` bytes from ``offset`` of ``shard``, without waiting for them."""
-        with suppress(OSError):  # the read will tell
+        with suppress(OSError):  # the read will report it
             os.posix_fadvise(self._file(shard).number, offset, length, os.POSIX_FADV_WILLNEED)
 
     def read(self, shard: int, offset: int, into: Any) -> None:
@@ -143,7 +143,7 @@ class Remote:
             self._shards.probe(shard)
         except OSError:
             raise UserError(
-                f"the store does not answer ({error}): start the run again when it does; it goes on from its checkpoint"
+                f"the store does not answer ({error}): start the run again when it does; it resumes from its checkpoint"
             ) from None
 
     def _hedged(self, shard: int, start: int, length: int) -> bytes:

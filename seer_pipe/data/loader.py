@@ -2,7 +2,7 @@
 
 A batch is a function of (shard set, plan, seed, step): which images, which crops, which pixels. An image that
 cannot be read or decoded is replaced by one that the plan draws from its place, so that a retry, a resume or
-another world size gives the same batch; what was replaced is told with its reason.
+another world size gives the same batch; what was replaced is recorded with its reason.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ What follows from it:
 - With chunks of one sample, as in small sets, an epoch is a full shuffle.
 - The state of it all is the number of finished steps.
 
-Samples that are excluded are left out of all counting: positions are those of the kept samples.
+Samples that are excluded do not count: positions are those of the kept samples.
 
 Nothing here grows with the number of samples or chunks, but for the list of the excluded: all chunks but one have
 the same size, so a position is turned into a chunk by a division, and the permutations are Feistel networks that are
@@ -132,8 +132,8 @@ def slots_of(rank: int, world: int, batch: int) -> Ints:
 class Plan:
     """The order of a shard set for one global batch size.
 
-    ``counts``: samples of each shard, [S]. ``batch``: B, images a step over all ranks. ``seed``: of the order.
-    ``excluded``: numbers of samples that are left out, rising; the order is one of the others alone.
+    ``counts``: samples of each shard, [S]. ``batch``: B, images per step over all ranks. ``seed``: of the order.
+    ``excluded``: numbers of excluded samples, rising; the order is one of the others alone.
     ``chunk``: samples a chunk; by default at most 128, and less where the set is small, so that a track has four
     chunks at least. ``lanes``: L, a divisor of B; by default B. ``window``: W, the tracks of a lane; with L that is
     how many chunks are open at a time, L*W.
@@ -187,7 +187,7 @@ class Plan:
 
     @property
     def dropped(self) -> int:
-        """Samples that an epoch leaves out, fewer than a batch; other ones in every epoch."""
+        """Samples that an epoch skips, fewer than a batch; other ones in every epoch."""
         return self.total - self.steps_per_epoch * self.batch
 
     @property

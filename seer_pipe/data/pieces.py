@@ -46,7 +46,7 @@ class Pieces:
         self._remote = Remote(shards)
         self._cached = None if cache is None else ThroughCache(shards, self._remote, cache, 2 * tracks + 4)
         self._get: Get = self._remote.get if self._cached is None else self._cached.get
-        mean = max(1.0, float(shards.bytes.sum()) / max(1, len(shards)))  # bytes a sample
+        mean = max(1.0, float(shards.bytes.sum()) / max(1, len(shards)))  # bytes per sample
         self._size = piece_size(plan.chunk, tracks, mean, memory, cached=cache is not None)
         self._parts = -(-plan.chunk // self._size)  # pieces a chunk
         self._guess = int(self._size * mean)  # bytes a piece
@@ -54,7 +54,7 @@ class Pieces:
         self._stale = -(-2 * plan.window * plan.lanes // plan.batch)
         self._pieces: dict[int, _Held] = {}
         self._held = 0  # bytes, of those
-        # glibc gives freed memory back to the system at once, and gets it anew for a good part of a read's time,
+        # glibc gives freed memory back to the system at once, and getting it again takes a good part of a read's time,
         # unless it has seen a large block freed: then it keeps some of its size.
         bytearray(WORTH_KEEPING)
 

@@ -371,7 +371,7 @@ def _make(table, outs, sizes, taken, channels_last, kind):
 
 @cache
 def kernel() -> Callable[..., None]:
-    """`_make` compiled: from numba's cache, or here and now, which takes a while and is said on stderr.
+    """`_make` compiled: from numba's cache, or here and now, which takes a while and is reported on stderr.
 
     Processes that compile at once each do so, and any one's result stays. Where nothing can be kept (a read-only
     installation and home, and no NUMBA_CACHE_DIR) every process compiles for itself.

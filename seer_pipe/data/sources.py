@@ -2,7 +2,7 @@
 
 Several sets are mixed by weight. The lanes of the batch are divided among them once, as near to the weights as whole
 lanes allow, and every set has a plan of its own for its share. So a batch always holds the same number of images of
-each, a set that is through begins its next epoch by itself, and the state of all is still the number of finished steps.
+each, a set that is through begins its own next epoch, and the state of all is still the number of finished steps.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class ShardSets:
 class Mix:
     """The order of several sets: plan number i has the lanes that ``apportion`` gives it in every batch.
 
-    ``plans``: one a set, all with as many images a lane and step. It answers what a ``Plan`` answers; shards, samples
-    and chunks are numbered through the sets in their order.
+    ``plans``: one per set, all with as many images per lane and step. It answers what ``Plan`` does; shards,
+    samples and chunks are numbered through the sets in their order.
     """
 
     def __init__(self, plans: Sequence[Plan]) -> None:
@@ -99,7 +99,7 @@ class Mix:
 
     @property
     def dropped(self) -> int:
-        """Samples that an epoch leaves out at most, over all sets; other ones in every epoch."""
+        """Samples that an epoch skips at most, over all sets; other ones in every epoch."""
         return sum(plan.dropped for plan in self.plans)
 
     @property

@@ -1,6 +1,6 @@
 """The bytes of the images, in the order of a plan.
 
-From a folder every image is read by itself (``direct.py``): what is read ahead lies in the page cache. From an object
+From a folder every image is read on its own (``direct.py``): what is read ahead lies in the page cache. From an object
 store, whole chunks or pieces of them are read and held (``pieces.py``). Reads are begun before they are needed, and
 every payload is checked against its CRC32C. What cannot be read is not raised but handed on, for the loader to replace.
 
@@ -30,7 +30,7 @@ FURTHEST = 256  # steps that reading may be ahead
 class Stream:
     """Reads the samples at ``slots`` of one step after another, with ``threads``.
 
-    ``batches(first, last)`` yields ``Samples``, one a slot, for every step of [first, last). It reads at least
+    ``batches(first, last)`` yields ``Samples``, one per slot, for every step of [first, last). It reads at least
     ``ahead`` steps in advance, and from a store further while what it holds is less than ``memory`` bytes; only what
     the steps in ``ahead`` and one piece of every track need may go beyond. ``read(places)`` reads any samples at once.
     """

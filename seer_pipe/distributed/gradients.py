@@ -38,7 +38,7 @@ def gather_crops(rows: Tensor, images: int, group: dist.ProcessGroup | None = No
 
 
 def sum_ranks(tensor: Tensor, group: dist.ProcessGroup | None = None, *, same: bool = False) -> Tensor:
-    """The sum over all ranks. ``same``: every rank goes on from it to the same loss, so its gradient is the same."""
+    """The sum over all ranks. ``same``: every rank computes the same loss from it, so its gradient is the same."""
     if world_size(group) == 1:
         return tensor
     total: Tensor = _SumRanks.apply(tensor, group, same)

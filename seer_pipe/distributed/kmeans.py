@@ -57,7 +57,7 @@ def kmeans(
 
     Args:
         rows: this rank's, [n, D] of any floating-point type; n may differ between ranks, and be 0.
-        number: tells apart the clusterings of one run.
+        number: distinguishes the clusterings of one run.
         start: centroids [K, D] to start from, the same on every rank; by default distinct rows of all ranks, drawn
             by their global numbers, which are in the order of ranks; fewer rows than clusters start several each.
         iterations: times that the centroids move.
@@ -121,18 +121,18 @@ def _assign(
     rows and its size [K], the mean cosine, and the share of the rows whose cluster changed; in one collective."""
     k, width = centroids.shape
     flat = torch.zeros(k * width + k + 2, dtype=torch.float64, device=rows.device)
-    sums, sizes, told = flat[: k * width].view(k, width), flat[k * width : -2], flat[-2:]
+    sums, sizes, totals = flat[: k * width].view(k, width), flat[k * width : -2], flat[-2:]
     at = 0
     for unit in _units(rows, k):
         found, cosine = _nearest(unit, centroids)
         before = cluster[at : at + len(unit)]
-        told += torch.stack([cosine.sum(dtype=torch.float64), (found != before).sum()])
+        totals += torch.stack([cosine.sum(dtype=torch.float64), (found != before).sum()])
         before.copy_(found)
         sums.index_add_(0, found, unit.double())
         sizes.index_add_(0, found, torch.ones_like(cosine, dtype=torch.float64))
         at += len(unit)
     all_sum_(flat, group)
-    cosine_mean, changed = (told / sizes.sum()).tolist()
+    cosine_mean, changed = (totals / sizes.sum()).tolist()
     return sums, sizes.long(), cosine_mean, changed
 
 

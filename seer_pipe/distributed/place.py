@@ -58,5 +58,5 @@ def end_with_torchrun() -> None:
         return
     parent = os.getppid()
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it has gone meanwhile, and nobody will tell
+    if os.getppid() != parent:  # it has gone meanwhile, so no signal will come
         os.kill(os.getpid(), signal.SIGTERM)

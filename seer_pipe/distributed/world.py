@@ -95,9 +95,9 @@ def join(device: str = "auto") -> Iterator[World]:
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
     except dist.DistError as error:
-        told = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
         raise RendezvousError(f"rank {rank} of {size} found no others at {os.environ['MASTER_ADDR']}, port "
-                              f"{os.environ['MASTER_PORT']}: {told}; is the port taken (MASTER_PORT), and have all "
+                              f"{os.environ['MASTER_PORT']}: {reason}; is the port taken (MASTER_PORT), and have all "
                               "ranks started?") from None  # fmt: skip
     try:
         yield World(rank, size, here)

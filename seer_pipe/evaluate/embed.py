@@ -4,7 +4,7 @@
     OUT.parts/      what is finished so far, a file for every PART images; gone when OUT is there
 
 A part is written whole or not at all, and says which weights and which set it is of, so that a run that was killed
-goes on where it was, and several ranks share the parts.
+continues where it stopped, and several ranks share the parts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PART_NAME = re.compile(r"\d{12}\.parquet")
 def embed(
     path: Path, data: str, out: Path, *, part: int = PART, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any] | None:
-    """Write the embeddings of the shard set ``data`` to ``out``, or go on with that; None but on the first rank.
+    """Write the embeddings of the shard set ``data`` to ``out``, or continue it; None but on the first rank.
 
     ``part``: images that are kept at once, and at most lost by a kill. Images that cannot be read or decoded are
     left out. A file that is already there, of other weights or of another set, is a UserError.
@@ -199,7 +199,7 @@ def features_of_files(path: Path, files: list[Path], embeddings: Path) -> torch.
     """
     subject = load_subject(path)
     if weights_of(embeddings) != subject.digest:
-        raise UserError(f"{embeddings}: of other weights than {path} has; remove it, and it is made anew")
+        raise UserError(f"{embeddings}: of other weights than {path} has; remove it, and it is computed again")
     pictures = Images(FilePictures(files, ", ".join(map(os.fspath, files))), subject.size)
     try:
         found = extract(subject.trunk, pictures)

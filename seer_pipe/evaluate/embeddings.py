@@ -50,7 +50,7 @@ def _open(file: Path, what: str, columns: set[str]) -> pq.ParquetFile:
 
 
 def weights_of(file: Path) -> str:
-    """SHA-256 of the weights that a file of embeddings was made with; empty where it does not tell."""
+    """SHA-256 of the weights that a file of embeddings was made with; empty where it does not say."""
     words = (pq.read_schema(file).metadata or {}).get(IDENTITY, b"").decode().split()
     return words[0] if words else ""
 

@@ -34,7 +34,7 @@ class Features:
 class Images:
     """Images decoded and cropped in batches, one batch ahead of whoever uses them.
 
-    What cannot be read or decoded is left out, and noted in ``left_out``: {number: reason}.
+    What cannot be read or decoded is skipped, and recorded in ``left_out``: {number: reason}.
     """
 
     def __init__(

@@ -72,7 +72,7 @@ def evaluate_finetune(
 ) -> dict[str, Any] | None:
     """Fine-tune on the images of ``data``, and report the accuracy of the central crops of those of ``test``.
 
-    Without ``test`` a fifth of ``data`` is left out to test on. None but on the first rank.
+    Without ``test`` a fifth of ``data`` is held out to test on. None but on the first rank.
     """
     learnt = open_labelled(data, labels)
     part, tested = train_and_test(learnt, labels, test, recipe.seed)
@@ -168,8 +168,8 @@ def _last(losses: Tensor, steps: int, per_epoch: float) -> float:
 
 
 def _batches(images: Images, learnt: Labelled, recipe: Recipe, count: int, world: World) -> Batches:
-    """Exactly ``count`` random crops at a time, for ever; every epoch in an order of its own, of which each rank has a
-    share. Images that cannot be used are left out."""
+    """Exactly ``count`` random crops at a time, endlessly; every epoch in an order of its own, of which each rank has a
+    share. Images that cannot be used are skipped."""
     numbers: list[int] = []
     pixels = torch.empty(0, device=world.device)
     crop = CropSpec(1, recipe.size, SCALE, AUGMENT)

@@ -20,7 +20,7 @@ BATCH, EPOCHS, LEAST_STEPS, MOMENTUM = 256, 100, 1000, 0.9
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 WEIGHT_DECAYS = (1e-6, 1e-4, 1e-3, 1e-2)
 HELD_OUT = 0.1  # share of each class that settings are chosen on
-PRIOR = 10  # images that the mean variance of all features counts for in each feature's own: a few tell little of it
+PRIOR = 10  # images that the mean variance of all features counts for in each feature's own: a few say little about it
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Fit:
 def fit(features: Tensor, labels: Tensor, classes: int, *, seed: int = 0) -> Fit:
     """The classifier of features [n, D] into labels [n] of ``classes``, its setting chosen on a held-out part.
 
-    All settings are trained without that part, and the best one once more with it. Where no class has two images
+    All settings are trained without that part, and the best one again with it. Where no class has two images
     nothing can be held out, and the setting is the middle one of the grid.
     """
     mean, variance = features.mean(dim=0), features.var(dim=0, correction=0)

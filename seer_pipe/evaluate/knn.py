@@ -72,7 +72,7 @@ def evaluate_knn(
         if known is None or wanted is None:
             return None
         parts = [known] if asked is None else [known, wanted]
-        k = min(k, len(known.labels) - (asked is None))  # as in knn_accuracy: what is told is what was used
+        k = min(k, len(known.labels) - (asked is None))  # as in knn_accuracy: what is reported is what was used
         accuracy = knn_accuracy(
             wanted.features, wanted.labels, known.features, known.labels,
             k=k, temperature=temperature, leave_one_out=asked is None,

@@ -4,7 +4,7 @@ a shard set             labels: a column of its sidecars, a CSV file, or ``folde
 a folder class/image    the folder is the class
 a CSV file              columns file and label; files relative to the CSV file
 
-What is left out is counted: images without a label, rows without an image, rows that say the same again, images that
+What is not used is counted: images without a label, rows without an image, rows that repeat another, images that
 the set excludes.
 """
 
@@ -28,7 +28,7 @@ from seer_pipe.shards import MANIFEST, ShardSet
 from seer_pipe.store import open_store
 
 FOLDER = "folder"
-#: Why something is left out, in the order in which results have it.
+#: Why something is not used, in the order of results.
 LEFT_OUT = ("without_label", "rows_without_image", "repeated_rows", "excluded", "unreadable")
 
 

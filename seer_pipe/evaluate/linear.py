@@ -19,7 +19,7 @@ def evaluate_linear(
 ) -> dict[str, Any] | None:
     """Train linear classifiers on the features of ``data``, and report the chosen one on ``test``.
 
-    Without ``test`` a fifth of ``data`` is left out to test on. None but on the first rank.
+    Without ``test`` a fifth of ``data`` is held out to test on. None but on the first rank.
     """
     learnt = open_labelled(data, labels)
     with on_bench(path, learnt.pictures, untrained) as bench:

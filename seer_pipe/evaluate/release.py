@@ -71,7 +71,7 @@ def _sections(
         + (f" in {sets} sets" if sets > 1 else "")
         + f"; fingerprint of the data `{subject.state['shards'][:16]}`. "
         + f"{subject.images:,} images were seen in training.",
-        "Recipe": f"`{config.name}`: {config.objective.name}, {config.train.batch} images a step, crops {crops}; "
+        "Recipe": f"`{config.name}`: {config.objective.name}, {config.train.batch} images per step, crops {crops}; "
         f"{optimizer.name}, learning rate {optimizer.lr:g} for a batch of 256, "
         f"{optimizer.schedule} schedule, weight decay {optimizer.weight_decay:g}; seed {config.seed}."
         + (" BatchNorm statistics are those of whole images." if recalibrated else ""),

@@ -51,7 +51,7 @@ def read_csv(file: Path, *headers: tuple[str, ...]) -> tuple[tuple[str, ...], li
 
 
 def read_pairs(file: Path, *headers: tuple[str, str]) -> tuple[tuple[str, str], dict[str, str], int]:
-    """Of a file with two columns as `read_csv` reads it: {first: second}, and how many rows said the same again.
+    """Of a file with two columns as `read_csv` reads it: {first: second}, and how many rows repeated another.
 
     Two rows that give one thing two values are a `UserError`.
     """

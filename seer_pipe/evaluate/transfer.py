@@ -39,7 +39,7 @@ def read_list(file: Path) -> list[DataSet]:
 def evaluate_transfer(path: Path, file: Path, *, seed: int, untrained: bool) -> dict[str, Any] | None:
     """kNN and linear accuracy on every data set of the list; None but on the first rank."""
     sets = read_list(file)
-    opened = [open_labelled(entry.data, entry.labels) for entry in sets]  # what is wrong is said before any work
+    opened = [open_labelled(entry.data, entry.labels) for entry in sets]  # errors come before any work
     rows: dict[str, Any] = {}
     with on_bench(path, opened[0].pictures, untrained) as bench:
         for entry, learnt in zip(sets, opened, strict=True):

@@ -69,7 +69,7 @@ def on_bench(path: Path, pictures: Pictures, untrained: bool) -> Iterator[Bench]
 
 
 def train_and_test(learnt: Labelled, labels: str | None, test: str | None, seed: int) -> tuple[Labelled, Labelled]:
-    """What is learnt from, and what is tested on: ``test``, or else a fifth of the former, which is left out of it."""
+    """What is learnt from, and what is tested on: ``test``, or else a fifth of the former, which is held out of it."""
     if test is not None:
         return learnt, open_labelled(test, labels, learnt.classes)
     left = stratified(torch.from_numpy(learnt.labels), TEST_SHARE, seed, keep_one=True).numpy()

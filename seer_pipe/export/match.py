@@ -39,7 +39,7 @@ class Layout:
     shapes: Mapping[str, torch.Size]  # by their names
 
     @cached_property
-    def told_by(self) -> frozenset[tuple[str, torch.Size]]:
+    def signature(self) -> frozenset[tuple[str, torch.Size]]:
         """What the trunk is recognised by."""
         return frozenset((name, shape) for name, shape in self.shapes.items() if not name.endswith(_COUNTS))
 
@@ -55,7 +55,7 @@ class Match:
 
     @property
     def is_trunk(self) -> bool:
-        return 2 * self.found > len(self.layout.told_by)
+        return 2 * self.found > len(self.layout.signature)
 
     def __str__(self) -> str:
         name, stem = self.layout.trunk
@@ -73,7 +73,7 @@ class Loaded:
 
     @property
     def parts_left_out(self) -> dict[str, int]:
-        """The tensors left out, counted by the part of the file that they stand in."""
+        """The tensors not taken, counted by the part of the file that they are in."""
         path = self.prefix.split(".")
 
         def part(name: str) -> str:
@@ -96,7 +96,7 @@ def load_weights(trunk: Trunk, path: Path) -> Loaded:
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     layouts = layouts_of(trunk)
     match = best_match(shapes, layouts)
-    if not match.is_trunk:  # then it is told against our own names what there is instead
+    if not match.is_trunk:  # then what there is instead is reported against our own names
         match = Match(layouts[0], "", match.found, match.named)
     names, expected = match.layout.names, match.layout.shapes
     inside = {name.removeprefix(match.prefix) for name in tensors if name.startswith(match.prefix)}
@@ -126,8 +126,8 @@ def nearest_trunk(shapes: Mapping[str, torch.Size], where: str | Path = "the wei
         example = ", ".join(f"{name} {list(shape)}" for name, shape in list(shapes.items())[:3])
         raise UserError(
             f"{where}: holds no trunk that is known here. Its tensors are named {example}, …; the nearest is {match}, "
-            f"of which {match.found} of {len(match.layout.told_by)} are there by name and shape, {match.named} by name"
-            f". Known are {', '.join(trunk_names())}"
+            f"of which {match.found} of {len(match.layout.signature)} are there by name and shape, {match.named} by "
+            f"name. Known are {', '.join(trunk_names())}"
         )
     name, stem = match.layout.trunk
     with torch.device("meta"):
@@ -150,7 +150,9 @@ def best_match(shapes: Mapping[str, torch.Size], layouts: Iterable[Layout]) -> M
         places = {name.removesuffix(stem) for name in shapes if name == stem or name.endswith(f".{stem}")}
         for prefix in sorted(places) or [""]:
             there = under(prefix)
-            match = Match(layout, prefix, len(there.items() & layout.told_by), len(there.keys() & layout.shapes.keys()))
+            match = Match(
+                layout, prefix, len(there.items() & layout.signature), len(there.keys() & layout.shapes.keys())
+            )
             preferred = bool(_AVERAGES.search(prefix)) - bool(_COPIES.search(prefix))
             found.append(((match.found, match.named, -len(layout.shapes), preferred, -len(prefix)), match))
     return max(found, key=lambda one: one[0])[1]

@@ -39,7 +39,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     metadata.
 
     A tensor's name leads through what it is nested in: ``state_dict.encoder_q.conv1.weight``; what wrappers put into
-    names (``module``, ``_orig_mod``, ...) is left out. No code of a file is ever run: what a pickle holds besides
+    names (``module``, ``_orig_mod``, ...) is removed. No code of a file is ever run: what a pickle holds besides
     tensors and plain containers is passed over.
     """
     file = path

@@ -1,4 +1,4 @@
-"""What happens once the tasks of a start are gone: the run is done, goes on, or has failed.
+"""What happens once the tasks of a start are gone: the run is done, is requeued, or has failed.
 
 Slurm's batch script runs this after ``srun``, on the host (a container has no ``scontrol``):
 ``python -m seer_pipe.launch.after CODE RUN…``, one run for each task of an array.
@@ -36,12 +36,12 @@ def decide(run: Path, start: str, code: int | None) -> Outcome:
     if launched.cancelled:
         return Outcome("cancelled", f"cancelled at step {step}", now, now, step=step)
     cut = [end for end in ended if end["ending"] != "done"]
-    # Slurm stops the others of a task that was killed; what had begun to train tells that as a crash, the rest cannot
+    # Slurm stops the others of a task that was killed; what had begun to train reports that as a crash, the rest cannot
     killed = bool(cut and cut[0]["why"]) and code not in (None, 0, AGAIN, AGAIN_BY_SUBMITIT)
     if cut and cut[0]["ending"] == "stopped" and not killed:
         return Outcome("again", f"stopped, the checkpoint of step {step} is committed", now, now, crashes, step)
-    told = [end["why"] for end in cut if end["ending"] == "crashed"]
-    why = told[0] if told else "a task was killed" + ("" if code is None else f" (exit code {code})")
+    crashed = [end["why"] for end in cut if end["ending"] == "crashed"]
+    why = crashed[0] if crashed else "a task was killed" + ("" if code is None else f" (exit code {code})")
     crashes, limit = crashes + 1, launched.settings.max_crashes
     if crashes > limit:
         return Outcome("failed", f"{crashes} crashes without a new checkpoint; {why}", now, now, crashes, step)
@@ -49,7 +49,7 @@ def decide(run: Path, start: str, code: int | None) -> Outcome:
     return Outcome("again", f"crash {crashes} of at most {limit} in a row: {why}", now, now + delay, crashes, step)
 
 
-def tell(outcome: Outcome) -> str:
+def describe(outcome: Outcome) -> str:
     if outcome.what == "again":
         wait = f" in {outcome.at - outcome.time:.0f} s" if outcome.crashes and outcome.at > outcome.time else ""
         return f"requeued{wait}: {outcome.why}" + ("" if outcome.crashes else "; nothing is wrong")
@@ -66,7 +66,7 @@ def main(code: int, runs: list[Path]) -> int:
         time.sleep(0.5)
     outcome = decide(run, start, code)
     record.write_outcome(run, outcome)
-    print(tell(outcome), flush=True)
+    print(describe(outcome), flush=True)
     if outcome.what == "again":
         # The requeue ends this script as well, which has to outlive it: the new start is two minutes away by default.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

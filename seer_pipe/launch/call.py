@@ -96,5 +96,5 @@ def _wait(tasks: list[JobPaths], going: Callable[[], bool]) -> str:
         if wrong and (not here or time.monotonic() > (patience or 0)):
             raise UserError(f"job {tasks[0].job_id}: {wrong[0].removeprefix('seer_pipe.errors.UserError: ')}")
         if not here and time.monotonic() > (patience or 0):
-            raise UserError(f"job {tasks[0].job_id} ended without a result: {tasks[0].stdout} may tell why")
+            raise UserError(f"job {tasks[0].job_id} ended without a result: see {tasks[0].stdout}")
         time.sleep(LOOK)

@@ -21,12 +21,12 @@ UNITS = {"d": 24 * 60, "h": 60, "m": 1}
 class Cluster(Section):
     cluster: Literal["auto", "slurm", "local"] = Field("auto", description="auto: Slurm where one answers")
     nodes: Positive = 1
-    min_nodes: Positive | None = Field(None, description="go on with as few nodes; default: with all")
+    min_nodes: Positive | None = Field(None, description="continue with as few nodes when others fail; default: all")
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
-    tasks_per_node: Positive | None = Field(None, description="default: one a GPU, or one")
+    tasks_per_node: Positive | None = Field(None, description="default: one per GPU, or one")
     cpus_per_task: Positive | None = None
     mem: str | None = Field(None, description="of a node, as Slurm has it: 400G")
-    time: str = Field("1d", description="3d, 12h, 90m; a longer run goes on through requeues")
+    time: str = Field("1d", description="3d, 12h, 90m; a longer run continues through requeues")
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -56,7 +56,7 @@ class Cluster(Section):
 
     @property
     def tasks(self) -> int:
-        """Tasks a node."""
+        """Tasks per node."""
         return self.tasks_per_node or self.gpus_per_node or 1
 
     @property

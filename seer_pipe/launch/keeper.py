@@ -17,13 +17,13 @@ from typing import Any
 import submitit
 
 from seer_pipe.launch import record
-from seer_pipe.launch.after import decide, tell
+from seer_pipe.launch.after import decide, describe
 from seer_pipe.launch.cluster import minutes
 from seer_pipe.launch.job import Job
 from seer_pipe.launch.record import Outcome
 
 LOCK = "jobs/.keeper"
-GRACE = 20.0  # seconds that the other ranks may go on once one has ended
+GRACE = 20.0  # seconds that the other ranks may keep running once one has ended
 
 
 class Keeper:
@@ -46,9 +46,9 @@ class Keeper:
                 self._start(run, start)
                 outcome = decide(run, f"local.{start}", None)
                 if self._stop and outcome.what == "again":
-                    outcome = Outcome("stopped", "the same run goes on with seer-pipe resume", time.time(), 0.0)
+                    outcome = Outcome("stopped", "seer-pipe resume continues it", time.time(), 0.0)
                 record.write_outcome(run, outcome)
-                print(tell(outcome), flush=True)
+                print(describe(outcome), flush=True)
                 if outcome.what != "again":
                     return outcome
                 while time.time() < outcome.at and not self._to_stop(run):

@@ -28,10 +28,10 @@ def find_runs(root: Path) -> list[Path]:
 
 
 def status(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """A row a run: state, step, rate, loss, time left, restarts, last checkpoint, why it waits or ended.
+    """One row per run: state, step, rate, loss, time left, restarts, last checkpoint, why it waits or ended.
 
-    ``state``: queued, starting, running, stopping, done, failed, cancelled, stopped (goes on when told to), or died
-    (its processes are gone without a word).
+    ``state``: queued, starting, running, stopping, done, failed, cancelled, stopped (until it is resumed), or died
+    (its processes are gone without an exit status).
     """
     records = {run: record.read(run) for run in runs}
     queued = slurm.queue([item.job for item in records.values() if item and item.where == "slurm" and item.job])
@@ -77,7 +77,7 @@ def _state(
         return "done", "", beat["time"]
     if launched.cancelled:
         return "cancelled", "", None
-    return "died", "its job is gone without a word; seer-pipe logs may tell why, seer-pipe resume goes on", None
+    return "died", "the job left the queue without an exit status: see seer-pipe logs; seer-pipe resume continues", None
 
 
 def _going(beat: dict[str, Any], began: float) -> tuple[str, str, float]:

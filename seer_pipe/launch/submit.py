@@ -165,7 +165,7 @@ def resources(cluster: Cluster, code: Path | None) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "time": minutes(cluster.time), "nodes": cluster.nodes,
-        # Slurm gives a job no more nodes than it asks tasks for with the fewest: one a node is its default anyway
+        # Slurm gives a job no more nodes than it asks tasks for with the fewest: one per node is its default anyway
         **({"ntasks_per_node": cluster.tasks} if cluster.tasks > 1 else {}),
         "signal_delay_s": cluster.signal_s, "stderr_to_stdout": True,
         "setup": [*(f"export {name}={shlex.quote(value)}" for name, value in variables.items()), *cluster.setup],
@@ -186,10 +186,9 @@ def _to_slurm(runs: Sequence[Path], folder: Path, cluster: Cluster, code: Path |
 
 
 def refusal(error: FailedJobError) -> UserError:
-    """What sbatch said when it took no job."""
+    """The error of an sbatch that took no job."""
     lines = [line for line in str(error).splitlines() if "sbatch: error:" in line]
-    told = (lines or [str(error)])[-1].split("sbatch: error: ")[-1]
-    return UserError(f"sbatch: {told}")
+    return UserError("sbatch: " + (lines or [str(error)])[-1].split("sbatch: error: ")[-1])
 
 
 def _to_keepers(runs: Sequence[Path], folder: Path, code: Path | None, at_once: int) -> list[str]:
@@ -205,7 +204,7 @@ def _to_keepers(runs: Sequence[Path], folder: Path, code: Path | None, at_once: 
     deadline = time.monotonic() + GRACE
     while not all(keeper.kept(run) or record.read_outcome(run) for run in runs[:at_once]):
         if time.monotonic() > deadline:
-            raise UserError(f"{folder / 'keeper.log'}: the job does not start; it may tell why")
+            raise UserError(f"the job does not start: see {folder / 'keeper.log'}")
         time.sleep(0.05)
     return jobs
 
@@ -256,7 +255,7 @@ def cancel(run: Path) -> str:
     launched = _launched(run)
     local = launched.where == "local"
     if not active(run) and not (local and keeper.waits(run)):
-        return "is not going on"
+        return "is not running"
     record.change(run, cancelled=True)  # which the keeper of a local run looks at
     if not local:
         waiting = slurm.queue([launched.job]).get(launched.job)

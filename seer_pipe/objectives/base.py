@@ -150,7 +150,7 @@ class Network(nn.Module):
         return []
 
     def units(self) -> list[nn.Module]:
-        """What is sharded and compiled each by itself: the blocks of all trunks."""
+        """What is sharded and compiled each on its own: the blocks of all trunks."""
         trunks = [module for module in self.modules() if isinstance(module, Trunk)]
         return [block for trunk in trunks for block in trunk.blocks()]
 
@@ -158,8 +158,8 @@ class Network(nn.Module):
 def pooled(trunk: nn.Module, crops: list[Tensor]) -> Tensor:
     """Features [crops · n, width] of crops [n, 3, S, S] of possibly different sizes S, in crop-major order.
 
-    The trunk runs once per resolution (so BatchNorm sees a resolution at a time, and sharded weights are gathered that
-    often only).
+    The trunk runs once per resolution (so BatchNorm sees one resolution at a time, and sharded weights are gathered
+    only that often).
     """
     sizes: dict[torch.Size, list[int]] = {}
     for index, crop in enumerate(crops):

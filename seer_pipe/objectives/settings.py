@@ -45,7 +45,7 @@ class Sign:
     advice: str  # what to try
 
     def judge(self, values: Mapping[str, float]) -> tuple[bool, str] | None:
-        """Whether the metrics are healthy, and the finding; None where they do not tell."""
+        """Whether the metrics are healthy, and the finding; None where they do not say."""
         if any(name not in values for name in self.metrics):
             return None
         return not self.seen(values), self.finding.format(**values)
@@ -107,7 +107,7 @@ class Settings(Section):
         """ValueError where these settings do not go with the views, or with a global batch of so many images."""
 
     def chance_loss(self, views: Views, batch: int) -> float | None:
-        """The loss of a network that tells nothing apart; None where there is no such number."""
+        """The loss of a network that distinguishes nothing; None where there is no such number."""
         return None
 
     @property
@@ -141,7 +141,7 @@ class Settings(Section):
         return []
 
     def signs(self) -> Sequence[Sign]:
-        """What tells in the metrics that a run does not learn."""
+        """What shows in the metrics that a run does not learn."""
         return ()
 
     def network(self, trunk: Callable[[], Trunk]) -> Network:

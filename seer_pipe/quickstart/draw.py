@@ -1,7 +1,7 @@
 """Pictures of a handful of visual kinds, drawn from a seed.
 
 Colours, scale, place, light and noise vary within a kind as much as between kinds, so that raw pixels do not
-tell the kinds apart and what is learnt about them is structure.
+distinguish the kinds and what is learnt about them is structure.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def walk(out: Path, pictures: Path | None, recipe: Path, seed: int) -> None:
         _command("seer-ingest", "folder", pictures, "--out", shards)
     overrides = [f"data.path={shards}", f"seed={seed}", *_fit(recipe, len(ShardSet.open(shards)))]
     train = ["seer-pipe", "train", recipe, *overrides, "--out", run]
-    _title(2, "Train, and be killed half-way (SIGKILL)")
+    _title(2, "Train, and kill it half-way (SIGKILL)")
     _train_and_kill(train, run, settings.load(recipe, overrides))
     _title(3, "Resume: the same command again")
     _command(*train)

@@ -114,7 +114,7 @@ def serve(web: Web) -> Iterator[str]:
 
 
 def write_lists(web: Web, address: str, urls: Path, labels: Path) -> None:
-    """The URL list in an order that tells nothing, with some names that do not resolve; and the kinds, apart."""
+    """The URL list in an order that reveals nothing, with some names that do not resolve; and the kinds, apart."""
     rng = np.random.default_rng(len(web.pages))
     listed = [address + path for path in web.pages] + [f"http://host-{n}.invalid/x.jpg" for n in range(5)]
     rng.shuffle(listed)

@@ -56,7 +56,7 @@ def write_atlas(
     ``embeddings``: a file of ``seer-pipe embed``; by default RUN/embeddings.parquet, made where it is not there.
     ``clusters``: so many by k-means of the features; by default those that the run's head names, and where it names
     none `default_clusters` by k-means.
-    ``labels``: what purity is told by, as of the evaluations, instead of by domain.
+    ``labels``: what purity is measured by, as in the evaluations, instead of by domain.
     ``search``: image files whose nearest images and clusters the page is to show.
     """
     data = data or default_data(run)

@@ -98,7 +98,7 @@ def short(value: float) -> str:
 
 #: What is drawn of every run, besides its objective's own panels.
 PANELS = (
-    Panel("Loss", "It must leave the line of chance, where nothing is told apart.", {"loss": "loss"}, chance=True),
+    Panel("Loss", "It must leave the line of chance, where nothing is distinguished.", {"loss": "loss"}, chance=True),
     Panel("kNN accuracy", "What the features are worth, while they are trained.", {"knn": "kNN"}, percent=True),
 )
 MORE_PANELS = (

@@ -32,7 +32,8 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass
 class Clusters:
-    """Arrays of length k, one a cluster that has images in the sample, the largest first; rows are of the sample."""
+    """Arrays of length k, one element per cluster that has images in the sample, the largest first; rows are
+    those of the sample."""
 
     cluster: Ints
     size: Ints  # images, exact
@@ -72,7 +73,7 @@ def clusters(
     """Read a file of ``seer-pipe embed`` over the set ``shards``.
 
     ``names``: the file that names the clusters of its images, row group for row group; by default the same.
-    ``labels``: what groups are told by, as of the evaluations; by default domains.
+    ``labels``: what defines groups, as in the evaluations; by default domains.
     ``show``: nearest images kept of each cluster; ``asked``: features [q, width] of pictures to be searched for.
     """
     data, naming = open_embeddings(file), open_clusters(names or file)

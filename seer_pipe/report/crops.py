@@ -28,7 +28,7 @@ def draw_crops(config: Config, out: Path, *, images: int, step: int) -> None:
     """Write a PNG: a row for each of the first ``images`` of ``step``, with the boxes and all crops of each.
 
     The crops are those of a training with this config, bit for bit. Images that cannot be used, which training
-    replaces, are left out; where none can be used it is a `UserError`.
+    replaces, are skipped; where none can be used it is a `UserError`.
     """
     shards, plan = open_data(config.data, config.train.batch, config.seed)
     specs = build_crops(config.views)

@@ -20,7 +20,7 @@ class Start:
     first: int  # finished steps when it began
     last: int  # and when it was last heard of
     seconds: float
-    ended: str  # stopped, done, failed, killed, or going on
+    ended: str  # stopped, done, failed, killed, or running
     redone: int  # steps of the start before that are taken again
     machine: dict[str, str]
     world: int
@@ -42,7 +42,7 @@ def starts(events: Sequence[Event], heartbeat: dict[str, Any] | None) -> list[St
         if how is None and beat:
             heard = max(heard, datetime.fromtimestamp(beat["time"], heard.tzinfo))
             last = max(last, int(beat["step"]))
-        ended = how or ("going on" if after is None else "killed")
+        ended = how or ("running" if after is None else "killed")
         first = own[0]
         redone = max(0, int((first.get("before") or {}).get("step", 0)) - int(first["step"]))
         seconds = (heard - _time(first)).total_seconds()

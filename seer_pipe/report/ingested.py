@@ -39,7 +39,7 @@ class Ingested:
 
 
 def ingested(shards: ShardSet, most: int = SHARDS) -> Ingested:
-    """Read what ``Ingested`` tells; at most ``most`` sidecars and as many tables of rejected inputs."""
+    """Read what ``Ingested`` holds; at most ``most`` sidecars and as many tables of rejected inputs."""
     chosen = spread(len(shards.paths), most)
     about = Ingested(
         shards.store.url, len(shards), len(shards.paths), int(shards.bytes.sum()), len(chosen),

@@ -1,4 +1,4 @@
-"""RUN/report/index.html: one file that needs no network, made anew on demand, also while a run goes on."""
+"""RUN/report/index.html: one file that needs no network, made again on demand, also while a run is training."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     """Write the report of the run in folder ``run``, by default into RUN/report; its path. UserError where that is no
     run, or cannot be written to.
 
-    A shard set that cannot be reached is told in the report; the rest of it is written all the same.
+    A shard set that cannot be reached is reported on the page; the rest of it is written all the same.
     """
     file = run / "config.yaml"
     if not file.is_file():
@@ -68,7 +68,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         charts=run_charts(rows, config.objective.panels, derived.get("chance_loss")),
         sets=sets, problems=problems, crops=shown,
         events=[_event(event) for event in folded(events)[-EVENTS:]],
-        starts=_starts(events, run), events_told=_count(events), replaced=_replaced(run),
+        starts=_starts(events, run), event_counts=_count(events), replaced=_replaced(run),
         checkpoints=_checkpoints(run), evaluations=_evaluations(run),
         derived=[(name, number(value)) for name, value in derived.items()],
         recipe=yaml.safe_dump(tree, sort_keys=False, default_flow_style=None), style=style(),
@@ -146,15 +146,15 @@ def _rejected_picture(root: Path | None, source: str) -> str | None:
 def _headline(rows: list[dict[str, float]], derived: dict[str, Any]) -> list[tuple[str, str]]:
     last = rows[-1] if rows else {}
     step, steps = int(last.get("step", 0)), derived.get("steps", 0)
-    told = [("steps", f"{step:,} of {steps:,}"), ("images seen", f"{int(last.get('images', 0)):,}")]
+    facts = [("steps", f"{step:,} of {steps:,}"), ("images seen", f"{int(last.get('images', 0)):,}")]
     if "loss" in last:
         chance = derived.get("chance_loss")
         label, of_chance = ("loss", "") if chance is None else ("loss (chance)", f" ({chance:.3f})")
-        told.append((label, f"{last['loss']:.3f}{of_chance}"))
+        facts.append((label, f"{last['loss']:.3f}{of_chance}"))
     if rate := last.get("images_per_s"):
         left = derived.get("images", 0) - last["images"]
-        told += [("images/s", f"{rate:,.1f}"), ("to go", duration(left / rate))]
-    return told
+        facts += [("images/s", f"{rate:,.1f}"), ("to go", duration(left / rate))]
+    return facts
 
 
 def duration(seconds: float) -> str:
@@ -166,7 +166,7 @@ def duration(seconds: float) -> str:
 def verdicts(
     rows: list[dict[str, float]], events: list[dict[str, Any]], derived: dict[str, Any], signs: Sequence[Sign]
 ) -> list[Verdict]:
-    """What to look at, judged by the last logged step: (whether it is well, a sentence)."""
+    """What to look at, judged by the last logged step: (whether it is healthy, a sentence)."""
     if not rows:
         return [(False, "no step was logged yet")]
     last = rows[-1]
@@ -195,14 +195,15 @@ def number(value: Any) -> str:
 
 
 def _starts(events: list[dict[str, Any]], run: Path) -> dict[str, Any]:
-    """A row for every start, and all of them in a sentence."""
+    """One row per start, and all of them in a sentence."""
     found = starts(events, read_heartbeat(run))
     rows = [[f"{one.began:%Y-%m-%d %H:%M:%S}", f"{one.first:,} to {one.last:,}", one.ended, duration(one.seconds),
              f"{one.redone:,}", str(one.world), one.machine.get("host", ""), one.machine.get("on", ""),
              one.machine.get("precision", ""), one.machine.get("versions", "")] for one in found]  # fmt: skip
     killed, redone = sum(one.ended == "killed" for one in found), sum(one.redone for one in found)
-    told = f"{len(found):,} starts, {killed:,} of them killed; {redone:,} steps taken again; "
-    return {"rows": rows, "told": told + f"{duration(sum(one.seconds for one in found))} in all."}
+    total = duration(sum(one.seconds for one in found))
+    summary = f"{len(found):,} starts, {killed:,} of them killed; {redone:,} steps repeated; {total} in all."
+    return {"rows": rows, "summary": summary}
 
 
 def _count(events: list[dict[str, Any]]) -> str:
@@ -213,16 +214,16 @@ def _count(events: list[dict[str, Any]]) -> str:
 def _event(event: dict[str, Any]) -> list[str]:
     rest = {name: value for name, value in event.items() if name not in ("time", "event", "step")}
     rest = {name: value for name, value in rest.items() if name not in ("machine", "before")}  # of the starts' table
-    told = ", ".join(f"{name} {number(value)}" for name, value in rest.items())
-    return [event["time"][:19].replace("T", " "), event["event"], number(event.get("step", "")), told]
+    details = ", ".join(f"{name} {number(value)}" for name, value in rest.items())
+    return [event["time"][:19].replace("T", " "), event["event"], number(event.get("step", "")), details]
 
 
 def _replaced(run: Path) -> str:
     path = run / "quarantine.parquet"
     rows = pq.read_table(path).to_pylist() if path.exists() else []
     shards = Counter(row["shard"] for row in rows).most_common(3)
-    told = "; most from " + ", ".join(f"{shard} ({count})" for shard, count in shards) if rows else ""
-    return f"{len(rows):,} images had to be replaced while training{told}."
+    most = "; most from " + ", ".join(f"{shard} ({count})" for shard, count in shards) if rows else ""
+    return f"{len(rows):,} images had to be replaced while training{most}."
 
 
 def _checkpoints(run: Path) -> list[tuple[str, str]]:
@@ -232,7 +233,7 @@ def _checkpoints(run: Path) -> list[tuple[str, str]]:
 
 
 def _evaluations(run: Path) -> list[list[str]]:
-    """A row a file of RUN/evaluation, whatever numbers it holds."""
+    """One row per file of RUN/evaluation, whatever numbers it holds."""
     rows = []
     for file in sorted((run / "evaluation").glob("*.json")):
         result = json.loads(file.read_text())
@@ -242,6 +243,6 @@ def _evaluations(run: Path) -> list[list[str]]:
         plain = {k: v for k, v in result.items() if isinstance(v, str | int | bool) and k not in ("evaluation",)}
         seen = plain.pop("images_seen", "")
         about = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in plain.items())
-        told = ", ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in shares.items())
-        rows.append([str(result.get("evaluation", file.stem)), told, f"{seen:,}" if seen != "" else "", about])
+        values = ", ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in shares.items())
+        rows.append([str(result.get("evaluation", file.stem)), values, f"{seen:,}" if seen != "" else "", about])
     return rows

@@ -33,7 +33,7 @@ def rows_of(shards: ShardSet, samples: Sequence[int]) -> Iterator[tuple[int, int
 
 
 def thumbnails(shards: ShardSet, samples: Sequence[int], side: int) -> dict[int, Image.Image]:
-    """The middle of each image, ``side`` pixels square; what cannot be read is left out."""
+    """The middle of each image, ``side`` pixels square; what cannot be read is skipped."""
     found = {}
     for sample, shard, row in rows_of(shards, samples):
         with suppress(OSError):
@@ -56,7 +56,7 @@ def data_uri(image: Image.Image, quality: int = 80) -> str:
 
 
 def crops(shards: ShardSet, config: settings.Config, samples: Sequence[int]) -> list[list[Image.Image]]:
-    """Every crop of each image in the first epoch, as the network sees it; images that do not decode are left out."""
+    """Every crop of each image in the first epoch, as the network sees it; images that do not decode are skipped."""
     specs = build_crops(config.views)
     augmenter = Augmenter(specs, device="cpu", threads=1, max_batch=1)
     found = []

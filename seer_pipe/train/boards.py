@@ -3,7 +3,7 @@
 metrics.jsonl is the truth. The first row that a board is sent is the one after the last that it holds, so no step
 stands there twice; MLflow says itself which that is, so after a kill it is given what it lacks. Weights & Biases has no
 way to say it: rows that its process had not written when a run was killed by SIGKILL are missing there. Neither takes
-anything back: of steps that were taken again after a rollback they keep what was told first.
+anything back: of steps that were repeated after a rollback they keep what was logged first.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ PROJECT = "seer_pipe"  # or what WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says
 
 
 class Board(Protocol):
-    """``told``: the last step that it holds."""
+    """``last_step``: the last step that it holds."""
 
-    told: int
+    last_step: int
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -74,7 +74,7 @@ class TensorBoard:
 
         folder = str(opening.run / "tensorboard")
         self._writer = SummaryWriter(folder, purge_step=opening.after + 1, flush_secs=30)
-        self.told = opening.after
+        self.last_step = opening.after
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -106,7 +106,7 @@ class Wandb:
         except wandb.errors.Error as error:
             raise UserError(f"train.log_to: wandb: {error}; wandb login, or WANDB_MODE=offline") from None
         opening.keep("wandb", name)
-        self.told = opening.written if known else 0
+        self.last_step = opening.written if known else 0
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step, commit=True)
@@ -138,7 +138,7 @@ class Mlflow:
             raise UserError(f"train.log_to: mlflow at {place}: {error}") from None
         if identity is None:
             opening.keep("mlflow", self._run)
-        self.told = max((metric.step for metric in seen), default=0)
+        self.last_step = max((metric.step for metric in seen), default=0)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
         self._failed = False
 

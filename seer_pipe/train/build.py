@@ -97,7 +97,7 @@ def checkpointed(trunk: Trunk, wanted: bool | list[int]) -> list[nn.Module]:
 
 
 def materialise(network: Network, seed: int, device: torch.device) -> None:
-    """Give a network on the meta device, sharded or not, memory and its first weights, the same for every world."""
+    """Give a network on the meta device, sharded or not, memory and its first weights, alike for every world size."""
     network.to_empty(device=device)
     init_weights(network, torch.Generator().manual_seed(seed))
     begin_copies(network)

@@ -108,7 +108,7 @@ def store_of(run: Path, config: Config | None = None) -> Store:
 class Checkpoints:
     """The checkpoints of one run, in a store of their own.
 
-    ``group``: a gloo group of all ranks that nothing else uses, for a save goes on beside the training; None for one
+    ``group``: a gloo group of all ranks that nothing else uses, for a save runs beside the training; None for one
     process. At most one save is under way. ``problem``: what made saving beside the training fail, if anything but the
     store did; from then on saves are plain ones, which make the training wait.
     """
@@ -146,7 +146,7 @@ class Checkpoints:
     ) -> None:
         """Begin to save; on return ``tensors`` may change again. All ranks must call it, after ``wait``.
 
-        Where that fails, and not for the store's sake, it is saved once more in a plain way before this gives up.
+        Where that fails, and not for the store's sake, it is saved again, synchronously, before this gives up.
 
         ``state``: JSON values; ``marks``: those that retention reads. ``committed`` is called on the first rank, from
         another thread, when the checkpoint exists.
@@ -194,7 +194,7 @@ class Checkpoints:
     def wait(self, *, unchanged: bool = False) -> None:
         """Until the save under way is committed; raises what made it fail, on all ranks.
 
-        ``unchanged``: the tensors are still those that ``save`` was given, so that it can be tried once more.
+        ``unchanged``: the tensors are still those that ``save`` was given, so that it can be retried.
         """
         saving, self._saving = self._saving, None
         if saving is None:
@@ -237,7 +237,7 @@ class Checkpoints:
         return Checkpoint(self.store, folder, files, state, index)
 
     def latest(self, warn: Callable[[str], None]) -> Latest | None:
-        """The newest checkpoint whose network is whole, in one process; ``warn`` is told of each that is not."""
+        """The newest checkpoint whose network is whole, in one process; ``warn`` is called for each that is not."""
         for step in reversed(self.steps()):
             try:
                 found = self.open(step)
@@ -262,7 +262,7 @@ class Checkpoints:
         self._remove_all_but(kept | {step for step in steps if step > newest})
 
     def give_up_after(self, step: int) -> None:
-        """Remove those past ``step``, or a resume would go on from them. While nothing is being saved."""
+        """Remove those past ``step``, or a resume would continue from them. While nothing is being saved."""
         self._remove_all_but({kept for kept in self.steps() if kept <= step})
 
     def sweep(self) -> None:

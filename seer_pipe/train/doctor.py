@@ -32,7 +32,7 @@ def examine(
     """What follows from a recipe for the sets that ``order`` is of, on so many GPUs.
 
     Returns ``derived`` (see `settings.Derived`), ``memory`` a GPU in GB by part, ``sent``, GB that a GPU sends in a
-    step by collective, ``loader`` (images a second and GPU if it did 300 teraFLOP/s, and in all), ``order`` (see
+    step by collective, ``loader`` (images per second and GPU if it did 300 teraFLOP/s, and in all), ``order`` (see
     `mixing`, for images of ``image_bytes`` each), ``sets`` (see `each_set`), and ``problems``: sentences.
     """
     derived = settings.derive(config, order.total, gpus, correlation=order.correlation[1])

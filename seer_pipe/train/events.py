@@ -1,7 +1,7 @@
 """RUN/events.jsonl: what happened to a run, a line an event, in the order of time.
 
 ``{"time": "2026-01-31T12:00:00.000+00:00", "event": "checkpoint", "step": 1000, …}``; more keys by event. Unlike the
-metrics it is never cut back: after a resume it tells of steps that were lost as well.
+metrics it is never cut back: after a resume it still lists steps that were lost.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read_events(run: Path) -> list[dict[str, Any]]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; lines that a kill cut short are left out."""
+    """The rows of a file of JSON lines; lines that a kill cut short are skipped."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         with suppress(json.JSONDecodeError):

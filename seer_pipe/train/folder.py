@@ -23,7 +23,7 @@ from seer_pipe.train.storage import DamagedError
 
 @contextmanager
 def only_start(run: Path, world: World) -> Iterator[None]:
-    """Refuse a second start of the same run while one is going on."""
+    """Refuse a second start of the same run while one is running."""
     if not world.is_first:
         yield
         return
@@ -35,12 +35,12 @@ def only_start(run: Path, world: World) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{run}: this run is already going on; stop it first, or choose another folder") from None
+            raise UserError(f"{run}: this run is already running; stop it first, or choose another folder") from None
         yield
 
 
 def set_aside(config: Config, run: Path, world: World, say: Callable[[str], None]) -> None:
-    """Move all that the folder of a run holds into ``RUN/before-TIME``, so that the run begins anew; delete nothing."""
+    """Move all that the folder of a run holds into ``RUN/before-TIME``, so that the run starts over; delete nothing."""
     if world.is_first:
         elsewhere = config.train.checkpoints
         if elsewhere and Checkpoints(open_store(elsewhere)).steps():
@@ -50,7 +50,7 @@ def set_aside(config: Config, run: Path, world: World, say: Callable[[str], None
         if held:
             aside = run / f"before-{datetime.now(UTC):%Y%m%dT%H%M%S}"
             aside.mkdir()
-            held.sort(key=lambda path: path.name != "checkpoints")  # first, so that what is killed here begins anew too
+            held.sort(key=lambda path: path.name != "checkpoints")  # first, so that a run killed here starts over too
             for path in held:
                 path.rename(aside / path.name)
             say(f"the run that was here is now in {aside}")
@@ -99,7 +99,7 @@ def agree(
     if steps and steps[-1] > 0:
         if init is not None and other:
             raise UserError(f"{run}: was begun from {begun_from}, and not from this {init['name']} (SHA-256 "
-                            f"{init['sha256']}): leave --init-from out, or use another folder or --fresh")  # fmt: skip
+                            f"{init['sha256']}): omit --init-from, or use another folder or --fresh")  # fmt: skip
         changes.check(run, found, on_purpose)
         return Agreement(record, found)
     corrected = list(map(str, found))

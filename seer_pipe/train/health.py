@@ -1,4 +1,4 @@
-"""A run that knows when it is ill: steps that must not count, and ranks that do not answer.
+"""The health of a run: steps that must not count, and ranks that hang.
 
 A step whose loss or gradient is not finite on any rank is taken back on the device, on all ranks, without the host
 waiting for it: the flag is reduced with the step, the update undone where it is set, and the host reads it a step
@@ -118,18 +118,18 @@ class Guard:
             state.take_back(self.bad)
 
     def verdicts(self, *, all_steps: bool = False) -> list[Verdict]:
-        """Those of the steps before the last, that were not told yet; with ``all_steps`` the last one's too."""
-        told = []
+        """Those not yet returned of the steps before the last; with ``all_steps`` the last one's too."""
+        found = []
         while len(self._sent) > (0 if all_steps else 1):
             host, event = self._sent.popleft()
             if event is not None:
                 event.synchronize()
             bad, rank, stop = host.tolist()
-            told.append(Verdict(bad > 0, int(rank) - 1 if rank else None, stop > 0))
-        return told
+            found.append(Verdict(bad > 0, int(rank) - 1 if rank else None, stop > 0))
+        return found
 
     def forget(self) -> None:
-        """Leave untold what is under way, after the steps themselves were given up."""
+        """Drop the verdicts under way, after the steps themselves were discarded."""
         self._sent.clear()
 
 
@@ -164,7 +164,7 @@ class Watchdog:
 
     A rank that dies or hangs leaves the others waiting inside a collective, where no Python runs; so the timer is the
     interpreter's own, in C. The launcher then ends the rest. Where several ranks run and this one leaves with an
-    error, the timer goes on: what hangs on the way out ends as well.
+    error, the timer keeps running: what hangs on the way out ends as well.
     """
 
     def __init__(self, timeout: float) -> None:

@@ -21,14 +21,14 @@ NAME = "heartbeat.json"
 
 
 class Heartbeat:
-    """Written by the first rank; ``restarts`` counts how often the run was begun again."""
+    """Written by the first rank; ``restarts`` counts how often the run was restarted."""
 
     def __init__(self, run: Path, step: int, steps: int, batch: int, world: int) -> None:
         before = read_heartbeat(run)
         self._store, self._batch, self._restarts = FolderStore(run), batch, before["restarts"] + 1 if before else 0
         self._steps, self._world, self._state, self._loss = steps, world, "", None if before is None else before["loss"]
         self._written, self._since, self._first = 0.0, time.monotonic(), step
-        self._rate: float | None = None  # steps a second
+        self._rate: float | None = None  # steps per second
         self.beat("starting", step)
 
     def beat(self, state: State, step: int, loss: float | None = None) -> None:

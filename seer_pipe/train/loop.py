@@ -148,7 +148,7 @@ class Trainer:
         self.policy = Policy(config.health)
         self.records = Records(config, world, say, note, hooks.tell, utilisation)
         self.step = self.images = 0  # finished steps, and images that they saw
-        self.offset = 0  # batches of the data that rollbacks left out: step s takes batch s + offset
+        self.offset = 0  # batches of the data that rollbacks skipped: step s takes batch s + offset
         self._judged = 0  # the last step whose verdict is known
         self._overdue = False  # a checkpoint, for steps were being skipped when it was due
         self._knn: float | None = None  # of the last step, where it was probed
@@ -312,7 +312,7 @@ class Trainer:
         return "stopped" if stopping else None
 
     def _roll_back(self) -> None:
-        """To the last healthy checkpoint, and on from there with the data after what made the run ill."""
+        """Resume from the last healthy checkpoint, with the data after the bad steps."""
         bad, position = self._judged, self._judged + self.offset
         self.saver.finish()
         found = self.saver.restore(healthy=True)
@@ -324,7 +324,7 @@ class Trainer:
         self.guard.forget()
         self.records.rewind(self.step)
         self.note("rollback", self.step, sick=bad, offset=self.offset, rate_factor=self.train_step.rate_factor)
-        self.say(f"rolled back from step {bad} to {self.step}; goes on with other data")
+        self.say(f"rolled back from step {bad} to {self.step}; continues with other data")
 
     def beat(self, state: State) -> None:
         self.records.beat(state, self.step)
@@ -342,14 +342,14 @@ class Trainer:
         finished = self.step + 1
         probing = self.hooks.probe is not None and self._is_probed()
         log = probing or finished % self.config.train.log_every == 0 or finished in (1, self.derived.steps)
-        told = self.train_step(batch.crops, self._moment(batch), log)
+        metrics = self.train_step(batch.crops, self._moment(batch), log)
         self.step = finished
         self.images += self.config.train.batch
         clock.images += self.config.train.batch
         self.records.replaced += batch.replaced
         self._knn = self._probe() if probing else None
         if log:
-            values = {name: float(value) for name, value in told.items()} | clock.rates()
+            values = {name: float(value) for name, value in metrics.items()} | clock.rates()
             if self._knn is not None:
                 values["knn"] = self._knn
             self.records.log(self.step, self.images, self.derived, values)

@@ -43,7 +43,7 @@ def parallel_mode(wanted: str, world: World) -> str:
 
 
 def shard(network: nn.Module, units: Iterable[nn.Module], world: World, within: int | str | None = None) -> None:
-    """Shard ``network`` in place by FSDP2: each of ``units`` by itself, then the rest. Names do not change.
+    """Shard ``network`` in place by FSDP2: each of ``units`` on its own, then the rest. Names do not change.
 
     ``within``: shard over groups of so many neighbouring ranks, or over those of a node, and replicate across the
     groups (HSDP); None: shard over all.
@@ -86,7 +86,7 @@ def replicate(network: nn.Module, world: World) -> nn.Module:
 
 
 def compile_block(block: nn.Module) -> None:
-    """Compile the forward of ``block``, each input shape by itself: multi-crop has few, and they never change.
+    """Compile the forward of ``block``, each input shape on its own: multi-crop has few, and they never change.
 
     Blocks share code but not shapes, so each keeps its own programs; sharding and hooks stay outside of them.
     """
@@ -108,7 +108,7 @@ def recompute(block: nn.Module, *, at_once: bool = False) -> None:
     Its forward is replaced, not the module: names, hooks and sharding stay as they are. ``at_once``: each backward of
     the block ends in its parameters' gradients. Autograd alone holds the gradients of one resolution back until those
     of all resolutions are there, and so, of a sharded network, the whole gradient, unsharded; FSDP2 reduces it this
-    way block by block, once a resolution. (DDP takes a gradient once only.)
+    way block by block, once per resolution. (DDP takes a gradient once only.)
     """
     context = bn_safe_checkpoint_context(block)
     if at_once:

@@ -36,7 +36,7 @@ class Records:
         self._heartbeat: Heartbeat | None = None
 
     def open(self, run: Path, derived: Derived, step: int, offset: int) -> None:
-        """In the run's folder, after ``step`` finished steps; ``offset``: batches that rollbacks left out."""
+        """In the run's folder, after ``step`` finished steps; ``offset``: batches that rollbacks skipped."""
         if self._world.is_first:
             self._metrics = Metrics(run, step, self._config)
             self._quarantine = Quarantine(run, step + offset)

@@ -179,12 +179,12 @@ class Saver:
         if steps:
             which = "whole and of a step in health" if healthy else "whole"
             raise UserError(
-                f"{self._checkpoints.store.url}: none of the {len(steps)} checkpoints is {which}; --fresh begins anew"
+                f"{self._checkpoints.store.url}: none of the {len(steps)} checkpoints is {which}; --fresh starts over"
             )
         return None
 
     def save(self, state: Mapping[str, Any], knn: float | None = None) -> None:
-        """Begin a checkpoint of step ``state["step"]``; training may go on. One begun before is finished first."""
+        """Begin a checkpoint of step ``state["step"]``; training may continue. One begun before is finished first."""
         self.finish()
         step, milestone = state["step"], self._milestones(state["images"])
         marks: dict[str, Any] = {} if knn is None else {"knn": knn}
@@ -204,13 +204,13 @@ class Saver:
         network = self._parts[0]
         tensors = run_state(*self._parts) | agreed_statistics(network)
         self.saved = step
-        with self._told_once():
+        with self._reported_once():
             self._checkpoints.save(step, tensors, {**self._identity, **state}, marks=marks, committed=committed)
 
     def finish(self, must: bool = False) -> None:
-        """Wait for the save under way. One that fails is told, and raised where it ``must`` succeed or many did not."""
+        """Wait for the save under way. One that fails is reported; raised where it ``must`` succeed or many failed."""
         try:
-            with self._told_once():
+            with self._reported_once():
                 self._checkpoints.wait(unchanged=must)
             self._failed = 0
         except UserError:
@@ -222,14 +222,14 @@ class Saver:
                 with suppress(OSError):  # what was written of it takes the room that the next one needs
                     self._checkpoints.sweep()
             ends = must or self._failed == FAILED_SAVES
-            self._say(f"warning: {reason}; {'the same command' if ends else 'training'} goes on")
+            self._say(f"warning: {reason}; {'the same command resumes' if ends else 'training continues'}")
             if ends:
                 raise
             self._note("warning", self.saved, reason=reason)
             self.saved = None
 
     @contextmanager
-    def _told_once(self) -> Iterator[None]:
+    def _reported_once(self) -> Iterator[None]:
         """Says so where saving beside the training ceased to work meanwhile."""
         before = self._checkpoints.problem
         try:
@@ -292,7 +292,7 @@ class Saver:
         for name, now in self._identity.items():
             if name == "plan" and found.state["config"]["train"]["batch"] != self._train.batch:
                 continue  # changed on purpose: another batch has another order
-            kept = str(found.state.get(name, "not said"))
+            kept = str(found.state.get(name, "unknown"))
             if kept != now:
                 raise UserError(
                     f"{self._checkpoints.store.url}: the checkpoint was made with another {CALLED[name]} "

@@ -139,5 +139,5 @@ class Wait:
         self.since = self.since or time.monotonic()
         if time.monotonic() - self.since > self.PATIENCE:
             print(f"{self.stop.reason}, and no data for {self.PATIENCE:.0f} s: this rank ends, and with it the others; "
-                  "the same command goes on from the last checkpoint", file=sys.stderr, flush=True)  # fmt: skip
+                  "the same command resumes from the last checkpoint", file=sys.stderr, flush=True)  # fmt: skip
             raise SystemExit(130)

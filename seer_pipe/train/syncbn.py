@@ -260,7 +260,7 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 def bn_safe_checkpoint_context(
     module: nn.Module,
 ) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
-    """The `context_fn` with which activation checkpointing of `module` updates BatchNorm once a step, not twice.
+    """The `context_fn` with which activation checkpointing of `module` updates BatchNorm once per step, not twice.
 
     For ``checkpoint(module, x, use_reentrant=False, context_fn=…)`` and ``checkpoint_wrapper(module, context_fn=…)``.
     """

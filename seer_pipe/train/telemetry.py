@@ -1,6 +1,6 @@
-"""What a run tells: metrics.jsonl and the boards that follow it, quarantine.parquet.
+"""What a run logs: metrics.jsonl and the boards that follow it, quarantine.parquet.
 
-A resume takes back what was written past its checkpoint, so that no step is told twice and none is left out.
+A resume takes back what was written past its checkpoint, so that no step is logged twice and none is missing.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Clock:
 
 
 class Metrics:
-    """One row a logged step; ``after`` is the last finished step that a resume goes on from."""
+    """One row per logged step; ``after`` is the last finished step, from which a resume continues."""
 
     def __init__(self, run: Path, after: int, config: Config) -> None:
         self._run, self._config = run, config
@@ -74,9 +74,9 @@ class Metrics:
 
     def _show(self, step: int, values: Mapping[str, float]) -> None:
         for board in self._boards:
-            if step > board.told:
+            if step > board.last_step:
                 board.write(step, values)
-                board.told = step
+                board.last_step = step
 
     def flush(self) -> None:
         """All that was written is on the disk: a checkpoint vouches for it."""

@@ -60,8 +60,8 @@ def _sharded(config: settings.Config, network: Network, gpus: int) -> list[Colle
         for units in ([network], blocks, again)
     )
     # A block is gathered for each resolution in forward and again in backward; recomputation finds it gathered. With
-    # several pieces, once more for the forward without gradient. What is in no block stays gathered
-    # until the backward is over. Gradients are reduced once, those of recomputed blocks once a resolution.
+    # several pieces, again for the forward without gradient. What is in no block stays gathered
+    # until the backward is over. Gradients are reduced once, those of recomputed blocks once per resolution.
     gathers = sizes * (3 if pieces > 1 else 2)
     more = sizes - 1
     calls, size = pieces * (len(blocks) + 1 + more * len(again)), whole + more * in_again

@@ -42,7 +42,7 @@ if [ ! -e "$SLURM_CONF" ]; then
   mv "$SLURM_CONF.new" "$SLURM_CONF"
 fi
 
-# Daemons go on without our output and our terminal.
+# Daemons run without our output and our terminal.
 if ! alive "$folder/munged.pid"; then
   munged --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" --pid-file="$folder/munged.pid" \
     --log-file="$folder/munged.log" --seed-file="$folder/munge.seed" >/dev/null 2>&1 </dev/null

@@ -184,7 +184,7 @@ def test_a_full_cache_disk_is_told_once_and_costs_nothing(proxy: Proxy, folder: 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # as a disk that is full: no file grows beyond it
     try:
-        with pytest.warns(UserWarning, match="going on without the cache") as told:
+        with pytest.warns(UserWarning, match="continuing without the cache") as told:
             got = read(URL, cache=Cache(tmp_path, 1 << 24))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -24,7 +24,7 @@ def test_torchvisions_checkpoint_in_one_command(torchvision, tmp_path: Path) -> 
     assert result.exit_code == 0
     said = result.stdout.splitlines()
     assert said[0] == "regnety_400mf (imagenet stem): 382 tensors by their names in torchvision"
-    assert said[1] == "left out: fc (2 tensors)"
+    assert said[1] == "not taken: fc (2 tensors)"
     theirs.fc = nn.Identity()
     images = torch.randn(2, 3, 64, 64)
     assert torch.allclose(load_backbone(tmp_path / "out")(images), theirs(images), rtol=1e-5, atol=1e-5)
@@ -172,11 +172,11 @@ def test_what_is_left_out_is_reported_by_its_place(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["init", str(tmp_path / "moco.pth"), "--out", str(tmp_path / "out")])
     assert result.stdout.splitlines()[:-1] == [
         "resnet18 (imagenet stem): 120 tensors by their names in torchvision under state_dict.encoder_q.",
-        "left out: optimizer (1 tensor)",
-        "left out: state_dict.encoder_k (120 tensors)",
-        "left out: state_dict.encoder_q.fc (2 tensors)",
-        "left out: state_dict.queue (1 tensor)",
-        "left out: state_dict.queue_ptr (1 tensor)",
+        "not taken: optimizer (1 tensor)",
+        "not taken: state_dict.encoder_k (120 tensors)",
+        "not taken: state_dict.encoder_q.fc (2 tensors)",
+        "not taken: state_dict.queue (1 tensor)",
+        "not taken: state_dict.queue_ptr (1 tensor)",
     ]
 
 

@@ -96,7 +96,7 @@ def test_a_server_that_stays_away_is_one_line(tmp_path: Path, rclone: Rclone, se
     assert run.returncode == 1
     (line,) = [line for line in said.splitlines() if not line.startswith("{")]  # the others tell the progress
     assert line.startswith("error: s3://images/out/0000")
-    assert line.endswith("what is committed stays, and the same command goes on from there")
+    assert line.endswith("what is committed stays, and the same command resumes")
     rclone.start()
     again = seer_ingest(*arguments(tmp_path, "s3://images/out"))
     assert again.returncode == 0, again.stderr

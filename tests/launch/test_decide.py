@@ -11,7 +11,7 @@ from seer_pipe import config as settings
 from seer_pipe.cli import app
 from seer_pipe.errors import UserError
 from seer_pipe.launch import record, submit
-from seer_pipe.launch.after import decide, tell
+from seer_pipe.launch.after import decide, describe
 from seer_pipe.launch.cluster import Cluster, load, minutes
 from seer_pipe.launch.record import Outcome, Record
 from seer_pipe.launch.status import find_runs, status
@@ -59,7 +59,7 @@ def test_crashes_wait_longer_each_time_and_end_unless_there_is_progress(tmp_path
         record.write_outcome(run, outcome)
         delays.append(round(outcome.at - outcome.time))
     assert delays == [10, 20]
-    assert tell(outcome).startswith("requeued in 20 s: crash 2 of at most 2")
+    assert describe(outcome).startswith("requeued in 20 s: crash 2 of at most 2")
     assert decide(run, START, 1).what == "failed"
     (run / "checkpoints" / "step-00000005").mkdir(parents=True)
     (run / "checkpoints" / "step-00000005" / "COMMITTED.json").write_text("{}")

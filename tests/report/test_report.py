@@ -164,7 +164,7 @@ def test_starts_kills_and_what_was_done_twice() -> None:
     first, second, third = starts(events, beat(47, 28))
     assert (first.ended, first.first, first.last, first.seconds, first.redone) == ("killed", 0, 17, 9, 0)
     assert (second.ended, second.first, second.last, second.seconds, second.redone) == ("stopped", 10, 20, 10, 7)
-    assert (third.ended, third.first, third.last, third.seconds, third.redone) == ("going on", 20, 28, 7, 0)
+    assert (third.ended, third.first, third.last, third.seconds, third.redone) == ("running", 20, 28, 7, 0)
     assert (first.world, first.machine) == (2, machine)
     assert starts([], None) == []
 

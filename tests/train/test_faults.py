@@ -150,7 +150,7 @@ def test_two_starts_at_once(pictures: Path, tmp_path: Path) -> None:
     starts = [Ranks(config, run), Ranks(config, run)]
     codes = [start.ends() for start in starts]
     assert sorted(codes) == [[0], [2]]
-    assert "this run is already going on" in starts[codes.index([2])].errors(0)
+    assert "this run is already running" in starts[codes.index([2])].errors(0)
     assert kinds(run) == ["start", "checkpoint", "checkpoint", "done"]
 
 

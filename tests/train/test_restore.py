@@ -101,10 +101,10 @@ def test_the_third_save_in_a_row_that_fails_ends_the_run(tmp_path: Path) -> None
     for step in (1, 2, 3):
         to.save({"step": step, "images": 8 * step, "skipped": 0})
     assert said == [
-        f"warning: the checkpoint of step {step} could not be saved: gave up after 9 tries; training goes on"
+        f"warning: the checkpoint of step {step} could not be saved: gave up after 9 tries; training continues"
         for step in (1, 2)
     ]
     with pytest.raises(OSError, match="gave up"):
         to.finish()
-    assert said[-1].endswith("of step 3 could not be saved: gave up after 9 tries; the same command goes on")
+    assert said[-1].endswith("of step 3 could not be saved: gave up after 9 tries; the same command resumes")
     assert not list(tmp_path.iterdir())

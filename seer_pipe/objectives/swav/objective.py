@@ -175,7 +175,7 @@ class Swav(Objective):
 
     @torch.no_grad()
     def _metrics(self, outputs: SwavOutput, codes: Tensor, loss: Tensor, images: int) -> dict[str, Tensor]:
-        """What tells learning from collapse. The codes' mean is uniform by construction and would tell nothing.
+        """What distinguishes learning from collapse. The codes' mean is uniform by construction and would say nothing.
 
         - `code_entropy` of a sample, in nats: near ln K the codes say nothing.
         - `prediction_entropy` of the mean prediction: low when few prototypes are predicted.

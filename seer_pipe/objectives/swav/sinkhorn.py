@@ -5,7 +5,7 @@ Among all Q whose every sample has mass 1/N and whose every prototype has mass 1
 form ``diag(u) · exp(scores / eps) · diag(v)``, so prototypes and samples are normalised in turn. The loop ends
 with the samples: every code sums to one exactly, prototypes are used equally up to what the iterations leave.
 
-Scales common to a whole normalisation (1/K, 1/N, the sum of Q) cancel in the next one and are therefore left out.
+Scales common to a whole normalisation (1/K, 1/N, the sum of Q) cancel in the next one and are therefore omitted.
 """
 
 import torch
