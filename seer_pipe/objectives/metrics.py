@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+WIDEST = 1024  # dimensions that are looked at: the cost of a rank grows with the cube of their number
+
+
+def directions(z: Tensor) -> Tensor:
+    """Embeddings [..., D] of any length as unit rows [n, D], of their first dimensions where there are very many."""
+    return F.normalize(z.flatten(0, -2)[:, :WIDEST], dim=1)
 
 
 def moments(z: Tensor) -> list[Tensor]:

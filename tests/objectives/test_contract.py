@@ -59,7 +59,9 @@ CASES = {
         (1,),
         {"queue": 0, "prototypes": 8},
     ),
+    "barlow_twins": Case({"name": "barlow_twins", "head": {"hidden": [16], "dim": 6}, "norm_rate": 0.5}, 3, (1,)),
     "simclr": Case({"name": "simclr", "head": {"hidden": [16], "dim": 8}}, 3, (1,), problem="7 other images"),
+    "vicreg": Case({"name": "vicreg", "head": {"hidden": [16], "dim": 12}}, 3, (1,)),
     "simsiam": Case({"name": "simsiam", "dim": 16}, 2, (1, 3, 8)),
 }
 every = pytest.mark.parametrize("name", CASES)

@@ -13,16 +13,11 @@ from seer_pipe.objectives.simclr.objective import Simclr
 from seer_pipe.objectives.simclr.settings import SimclrSettings
 from seer_pipe.recipes import load_recipe
 from seer_pipe.train.build import outline, parameter_groups
+from tests.objectives.embeddings import BATCH, alike, found, measured
 from tests.objectives.moments import at
 
-BATCH, DIM, TEMPERATURE = 6, 5, 0.2
-
-
-def projections(crops: int) -> Tensor:
-    """[crops · BATCH, DIM] in crop-major order; crops of an image are alike."""
-    generator = torch.Generator().manual_seed(crops)
-    image = torch.randn(1, BATCH, DIM, generator=generator, dtype=torch.float64)
-    return (image + torch.randn(crops, BATCH, DIM, generator=generator, dtype=torch.float64)).flatten(0, 1)
+DIM, TEMPERATURE = 5, 0.2
+SETTINGS = SimclrSettings(name="simclr")
 
 
 def pair(z: Tensor, i: int, j: int) -> Tensor:
@@ -45,7 +40,7 @@ def reference(z: Tensor, crops: int) -> Tensor:
 
 @pytest.mark.parametrize("crops", [2, 4])
 def test_loss_and_gradient_equal_the_paper(crops: int) -> None:
-    mine, published = (projections(crops).requires_grad_() for _ in range(2))
+    mine, published = (alike(crops, DIM).requires_grad_() for _ in range(2))
     loss, _ = Simclr(crops, TEMPERATURE).loss(mine, at(0))
     expected = reference(published, crops)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
@@ -53,41 +48,35 @@ def test_loss_and_gradient_equal_the_paper(crops: int) -> None:
 
 
 def test_half_precision_outputs_are_compared_in_float32() -> None:
-    rows = projections(2)
+    rows = alike(2, DIM)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, metrics = Simclr(2, TEMPERATURE).loss(rows.bfloat16(), at(0), log=True)
     assert loss.dtype == metrics["loss"].dtype == torch.float32
     torch.testing.assert_close(loss.double(), reference(rows.bfloat16().double(), 2), rtol=1e-6, atol=0)
 
 
-def measured(rows: Tensor, crops: int = 2) -> dict[str, float]:
-    return {name: float(value) for name, value in Simclr(crops, TEMPERATURE).loss(rows, at(0), log=True)[1].items()}
-
-
-def found(values: dict[str, float]) -> list[bool]:
-    """Whether each sign that speaks finds the run ill."""
-    above = values["loss"] - math.log(2 * BATCH - 1)
-    judged = [sign.judge(values | {"loss_above_chance": above}) for sign in SimclrSettings(name="simclr").signs()]
-    return [not healthy for healthy, _ in filter(None, judged)]
+def of(rows: Tensor, crops: int = 2) -> dict[str, float]:
+    values = measured(Simclr(crops, TEMPERATURE), rows)
+    return values | {"loss_above_chance": values["loss"] - math.log(crops * BATCH - 1)}  # as a run logs it
 
 
 def test_metrics_and_signs_tell_learning_from_collapse() -> None:
     image = torch.eye(BATCH)
-    learnt, collapsed = measured(torch.cat([image, image])), measured(torch.ones(2 * BATCH, DIM))
+    learnt, collapsed = of(torch.cat([image, image])), of(torch.ones(2 * BATCH, DIM))
     assert learnt["top1"] == 1
     assert learnt["positive_similarity"] == pytest.approx(1)
     assert learnt["negative_similarity"] == pytest.approx(0, abs=1e-6)
     assert collapsed["negative_similarity"] == pytest.approx(1)
     assert collapsed["loss"] == pytest.approx(math.log(2 * BATCH - 1))  # chance
-    assert found(learnt) == [False, False, False]
-    assert found(collapsed) == [True, True, True]
+    assert found(SETTINGS, learnt) == [False, False, False]
+    assert found(SETTINGS, collapsed) == [True, True, True]
 
 
 def test_negative_similarity_is_the_mean_over_pairs_of_other_images() -> None:
-    rows = projections(3)
+    rows = alike(3, DIM)
     z = F.normalize(rows, dim=1)
     other = [float(z[i] @ z[j]) for i in range(len(z)) for j in range(len(z)) if i % BATCH != j % BATCH]
-    values = measured(rows, 3)
+    values = of(rows, 3)
     assert values["negative_similarity"] == pytest.approx(sum(other) / len(other), rel=1e-5)
     nearest = (z @ z.T).fill_diagonal_(-2).argmax(dim=1)
     assert values["top1"] == pytest.approx(float((nearest % BATCH == torch.arange(len(z)) % BATCH).double().mean()))

@@ -1,0 +1,1 @@
+"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230)."""
