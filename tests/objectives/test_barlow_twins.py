@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from seer_pipe.objectives.barlow_twins.objective import BarlowTwins
 from seer_pipe.objectives.barlow_twins.settings import BarlowTwinsSettings
 from seer_pipe.objectives.column_settings import by_rows
+from seer_pipe.objectives.metrics import WIDEST, directions
 from tests.objectives.embeddings import BATCH, alike, found, measured
 from tests.objectives.moments import at
 from tests.train.test_step import TinyTrunk
@@ -79,6 +80,14 @@ def test_a_batch_that_is_all_alike_costs_chance() -> None:
     values = measured(objective(2), torch.ones(2 * BATCH, 5))
     assert values["loss"] == settings.chance_loss(None, BATCH) == 5  # type: ignore[arg-type]
     assert found(settings, values)[0]
+
+
+def test_very_wide_embeddings_are_measured_by_their_first_dimensions() -> None:
+    z = torch.randn(2, BATCH, WIDEST + 500)
+    unit = directions(z)
+    assert unit.shape == (2 * BATCH, WIDEST)
+    torch.testing.assert_close(unit.norm(dim=1), torch.ones(2 * BATCH))
+    torch.testing.assert_close(unit[BATCH], z[1, 0, :WIDEST] / z[1, 0, :WIDEST].norm())
 
 
 def test_biases_and_batch_norm_may_have_a_rate_of_their_own() -> None:

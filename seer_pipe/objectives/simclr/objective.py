@@ -18,7 +18,7 @@ from torch import Tensor
 from seer_pipe.distributed.collectives import all_mean, rank, world_size
 from seer_pipe.distributed.gradients import gather_crops
 from seer_pipe.objectives.base import Moment, Objective
-from seer_pipe.objectives.metrics import moments, spread
+from seer_pipe.objectives.metrics import directions, moments, spread
 
 
 class Simclr(Objective):
@@ -59,7 +59,7 @@ class Simclr(Objective):
         similarity = others.masked_fill(others.isinf(), 0.0).sum(dim=1).mean() - (self.crops - 1) * positives.mean()
         of_rank, own = images * world_size(), self._own(images, z.device).squeeze(1)
         found = others.argmax(dim=1) % of_rank == own % of_rank
-        means = [loss, positives.mean(), similarity / pairs, found.double().mean(), *moments(z)]
+        means = [loss, positives.mean(), similarity / pairs, found.double().mean(), *moments(directions(z))]
         loss, positive, negative, top1, mean, moment = all_mean([value.double() for value in means])
         metrics = {
             "loss": loss,
