@@ -16,15 +16,16 @@ from seer_pipe.evaluate.subject import load_run
 from seer_pipe.export import export_backbone, load_weights
 from seer_pipe.export.origin import origin
 from seer_pipe.models import build_trunk
-from seer_pipe.train.events import Tell
-from seer_pipe.train.loop import Hooks, Say, train
+from seer_pipe.train.events import OnEvent
+from seer_pipe.train.loop import train
+from seer_pipe.train.trainer import Hooks, Say
 
 #: Trunks of more parameters are not built whole, on one process, for a rehearsal.
 REHEARSED = 2_000_000_000
 
 
 def start(
-    config: Config, run: Path, say: Say = print, *, tell: Tell | None = None, fresh: bool = False,
+    config: Config, run: Path, say: Say = print, *, on_event: OnEvent | None = None, fresh: bool = False,
     init_from: Path | None = None, on_purpose: Collection[str] = (),
 ) -> bool:  # fmt: skip
     """As `seer_pipe.train.loop.train`, for the command line and for jobs; ``init_from``: weights of the trunk."""
@@ -34,7 +35,7 @@ def start(
         init=asdict(origin(init_from)) if init_from else None,
         rehearse=_rehearse_export,
         probe=KnnProbe(config.probe, size, config.data.threads) if config.probe else None,
-        tell=tell,
+        on_event=on_event,
     )
     return train(config, run, say, hooks=hooks, fresh=fresh, on_purpose=on_purpose)
 

@@ -15,19 +15,19 @@ from typing import Any, TextIO, cast
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from seer_pipe.train.events import Tell
-from seer_pipe.train.loop import Say
+from seer_pipe.train.events import OnEvent
+from seer_pipe.train.trainer import Say
 
 
 @contextmanager
-def watching(as_json: bool) -> Iterator[tuple[Say, Tell | None]]:
-    """How a run is to say its lines, and to tell its events. A reader of them that goes away does not end the run."""
+def watching(as_json: bool) -> Iterator[tuple[Say, OnEvent | None]]:
+    """Where a run prints its lines, and gives its events. A reader of them that goes away does not end the run."""
     with redirect_stdout(Lasting.over(sys.stdout)) as stdout, redirect_stderr(Lasting.over(sys.stderr)) as stderr:
         if as_json:
             yield functools.partial(print, file=stderr), lambda event: print(json.dumps(event), flush=True)
         elif stdout.isatty():
             with Bar() as bar:
-                yield bar.say, bar.tell
+                yield bar.say, bar.on_event
         else:
             yield functools.partial(print, flush=True), None
 
@@ -81,7 +81,7 @@ class Bar:
     def say(self, line: str) -> None:
         self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def tell(self, event: Mapping[str, Any]) -> None:
+    def on_event(self, event: Mapping[str, Any]) -> None:
         if event["event"] in ("start", "resume"):
             self._progress.start()
             self._progress.console.show_cursor(True)  # a kill would leave it hidden

@@ -36,6 +36,7 @@ def train(
 
     recipe = load_recipe(config, [*(overrides or []), *(change or [])])
     run = out or Path("runs") / recipe.name
-    with watching(as_json) as (say, tell):
-        finished = start(recipe, run, say, tell=tell, fresh=fresh, init_from=init_from, on_purpose=changed_keys(change))
+    with watching(as_json) as (say, on_event):
+        finished = start(recipe, run, say, on_event=on_event, fresh=fresh, init_from=init_from,
+                         on_purpose=changed_keys(change))  # fmt: skip
     raise typer.Exit(0 if finished else 130)

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 Event = Literal["start", "resume", "change", "checkpoint", "skip", "rollback", "stop", "error", "done", "warning"]
-Tell = Callable[[Mapping[str, Any]], None]
+OnEvent = Callable[[Mapping[str, Any]], None]
 
 
 class Events:
-    """Appends to the events of a run; every line is out at once, and given to ``tell``. For one process at a time."""
+    """Appends to the events of a run; every line is out at once, and given to ``on_event``. For one process at once."""
 
-    def __init__(self, run: Path, tell: Tell | None = None) -> None:
-        self._path, self._tell = run / "events.jsonl", tell
+    def __init__(self, run: Path, on_event: OnEvent | None = None) -> None:
+        self._path, self._on_event = run / "events.jsonl", on_event
         torn = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
         self._before = "\n" if torn else ""  # a kill cut the last line short; the next must not be glued to it
 
@@ -32,8 +32,8 @@ class Events:
         with self._path.open("a") as file:
             file.write(self._before + json.dumps(row) + "\n")
         self._before = ""
-        if self._tell is not None:
-            self._tell(row)
+        if self._on_event is not None:
+            self._on_event(row)
 
 
 def read_events(run: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,9 @@ import seer_pipe
 _PACKAGES = {"torch": "torch", "DALI": "nvidia-dali-cuda130", "numpy": "numpy"}
 
 
-#: Dense half-precision FLOP/s of a GPU whose name has these words, by NVIDIA's data sheets; the first that fits.
+#: Peak FLOP/s of bf16 and fp16 tensor cores, of a GPU whose name has these words; the first that fits. Dense: NVIDIA's
+#: data sheets print twice as much for Hopper, with structured sparsity, and for the H100 NVL the sum of a pair in older
+#: ones. The H200 is the SXM module; the A100 has the same peak on SXM and PCIe.
 _PEAKS = {"H200": 989.4e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989.4e12, "A100": 312e12}
 
 

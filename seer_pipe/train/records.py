@@ -9,7 +9,7 @@ from seer_pipe.config import Config, Derived
 from seer_pipe.data.loader import Replaced
 from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
-from seer_pipe.train.events import Tell
+from seer_pipe.train.events import OnEvent
 from seer_pipe.train.health import Signs
 from seer_pipe.train.heartbeat import Heartbeat, State
 from seer_pipe.train.telemetry import Metrics, Quarantine, finite
@@ -20,15 +20,15 @@ class Records:
 
     ``utilisation``: MFU per image per second of all ranks, where the peak of the GPU is known (Chowdhery et al. 2022,
     PaLM, appendix B): of the trunk, without what is computed again. ``replaced``: images that this rank had to replace,
-    not yet gathered. ``tell``: given every logged step as an event, instead of a line for people.
+    not yet gathered. ``on_event``: given every logged step as an event, instead of a line for people.
     """
 
     def __init__(
-        self, config: Config, world: World, say: Callable[[str], None], note: Callable[..., None], tell: Tell | None,
-        utilisation: float | None = None,
+        self, config: Config, world: World, say: Callable[[str], None], log_event: Callable[..., None],
+        on_event: OnEvent | None, utilisation: float | None = None,
     ) -> None:  # fmt: skip
         self._utilisation = utilisation
-        self._config, self._world, self._say, self._note, self._tell = config, world, say, note, tell
+        self._config, self._world, self._say, self._log_event, self._on_event = config, world, say, log_event, on_event
         self._signs = Signs(config.objective.signs())
         self.replaced: list[Replaced] = []
         self._metrics: Metrics | None = None
@@ -58,16 +58,16 @@ class Records:
         self.beat("running", step, values.get("loss"))
         if self._metrics is not None:
             self._metrics.write(step, values)
-        if self._tell is None:
+        if self._on_event is None:
             self._say(
                 f"step {step}/{derived.steps}  loss {values['loss']:.4f}"
                 f"{'' if chance is None else f' (chance {chance:.4f})'}  lr {values['lr']:.4g}  "
                 f"{values['images_per_s']:.1f} images/s  waiting {values['data_wait']:.0%}"
             )
         elif self._world.is_first:
-            self._tell({"event": "step", "step": step, "steps": derived.steps, **finite(values)})
+            self._on_event({"event": "step", "step": step, "steps": derived.steps, **finite(values)})
         for warning in self._signs.look(values, settled=step > derived.settled_steps):
-            self._note("warning", step, reason=warning)
+            self._log_event("warning", step, reason=warning)
             self._say(f"warning: {warning}")
 
     def _gather(self, images: int) -> None:

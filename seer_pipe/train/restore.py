@@ -138,10 +138,10 @@ class Saver:
         identity: Mapping[str, str],
         world: World,
         say: Callable[[str], None],
-        note: Callable[..., None],
+        log_event: Callable[..., None],
     ) -> None:
         self._parts = network, optimizer, objective
-        self._train, self._identity, self._world, self._say, self._note = train, identity, world, say, note
+        self._train, self._identity, self._world, self._say, self._log_event = train, identity, world, say, log_event
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._checkpoints = Checkpoints(store, self._group)
         self._failed = 0  # saves in a row
@@ -170,7 +170,7 @@ class Saver:
                 restore(found, *self._parts, self._group)
             except DamagedError as error:
                 self._say(damage(step, error))
-                self._note("warning", step, reason=damage(step, error))
+                self._log_event("warning", step, reason=damage(step, error))
                 continue
             if healthy and self._world.is_first:
                 self._checkpoints.give_up_after(step)
@@ -195,11 +195,11 @@ class Saver:
 
         def committed() -> None:
             self._milestone = milestone
-            self._note("checkpoint", step)
+            self._log_event("checkpoint", step)
             try:
                 self._checkpoints.tidy(self._train.keep, step)
             except OSError as error:
-                self._note("warning", step, reason=f"old checkpoints could not be removed: {error}")
+                self._log_event("warning", step, reason=f"old checkpoints could not be removed: {error}")
 
         network = self._parts[0]
         tensors = run_state(*self._parts) | agreed_statistics(network)
@@ -225,7 +225,7 @@ class Saver:
             self._say(f"warning: {reason}; {'the same command resumes' if ends else 'training continues'}")
             if ends:
                 raise
-            self._note("warning", self.saved, reason=reason)
+            self._log_event("warning", self.saved, reason=reason)
             self.saved = None
 
     @contextmanager
@@ -239,7 +239,7 @@ class Saver:
             if before is None and problem is not None:
                 reason = f"checkpoints cannot be saved beside the training here, which waits for them now: {problem!r}"
                 self._say(f"warning: {reason}")
-                self._note("warning", self.saved, reason=reason)
+                self._log_event("warning", self.saved, reason=reason)
 
     def rehearse(self, state: Mapping[str, Any], extra: int) -> None:
         """Save and load once, before hours of work depend on it, and see that there is room for all to be kept.

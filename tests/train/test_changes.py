@@ -16,8 +16,9 @@ from seer_pipe.changes import differences, next_pass
 from seer_pipe.errors import UserError
 from seer_pipe.objectives.swav.settings import SwavSettings
 from seer_pipe.train.events import read_events
-from seer_pipe.train.loop import Hooks, train
+from seer_pipe.train.loop import train
 from seer_pipe.train.telemetry import read_metrics
+from seer_pipe.train.trainer import Hooks
 from tests.train.helpers import Ranks, assert_same_weights, losses, make_pictures, small
 
 CONSTANT = {"schedule": "constant", "warmup_images": 8}

@@ -22,8 +22,9 @@ from seer_pipe.data.loader import Batch, Loader
 from seer_pipe.store import FolderStore
 from seer_pipe.train.checkpoint import Checkpoints, store_of
 from seer_pipe.train.events import read_events
-from seer_pipe.train.loop import Hooks, train
+from seer_pipe.train.loop import train
 from seer_pipe.train.signals import Wait
+from seer_pipe.train.trainer import Hooks
 from tests.data.faults import ACCESS, Rclone
 from tests.train.helpers import Ranks, assert_same_run, losses, make_pictures, small, spoiled_pictures
 

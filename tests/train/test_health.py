@@ -300,7 +300,7 @@ def test_mfu_is_logged_where_the_peak_is_known(
 ) -> None:
     config = small(pictures, train={"images": 16})
     assert peak_flops(torch.device("cpu"), torch.bfloat16) is None
-    monkeypatch.setattr("seer_pipe.train.loop.peak_flops", lambda *_: peak)
+    monkeypatch.setattr("seer_pipe.train.trainer.peak_flops", lambda *_: peak)
     assert train(config, tmp_path / "run", lambda _: None)
     for row in read_metrics(tmp_path / "run"):
         expected = None if peak is None else pytest.approx(row["images_per_s"] * training_flops(config) / peak)

@@ -16,8 +16,8 @@ from seer_pipe.objectives.base import Objective
 from seer_pipe.store import FolderStore, Store
 from seer_pipe.train import syncbn
 from seer_pipe.train.checkpoint import Checkpoints
-from seer_pipe.train.loop import Say
 from seer_pipe.train.restore import Saver, zero_state
+from seer_pipe.train.trainer import Say
 from tests.distributed import run_ranks
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -32,7 +32,7 @@ def saver(store: Store, network: nn.Module, world: World, say: Say = print, **tr
 
     return Saver(
         store, network=network, optimizer=optimizer, objective=Objective(), train=wanted, identity={}, world=world,
-        say=say, note=silent,
+        say=say, log_event=silent,
     )  # fmt: skip
 
 

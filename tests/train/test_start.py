@@ -25,9 +25,10 @@ from seer_pipe.store import open_store
 from seer_pipe.train import signals
 from seer_pipe.train.checkpoint import MARKER, Checkpoints
 from seer_pipe.train.events import read_events
-from seer_pipe.train.loop import Hooks, train
+from seer_pipe.train.loop import train
 from seer_pipe.train.signals import SIGNALS, StopRequest, deadline
 from seer_pipe.train.telemetry import read_metrics
+from seer_pipe.train.trainer import Hooks
 from tests.train.helpers import make_pictures, small
 
 
