@@ -19,6 +19,7 @@ from ingest.cli_tools import counted, print_rejected, tools
 from ingest.download import DownloadSettings
 from ingest.image import ImageSettings
 from ingest.index import IndexSource
+from ingest.job_array import Share, run_array
 from ingest.plan import prepare
 from ingest.run import StoppedError, Summary, finish, pending, sole
 from ingest.sources import Source
@@ -27,7 +28,6 @@ from ingest.sources.folder import FolderSource
 from ingest.sources.urls import UrlSource
 from ingest.sources.warc import WarcSource
 from ingest.sources.webdataset import WebDatasetSource
-from ingest.spread import Share, spread
 from seer_pipe.errors import UserError
 from seer_pipe.store import Store, open_store
 
@@ -228,7 +228,7 @@ def execute(
             memory = max(MEMORY, connections * MEMORY_PER_CONNECTION, workers * MEMORY_PER_WORKER)
             share = Share(source, plan, todo, image, job.workers or None, memory, job.json)
             if job.slurm:
-                spread(share, job.tasks, job.slurm_parameters)
+                run_array(share, job.tasks, job.slurm_parameters)
             else:
                 share()
         report(finish(plan), job.json)

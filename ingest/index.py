@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from ingest.files import open_file
 from ingest.image import Stored
-from ingest.plan import Plan
+from ingest.plan import UnitPlan
 from ingest.run import Process
 from ingest.sources import IMAGE_FIELDS, Row, Source
 from ingest.sources.webdataset import WebDatasetSource
@@ -43,7 +43,7 @@ class IndexSource(WebDatasetSource):
 class IndexSink:
     """The sidecar of one tar, with the samples that can be used as they are."""
 
-    def __init__(self, plan: Plan, source: Source, number: int) -> None:
+    def __init__(self, plan: UnitPlan, source: Source, number: int) -> None:
         self._plan, self._number = plan, number
         self._places: list[int] = []  # of the samples among the inputs
         self._samples: list[dict[str, Any]] = []

@@ -37,7 +37,7 @@ DUPLICATE = "duplicate"  # column: whether the same source stands in an earlier 
 
 
 @dataclass(frozen=True)
-class Plan:
+class UnitPlan:
     store: Store
     inputs: int
     units: int
@@ -88,7 +88,7 @@ class Plan:
         return table.take(pa.array(places, pa.int64())).rename_columns([name.removeprefix(KEPT) for name in names])
 
 
-def open_plan(store: Store) -> tuple[Plan, dict[str, Any]] | None:
+def open_plan(store: Store) -> tuple[UnitPlan, dict[str, Any]] | None:
     """The plan in ``store`` and what it is for; None where there is none yet."""
     try:
         about = json.loads(store.get(ABOUT))
@@ -97,7 +97,7 @@ def open_plan(store: Store) -> tuple[Plan, dict[str, Any]] | None:
                 f"{store.url}/{ABOUT}: version {about['version']}; this seer-ingest resumes {VERSION}: "
                 "finish it with the one that began it, or use another --out"
             )
-        return Plan(store, about["inputs"], about["units"], about["input"]["kind"] == "index"), about
+        return UnitPlan(store, about["inputs"], about["units"], about["input"]["kind"] == "index"), about
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (KeyError, TypeError, ValueError) as error:
@@ -106,7 +106,7 @@ def open_plan(store: Store) -> tuple[Plan, dict[str, Any]] | None:
         raise UserError(f"{store.url}/{ABOUT}: not readable: {error}") from None
 
 
-def prepare(source: Source, store: Store, settings: Mapping[str, Any], unit: int | None) -> tuple[Plan, bool]:
+def prepare(source: Source, store: Store, settings: Mapping[str, Any], unit: int | None) -> tuple[UnitPlan, bool]:
     """The plan for ``source`` in ``store``, made if there is none; whether it was there already.
 
     ``unit`` is the number of inputs of a unit; None where each table of the source is one.
@@ -125,7 +125,7 @@ def prepare(source: Source, store: Store, settings: Mapping[str, Any], unit: int
         raise UserError("the input is empty: there is nothing to ingest")
     about = {"version": VERSION, **wanted, "inputs": sum(counts), "units": len(counts)}
     store.put(ABOUT, (json.dumps(about, indent=1) + "\n").encode())
-    return Plan(store, sum(counts), len(counts), source.identity["kind"] == "index"), False
+    return UnitPlan(store, sum(counts), len(counts), source.identity["kind"] == "index"), False
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

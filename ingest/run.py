@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from ingest.budget import Budget, Lease
 from ingest.files import read_parquet
 from ingest.image import BadImage, Stored
-from ingest.plan import DUPLICATE, INPUTS, TEMPORARY, Plan
+from ingest.plan import DUPLICATE, INPUTS, TEMPORARY, UnitPlan
 from ingest.progress import Meter
 from ingest.reasons import LaterError, Reason, UnfetchedError
 from ingest.sources import Row, Source
@@ -51,7 +51,7 @@ class Run:
     """Fetches, processes and writes the units ``todo``; all in one event loop, but for decoding."""
 
     def __init__(
-        self, source: Source, plan: Plan, process: Process, make_sink: MakeSink, meter: Meter, budget: Budget
+        self, source: Source, plan: UnitPlan, process: Process, make_sink: MakeSink, meter: Meter, budget: Budget
     ) -> None:
         self._source, self._plan, self._process, self._make_sink = source, plan, process, make_sink
         self._meter, self._budget = meter, budget
@@ -168,7 +168,7 @@ class Summary:
 
 def ingest(
     source: Source,
-    plan: Plan,
+    plan: UnitPlan,
     todo: Sequence[int],
     process: Process,
     make_sink: MakeSink = ShardSink,
@@ -213,13 +213,13 @@ def end(number: int, _: object) -> None:
     os._exit(128 + number)
 
 
-def pending(plan: Plan) -> list[int]:
+def pending(plan: UnitPlan) -> list[int]:
     """The units whose shard is not committed yet, in order."""
     there = {entry.path for entry in plan.store.list()}
     return [unit for unit in range(plan.units) if plan.sidecar(unit) not in there]
 
 
-def finish(plan: Plan) -> Summary:
+def finish(plan: UnitPlan) -> Summary:
     """Write the manifest, unless it is there, and say what came of the inputs."""
     units = range(plan.units)
     if plan.store.size(MANIFEST) is None:

@@ -11,7 +11,7 @@ from typing import IO, Any, Protocol
 
 from ingest.budget import Lease
 from ingest.image import Stored
-from ingest.plan import Plan, beside
+from ingest.plan import UnitPlan, beside
 from ingest.reasons import Reason
 from ingest.sources import IMAGE_FIELDS, Row, Source
 from seer_pipe.shards import ShardWriter
@@ -51,7 +51,7 @@ def columns(image: Stored) -> dict[str, Any]:
 class ShardSink:
     """A new shard."""
 
-    def __init__(self, plan: Plan, source: Source, number: int) -> None:
+    def __init__(self, plan: UnitPlan, source: Source, number: int) -> None:
         self._plan, self._number = plan, number
         self._places: list[int] = []  # of the samples among the inputs
         self._writer = ShardWriter(plan.store, plan.shard(number), IMAGE_FIELDS)
@@ -69,7 +69,7 @@ class ShardSink:
         self._writer.commit(self._plan.kept(self._number, self._places))
 
 
-MakeSink = Callable[[Plan, Source, int], Sink]
+MakeSink = Callable[[UnitPlan, Source, int], Sink]
 
 
 class Unit:
@@ -79,7 +79,7 @@ class Unit:
     memory, or in a temporary file when memory is short.
     """
 
-    def __init__(self, plan: Plan, source: Source, number: int, make_sink: MakeSink) -> None:
+    def __init__(self, plan: UnitPlan, source: Source, number: int, make_sink: MakeSink) -> None:
         self.number = number
         self.rows = plan.rows(number)
         self._plan, self._source = plan, source

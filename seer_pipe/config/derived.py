@@ -24,7 +24,6 @@ class Derived:
     warmup_steps: int
     settled_steps: int  # until which the warm-up lasts, or the objective holds something fixed
     chance_loss: float | None  # of a network that distinguishes nothing, where the objective has such a number
-    crops_per_image: int
     objective: dict[str, float]  # what else follows from its settings
 
 
@@ -60,6 +59,5 @@ def derive(
         warmup_steps=math.ceil(config.optimizer.warmup_images / batch),
         settled_steps=math.ceil(max(config.optimizer.warmup_images, objective.settled_images) / batch),
         chance_loss=objective.chance_loss(config.views, batch),
-        crops_per_image=config.views.count,
         objective=objective.derived(batch),
     )

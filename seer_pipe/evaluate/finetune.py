@@ -32,7 +32,7 @@ from seer_pipe.errors import UserError
 from seer_pipe.evaluate.features import Images
 from seer_pipe.evaluate.labels import Labelled, left_out, open_labelled
 from seer_pipe.evaluate.results import keep
-from seer_pipe.evaluate.subject import spread
+from seer_pipe.evaluate.subject import sample_evenly
 from seer_pipe.evaluate.workbench import check_classes, on_bench, train_and_test
 from seer_pipe.export import recalibrate_batch_norm
 from seer_pipe.models import Trunk
@@ -141,7 +141,7 @@ def finetune(
                 done = int((step + 1) / per_epoch)
                 say(f"epoch {done} of {recipe.epochs:g}: loss {_last(losses, step + 1, per_epoch):.4f}")
     with closing(Images(learnt.pictures, recipe.size, device=str(world.device))) as whole:
-        recalibrate_batch_norm(network, (pixels for _, pixels in whole.batches(spread(learnt.numbers))))
+        recalibrate_batch_norm(network, (pixels for _, pixels in whole.batches(sample_evenly(learnt.numbers))))
     unreadable = set(itertools.chain.from_iterable(world.gather(sorted(images.left_out))))
     return network, steps, float(np.mean(world.gather(_last(losses, steps, per_epoch)))), len(unreadable)
 

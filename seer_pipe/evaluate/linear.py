@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from seer_pipe.errors import UserError
-from seer_pipe.evaluate.heads import fit, stratified
+from seer_pipe.evaluate.classifiers import fit, stratified
 from seer_pipe.evaluate.labels import Labelled, left_out, open_labelled
 from seer_pipe.evaluate.results import keep
 from seer_pipe.evaluate.workbench import Bench, Part, check_classes, on_bench, train_and_test

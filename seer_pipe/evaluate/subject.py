@@ -115,13 +115,13 @@ def recalibrate(subject: Subject, pictures: Pictures) -> None:
     """Give the trunk the BatchNorm statistics of these images, as the evaluations show them."""
     device = next(subject.trunk.parameters()).device
     images = Images(pictures, subject.size, device=str(device))
-    numbers = spread(np.arange(len(pictures)))
+    numbers = sample_evenly(np.arange(len(pictures)))
     try:
         recalibrate_batch_norm(subject.trunk, (pixels for _, pixels in images.batches(numbers)))
     finally:
         images.close()
 
 
-def spread(numbers: Ints) -> Ints:
+def sample_evenly(numbers: Ints) -> Ints:
     """As many of the images as BatchNorm statistics are taken over, from all of the set."""
     return numbers[np.unique(np.linspace(0, len(numbers) - 1, RECALIBRATED_ON).astype(np.int64))]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from seer_pipe.errors import UserError
-from seer_pipe.evaluate.heads import fit
+from seer_pipe.evaluate.classifiers import fit
 from seer_pipe.evaluate.knn import knn_accuracy
 from seer_pipe.evaluate.labels import left_out, open_labelled
 from seer_pipe.evaluate.linear import features_of_parts

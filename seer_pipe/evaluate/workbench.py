@@ -14,8 +14,8 @@ from torch import Tensor
 
 from seer_pipe.distributed.world import World, join
 from seer_pipe.errors import UserError
+from seer_pipe.evaluate.classifiers import stratified
 from seer_pipe.evaluate.features import Images, extract_shared
-from seer_pipe.evaluate.heads import stratified
 from seer_pipe.evaluate.labels import Labelled, open_labelled
 from seer_pipe.evaluate.pictures import Pictures
 from seer_pipe.evaluate.subject import Subject, load_subject, recalibrate

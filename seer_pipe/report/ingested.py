@@ -40,7 +40,7 @@ class Ingested:
 
 def ingested(shards: ShardSet, most: int = SHARDS) -> Ingested:
     """Read what ``Ingested`` holds; at most ``most`` sidecars and as many tables of rejected inputs."""
-    chosen = spread(len(shards.paths), most)
+    chosen = sample_numbers(len(shards.paths), most)
     about = Ingested(
         shards.store.url, len(shards), len(shards.paths), int(shards.bytes.sum()), len(chosen),
         int(shards.counts[chosen].sum()),
@@ -74,7 +74,7 @@ def _rejected(shards: ShardSet, about: Ingested, most: int) -> None:
     paths = sorted(entry.path for entry in shards.store.list("rejected/"))
     counts: Counter[str] = Counter()
     examples: defaultdict[str, list[str]] = defaultdict(list)
-    for number in spread(len(paths), most):
+    for number in sample_numbers(len(paths), most):
         table = pq.read_table(pa.BufferReader(shards.store.get(paths[number])), columns=["reason", "source"])
         counts.update(table["reason"].to_pylist())
         for row in table.to_pylist():
@@ -83,7 +83,7 @@ def _rejected(shards: ShardSet, about: Ingested, most: int) -> None:
     about.rejected, about.examples = dict(counts.most_common()), dict(examples)
 
 
-def spread(count: int, most: int) -> list[int]:
+def sample_numbers(count: int, most: int) -> list[int]:
     """At most ``most`` of ``count`` numbers, evenly."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist() if count else []
 
@@ -97,4 +97,4 @@ def domain(source: str) -> str:
 
 def evenly(rows: Sequence[Any], most: int) -> list[Any]:
     """At most ``most`` of ``rows``, the first and the last among them."""
-    return [rows[number] for number in spread(len(rows), most)]
+    return [rows[number] for number in sample_numbers(len(rows), most)]

@@ -22,7 +22,7 @@ from seer_pipe.errors import UserError
 from seer_pipe.objectives.settings import Sign
 from seer_pipe.report.charts import run_charts
 from seer_pipe.report.history import folded, starts
-from seer_pipe.report.ingested import Ingested, ingested, spread
+from seer_pipe.report.ingested import Ingested, ingested, sample_numbers
 from seer_pipe.report.thumbnails import crops, data_uri, thumbnail, thumbnails
 from seer_pipe.shards import ShardSet
 from seer_pipe.store import READ_ONLY, FolderStore
@@ -58,7 +58,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
             sets.append(_set(shards))
             shown = shown or [
                 [(data_uri(crop, 90), crop.width) for crop in row]
-                for row in crops(shards, config, spread(len(shards), CROPPED))
+                for row in crops(shards, config, sample_numbers(len(shards), CROPPED))
             ]
         except (UserError, OSError) as error:
             problems.append(f"{path}: {error}")
@@ -116,7 +116,7 @@ class SetOnPage:
 
 def _set(shards: ShardSet) -> SetOnPage:
     numbers = ingested(shards)
-    stored = thumbnails(shards, spread(len(shards), STORED), 72)
+    stored = thumbnails(shards, sample_numbers(len(shards), STORED), 72)
     root = _folder_of_inputs(shards)
     shown = {
         reason: [(source, _rejected_picture(root, source) if reason in DECODABLE else None) for source in sources]

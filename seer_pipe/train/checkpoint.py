@@ -38,7 +38,7 @@ from seer_pipe.train.storage import (
     DamagedError,
     Files,
     Index,
-    Reader,
+    PartReader,
     Writer,
     digest,
     index_from_json,
@@ -73,7 +73,7 @@ class Checkpoint:
 
         DamagedError, on all ranks, where a file is not what was committed.
         """
-        reader = Reader(self.store, self.folder, self.files, self.index)
+        reader = PartReader(self.store, self.folder, self.files, self.index)
         planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         with _plain_errors():
             dcp.load(tensors, storage_reader=reader, planner=planner, process_group=group, no_dist=group is None)

@@ -51,7 +51,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor as it is kept: type, whole shape, and its parts."""
 
     dtype: torch.dtype
@@ -59,7 +59,7 @@ class Stored:
     parts: list[Part] = field(default_factory=list)
 
 
-Index = dict[str, Stored]
+Index = dict[str, StoredTensor]
 Files = dict[str, dict[str, Any]]  # size in bytes and SHA-256 by name
 
 
@@ -92,7 +92,7 @@ def index_to_json(index: Index) -> bytes:
 
 def index_from_json(data: bytes) -> Index:
     return {
-        name: Stored(
+        name: StoredTensor(
             getattr(torch, about["dtype"]),
             tuple(about["shape"]),
             [Part(file, _key(name, offsets), tuple(offsets), tuple(sizes)) for file, offsets, sizes in about["parts"]],
@@ -133,7 +133,7 @@ class Writer(StorageWriter):
         index: Index = {}
         for name, about in metadata.state_dict_metadata.items():
             assert isinstance(about, TensorStorageMetadata)
-            index[name] = Stored(about.properties.dtype, tuple(about.size))
+            index[name] = StoredTensor(about.properties.dtype, tuple(about.size))
             for chunk in about.chunks:
                 file, _ = wrote[MetadataIndex(name, chunk.offsets)]
                 part = Part(file, _key(name, chunk.offsets), tuple(chunk.offsets), tuple(chunk.sizes))
@@ -154,7 +154,7 @@ class Writer(StorageWriter):
         return True
 
 
-class Reader(StorageReader):
+class PartReader(StorageReader):
     """Reads those files of the checkpoint in ``folder`` that hold what this rank needs, each once and whole."""
 
     def __init__(self, store: Store, folder: str, files: Files, index: Index) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ingest.download import DownloadSettings
 from ingest.image import ImageSettings, Stored, process
 from ingest.index import IndexSink, IndexSource, as_they_are
-from ingest.plan import Plan, prepare
+from ingest.plan import UnitPlan, prepare
 from ingest.run import finish, ingest, pending
 from ingest.sources import Source
 from ingest.sources.archive import ArchiveSource
@@ -97,7 +97,7 @@ PACKINGS: dict[str, tuple[Pack, Callable[[str], Source]]] = {
 WEB = {"a.warc", "a.warc.gz", "a.arc"}
 
 
-def run(source: Source, out: Path, unit: int | None) -> Plan:
+def run(source: Source, out: Path, unit: int | None) -> UnitPlan:
     """All of a run but the worker processes."""
 
     async def here(data: bytes) -> Stored:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ingest.budget import Lease
 from ingest.image import ImageSettings
-from ingest.plan import Plan, prepare
+from ingest.plan import UnitPlan, prepare
 from ingest.reasons import Reason
 from ingest.run import finish, ingest, pending, sole
 from ingest.sources import Row, Source
@@ -208,7 +208,7 @@ def test_a_full_disk_is_one_line_and_costs_nothing_that_was_done(tmp_path: Path)
     class LateSink(ShardSink):
         """The last unit is still being begun when the one before it fails."""
 
-        def __init__(self, plan: Plan, source: Source, number: int) -> None:
+        def __init__(self, plan: UnitPlan, source: Source, number: int) -> None:
             time.sleep(0.5 * (number == 2))
             super().__init__(plan, source, number)
 

@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[2]
 #: The command, with decoders that hang where they are told to.
 HANGING = """
 import functools
-from ingest import cli, spread
+from ingest import cli, job_array
 from tests.ingest.hostile import hostile
-spread.ImagePool = functools.partial(spread.ImagePool, processor=hostile)
+job_array.ImagePool = functools.partial(job_array.ImagePool, processor=hostile)
 cli.main()
 """
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from seer_pipe.objectives.swav.settings import SwavSettings
 from seer_pipe.report.charts import Chart, nice_ticks, run_charts
 from seer_pipe.report.history import folded, starts
-from seer_pipe.report.ingested import domain, ingested, spread
+from seer_pipe.report.ingested import domain, ingested, sample_numbers
 from seer_pipe.report.page import number, verdicts, write_report
 from seer_pipe.shards import Rejected as Row
 from seer_pipe.shards import ShardSet, put_rejected
@@ -105,7 +105,7 @@ def test_large_sets_are_sampled(tmp_path: Path) -> None:
 
 @given(st.integers(0, 500), st.integers(1, 50))
 def test_spread(count: int, most: int) -> None:
-    chosen = spread(count, most)
+    chosen = sample_numbers(count, most)
     assert len(chosen) == min(count, most)
     assert chosen == sorted(set(chosen))
     if count and most > 1:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from seer_pipe.evaluate.heads import GRID, Setting, fit, stratified, train_heads
+from seer_pipe.evaluate.classifiers import GRID, Setting, fit, stratified, train_heads
 
 
 def clusters(n: int, noise: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

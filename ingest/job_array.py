@@ -13,7 +13,7 @@ from typing import Any
 
 from ingest.image import ImageSettings
 from ingest.index import IndexSink, as_they_are
-from ingest.plan import INPUTS, Plan
+from ingest.plan import INPUTS, UnitPlan
 from ingest.run import ingest, pending
 from ingest.sources import Source
 from ingest.unit import ShardSink
@@ -39,7 +39,7 @@ class Share:
     """Some units of a plan, and all that is needed to do those of them that are not done."""
 
     source: Source
-    plan: Plan
+    plan: UnitPlan
     units: Sequence[int]
     image: ImageSettings
     workers: int | None
@@ -63,7 +63,7 @@ class Share:
         return DelayedSubmission(self)
 
 
-def spread(share: Share, tasks: int, parameters: str) -> None:
+def run_array(share: Share, tasks: int, parameters: str) -> None:
     """Do ``share`` in ``tasks`` jobs, and wait for them. ChildProcessError where some units are not done then."""
     import submitit
 
@@ -109,7 +109,7 @@ def parsed(parameters: str) -> dict[str, Any]:
     return found
 
 
-def say(plan: Plan, running: int, as_json: bool) -> None:
+def say(plan: UnitPlan, running: int, as_json: bool) -> None:
     done = plan.inputs - sum(map(plan.size, pending(plan)))
     if as_json or not sys.stderr.isatty():
         print(json.dumps({"done": done, "inputs": plan.inputs, "jobs": running}), file=sys.stderr, flush=True)

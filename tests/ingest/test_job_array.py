@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.spread import parsed
+from ingest.job_array import parsed
 from seer_pipe.errors import UserError
 from tests.ingest.helpers import COMMAND, files, seer_ingest, stored
 from tests.ingest.test_run import fill
