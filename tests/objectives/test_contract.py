@@ -30,8 +30,8 @@ from seer_pipe.train.health import Guard
 from seer_pipe.train.step import TrainStep
 from seer_pipe.train.traffic import traffic
 from tests.distributed import run_ranks
+from tests.objectives.align import AlignSettings
 from tests.objectives.runs import quiet, resumed_from, spoil
-from tests.objectives.simsiam import SimSiamSettings
 from tests.objectives.union import join, joined
 from tests.train.helpers import assert_same_run, losses, make_pictures, small, weights
 from tests.train.test_step import ALONE
@@ -62,7 +62,7 @@ CASES = {
     "barlow_twins": Case({"name": "barlow_twins", "head": {"hidden": [16], "dim": 6}, "norm_rate": 0.5}, 3, (1,)),
     "simclr": Case({"name": "simclr", "head": {"hidden": [16], "dim": 8}}, 3, (1,), problem="7 other images"),
     "vicreg": Case({"name": "vicreg", "head": {"hidden": [16], "dim": 12}}, 3, (1,)),
-    "simsiam": Case({"name": "simsiam", "dim": 16}, 2, (1, 3, 8)),
+    "align": Case({"name": "align", "dim": 8}, 2, (1, 3, 8)),
 }
 every = pytest.mark.parametrize("name", CASES)
 
@@ -74,7 +74,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True, scope="module")
 def _listed() -> Iterator[None]:
-    with joined(SimSiamSettings):
+    with joined(AlignSettings):
         yield
 
 
@@ -110,7 +110,7 @@ def seer_pipe(*words: object, code: int = 0) -> str:
 def test_every_objective_of_the_union_is_here() -> None:
     kinds = [kind for kind in _members(AnySettings) if issubclass(kind, Settings)]
     names = {get_args(kind.model_fields["name"].annotation)[0] for kind in kinds}
-    assert CASES.keys() == names | {"simsiam"}
+    assert CASES.keys() == names | {"align"}
 
 
 @every
@@ -179,7 +179,7 @@ def exact(name: str) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def exact_each(names: list[str]) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    join(SimSiamSettings)
+    join(AlignSettings)
     return [exact(name) for name in names]
 
 
@@ -194,7 +194,7 @@ def test_ranks_are_one_process_in_float64(world: int) -> None:
 
 
 def as_ranks(pictures: str, folder: str) -> list[dict[str, tuple[int, int]]]:
-    join(SimSiamSettings)
+    join(AlignSettings)
     found = []
     for name in CASES:
         config = recipe(pictures, name, parallel="fsdp2")
