@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -62,6 +63,7 @@ def build_trunk(name: str, *, stem: Stem = "imagenet") -> Trunk:
     return trunk
 
 
+@functools.cache
 def multiply_adds(name: str, size: int, *, stem: Stem = "imagenet") -> int:
     """Multiply-adds of convolutions in the forward pass of one image of ``size`` x ``size`` pixels.
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 LastNorm = Literal["none", "affine", "plain"]
 
@@ -32,3 +33,8 @@ def projection(
     if last_norm != "none":
         layers.append(nn.BatchNorm1d(dims[-1], affine=last_norm == "affine"))
     return nn.Sequential(*layers)
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """No autocast on the device of ``like``. (torch's own knows no meta device, where networks are only outlined.)"""
+    return torch.autocast("cpu" if like.is_meta else like.device.type, enabled=False)

@@ -12,9 +12,9 @@ from seer_pipe import config as settings
 from seer_pipe.data.pieces import piece_size
 from seer_pipe.data.sources import Mix, Order, apportion, open_data, order_of
 from seer_pipe.errors import UserError
-from seer_pipe.models import multiply_adds
+from seer_pipe.models import Trunk, multiply_adds
 from seer_pipe.train.build import checkpointed, outline
-from seer_pipe.train.traffic import resolutions, shard_ranks, traffic
+from seer_pipe.train.traffic import IMAGES, calls, resolutions, shard_ranks, traffic
 
 GB = 1e9
 #: Effective teraFLOP/s of a large GPU that the loader must keep up with: an upper bound for convolutions.
@@ -108,10 +108,14 @@ def each_set(config: settings.Config, order: Order, steps: int, gpus: int) -> li
 
 
 def training_flops(config: settings.Config) -> float:
-    """Floating-point operations of a training step an image, all crops, without what is computed again."""
-    name, stem = config.model.name, config.model.stem
-    forward = sum(crop.seen * multiply_adds(name, crop.size, stem=stem) for crop in config.views.crops)
-    return 3 * 2 * float(forward)
+    """Floating-point operations of a training step an image, without what is computed again: thrice the forward's
+    for each crop that the trained trunk sees, and once for each that a momentum copy sees."""
+    name, stem, total = config.model.name, config.model.stem, 0.0
+    for module, its in calls(outline(config), config).items():
+        for shape, gradient in its if isinstance(module, Trunk) else []:
+            once = 2 * shape[0] / IMAGES * multiply_adds(name, shape[-1], stem=stem)
+            total += 3 * once if gradient else once
+    return total
 
 
 def estimate_memory(config: settings.Config, gpus: int, half: bool = True) -> dict[str, float]:
@@ -155,6 +159,7 @@ def activations(config: settings.Config) -> float:
     """Numbers that the backward pass keeps of one image, over all of its crops."""
     network = outline(config)
     trunk = network.trunk
+    seen = calls(network, config)[trunk]
     chosen = set(checkpointed(trunk, config.train.activation_checkpointing))
     total = 0.0
     inside = {layer: block for block in trunk.blocks() for layer in block.modules()}
@@ -175,8 +180,8 @@ def activations(config: settings.Config) -> float:
         if isinstance(layer, leaves) or layer in chosen:
             layer.register_forward_hook(note)
     peak = 0.0
-    for crop in config.views.crops:
-        trunk.eval()(torch.empty(crop.seen, 3, crop.size, crop.size, device="meta"))
+    for (rows, *image), _ in seen:
+        trunk.eval()(torch.empty(rows // IMAGES, *image, device="meta"))
         peak = max([peak, *recomputed.values()])
         recomputed.clear()
     return total + peak  # one block at a time is whole while it is computed again

@@ -5,18 +5,50 @@ Counted as torch calls them, in the steady state with nothing logged.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seer_pipe import config as settings
 from seer_pipe.distributed.traffic import FLOAT, Collectives
+from seer_pipe.models import Trunk
 from seer_pipe.objectives.base import Network
 from seer_pipe.train.build import checkpointed, outline, parameter_groups
 from seer_pipe.train.syncbn import groups
 
 GPUS_OF_A_NODE = 8  # for train.shard_within: node
+IMAGES = 2  # of an outlined forward: BatchNorm needs two
+
+
+class Call(NamedTuple):
+    """A forward of a module within one of the network."""
+
+    shape: torch.Size  # of its input
+    gradient: bool  # False in momentum copies
+
+
+Calls = Mapping[nn.Module, list[Call]]
+
+
+def calls(network: Network, config: settings.Config) -> Calls:
+    """How often each module runs in a forward of a network on the meta device, on `IMAGES` images."""
+    found: dict[nn.Module, list[Call]] = defaultdict(list)
+
+    def note(module: nn.Module, inputs: Any) -> None:
+        found[module].append(Call(inputs[0].shape, torch.is_grad_enabled()))
+
+    kinds = (Trunk, _BatchNorm)
+    watched = [*network.units(), *(module for module in network.modules() if isinstance(module, kinds))]
+    hooks = [module.register_forward_pre_hook(note) for module in watched]
+    sizes = [crop.size for crop in config.views.crops for _ in range(crop.seen)]
+    network([torch.empty(IMAGES, 3, size, size, device="meta") for size in sizes])
+    for hook in hooks:
+        hook.remove()
+    return found
 
 
 def traffic(config: settings.Config, gpus: int) -> list[Collectives]:
@@ -25,6 +57,7 @@ def traffic(config: settings.Config, gpus: int) -> list[Collectives]:
     if gpus == 1:
         return []
     network = outline(config)
+    runs = calls(network, config)
     found = [
         *config.objective.collectives(config.views, config.train.batch, gpus),
         Collectives("agreement", "all_reduce", gpus, 1, 3 * FLOAT),
@@ -32,12 +65,12 @@ def traffic(config: settings.Config, gpus: int) -> list[Collectives]:
     if config.optimizer.clip_norm is not None:
         found.append(Collectives("norm of the gradient", "all_reduce", gpus, 1, FLOAT))
     if ranks > 1:
-        found += _batch_norm(config, network, ranks)
+        found += _batch_norm(config, network, runs, ranks)
     if config.train.parallel == "ddp":
         size = FLOAT * sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
         buckets = max(1, -(-size // (25 << 20)))  # DDP's bucket_cap_mb; how it fills them is its own
         return [*found, Collectives("gradients", "all_reduce", gpus, buckets, size)]
-    return found + _sharded(config, network, gpus)
+    return found + _sharded(config, network, runs, gpus)
 
 
 def shard_ranks(config: settings.Config, gpus: int) -> int:
@@ -51,27 +84,28 @@ def resolutions(config: settings.Config) -> int:
     return len({crop.size for crop in config.views.crops})
 
 
-def _sharded(config: settings.Config, network: Network, gpus: int) -> list[Collectives]:
-    ranks, pieces, sizes = shard_ranks(config, gpus), config.train.accumulate, resolutions(config)
-    blocks = network.trunk.blocks()
+def _sharded(config: settings.Config, network: Network, runs: Calls, gpus: int) -> list[Collectives]:
+    ranks, pieces = shard_ranks(config, gpus), config.train.accumulate
+    units = network.units()
     again = checkpointed(network.trunk, config.train.activation_checkpointing)
-    whole, in_blocks, in_again = (
-        FLOAT * pieces * _padded((p for unit in units for p in unit.parameters()), ranks)
-        for units in ([network], blocks, again)
-    )
-    # A block is gathered for each resolution in forward and again in backward; recomputation finds it gathered. With
-    # several pieces, again for the forward without gradient. What is in no block stays gathered
-    # until the backward is over. Gradients are reduced once, those of recomputed blocks once per resolution.
-    gathers = sizes * (3 if pieces > 1 else 2)
-    more = sizes - 1
-    calls, size = pieces * (len(blocks) + 1 + more * len(again)), whole + more * in_again
+    sizes = {unit: _padded(unit.parameters(), ranks) for unit in units}
+    whole = _padded(network.parameters(), ranks)
+    trained = [unit for unit in units if any(call.gradient for call in runs[unit])]
+    # A block is gathered in each forward and again for its backward; recomputation finds it gathered. With several
+    # pieces, again for the forward without gradient. What is in no block stays gathered until the backward is
+    # over. Gradients are reduced once, those of recomputed blocks once per resolution.
+    gathers = {unit: sum(1 + call.gradient + (pieces > 1) for call in runs[unit]) for unit in units}
+    gathered = sum(gathers[unit] * sizes[unit] for unit in units) + whole - sum(sizes.values())
+    more = {unit: len(runs[unit]) - 1 for unit in again}
+    reduced = _padded((p for p in network.parameters() if p.requires_grad), ranks)
+    reduced += sum(times * sizes[unit] for unit, times in more.items())
+    count, size = pieces * (len(trained) + 1 + sum(more.values())), FLOAT * pieces * reduced
     found = [
-        Collectives("weights", "all_gather", ranks, pieces * (len(blocks) * gathers + 1),
-                    in_blocks * gathers + whole - in_blocks),
-        Collectives("gradients", "reduce_scatter", ranks, calls, size),
-    ]  # fmt: skip
+        Collectives("weights", "all_gather", ranks, pieces * (sum(gathers.values()) + 1), FLOAT * pieces * gathered),
+        Collectives("gradients", "reduce_scatter", ranks, count, size),
+    ]
     if gpus > ranks:
-        found.append(Collectives("gradients across groups", "all_reduce", gpus // ranks, calls, size // ranks))
+        found.append(Collectives("gradients across groups", "all_reduce", gpus // ranks, count, size // ranks))
     if config.optimizer.name in ("larc", "lars"):
         groups = parameter_groups(network, config.optimizer.exclude)
         adapted = sum(len(group["params"]) for group in groups if group.get("adapt", True))
@@ -84,7 +118,7 @@ def _padded(parameters: Iterable[Tensor], ranks: int) -> int:
     return sum(-(-p.shape[0] // ranks) * ranks * (p.numel() // p.shape[0]) for p in parameters)
 
 
-def _batch_norm(config: settings.Config, network: Network, ranks: int) -> list[Collectives]:
+def _batch_norm(config: settings.Config, network: Network, runs: Calls, ranks: int) -> list[Collectives]:
     """A gather of mean, variance and count of each forward, a sum of two vectors of each backward."""
     pieces = config.train.accumulate
     again = {
@@ -92,15 +126,14 @@ def _batch_norm(config: settings.Config, network: Network, ranks: int) -> list[C
         for block in checkpointed(network.trunk, config.train.activation_checkpointing)
         for layer in block.modules()
     }
-    in_trunk = set(network.trunk.modules())
     gathers = sums = gathered = summed = 0
-    for layer in network.modules():
+    for layer, its in runs.items():
         if isinstance(layer, _BatchNorm):
-            times = pieces * (resolutions(config) if layer in in_trunk else 1)
-            forwards = times * (1 + (layer in again) + (pieces > 1))
-            gathers, sums = gathers + forwards, sums + times
+            backwards = pieces * sum(call.gradient for call in its)
+            forwards = pieces * len(its) * (1 + (pieces > 1)) + backwards * (layer in again)
+            gathers, sums = gathers + forwards, sums + backwards
             gathered += forwards * FLOAT * (2 * layer.num_features + 1) * ranks
-            summed += times * FLOAT * 2 * layer.num_features
+            summed += backwards * FLOAT * 2 * layer.num_features
     return [
         Collectives("BatchNorm", "all_gather", ranks, gathers, gathered),
         Collectives("BatchNorm", "all_reduce", ranks, sums, summed),

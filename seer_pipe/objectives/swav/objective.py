@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from seer_pipe.distributed.collectives import all_gather_rows, all_max_, all_mean, local, rank, world_size
 from seer_pipe.errors import UserError
 from seer_pipe.objectives.base import Moment, Objective
-from seer_pipe.objectives.heads import projection
+from seer_pipe.objectives.heads import full_precision, projection
 from seer_pipe.objectives.metrics import entropy, moments, spread
 from seer_pipe.objectives.swav.sinkhorn import sinkhorn
 
@@ -48,7 +48,7 @@ class SwavHead(nn.Module):
 
     def forward(self, features: Tensor) -> SwavOutput:
         projected = self.projection(features)
-        with torch.autocast(features.device.type, enabled=False):  # SwAV does not converge with coarse scores
+        with full_precision(features):  # SwAV does not converge with coarse scores
             embeddings = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)
             return SwavOutput(embeddings, self.prototypes(embeddings))
 
@@ -109,7 +109,7 @@ class Swav(Objective):
         weight.copy_(F.normalize(weight, dim=1))
 
     def loss(self, outputs: SwavOutput, moment: Moment, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.autocast(outputs.scores.device.type, enabled=False):
+        with full_precision(outputs.scores):
             codes = self.codes(outputs, moment.images)
             loss = self.cross_entropy(outputs.scores, codes)
             self._note_nearest(outputs.scores, moment.images)
