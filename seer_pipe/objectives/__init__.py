@@ -5,13 +5,21 @@ from typing import Annotated
 from pydantic import Field
 
 from seer_pipe.objectives.barlow_twins.settings import BarlowTwinsSettings
+from seer_pipe.objectives.byol.settings import ByolSettings
+from seer_pipe.objectives.moco_v2.settings import MocoV2Settings
+from seer_pipe.objectives.moco_v3.settings import MocoV3Settings
 from seer_pipe.objectives.simclr.settings import SimclrSettings
+from seer_pipe.objectives.simsiam.settings import SimSiamSettings
 from seer_pipe.objectives.swav.settings import SwavSettings
 from seer_pipe.objectives.vicreg.settings import VicregSettings
 
 AnySettings = Annotated[
     BarlowTwinsSettings
+    | ByolSettings
+    | MocoV2Settings
+    | MocoV3Settings
     | SimclrSettings
+    | SimSiamSettings
     | SwavSettings
     | VicregSettings,
     Field(discriminator="name"),

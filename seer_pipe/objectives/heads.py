@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 LastNorm = Literal["none", "affine", "plain"]
@@ -38,3 +39,39 @@ def projection(
 def full_precision(like: Tensor) -> torch.autocast:
     """No autocast on the device of ``like``. (torch's own knows no meta device, where networks are only outlined.)"""
     return torch.autocast("cpu" if like.is_meta else like.device.type, enabled=False)
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows [n, D] at unit norm, at least in float32."""
+    return F.normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=1)
+
+
+class Prediction(NamedTuple):
+    """Of rows in crop-major order."""
+
+    projected: Tensor  # [V · n, D]
+    predicted: Tensor  # [V · n, D], from the projected ones
+
+
+class PredictorHead(nn.Module):
+    """A projection, and a predictor that goes from it to what other crops project to."""
+
+    def __init__(self, project: nn.Sequential, predict: nn.Sequential) -> None:
+        super().__init__()
+        self.project, self.predict = project, predict
+
+    def forward(self, features: Tensor) -> Prediction:
+        projected = self.project(features)
+        return Prediction(projected, self.predict(projected))
+
+
+def agreement(predicted: Tensor, targets: Tensor, crops: int, places: Tensor) -> Tensor:
+    """How alike targets and predictions are: cosines [A], means over images and over all crops but the target's own.
+
+    Args:
+        predicted: [V · n, D], with gradient, of all V crops.
+        targets: [A · n, D] of the crops that ``places`` [A] names; no gradient passes.
+    """
+    by_crop = unit(predicted).unflatten(0, (crops, -1))
+    others = by_crop.sum(0) - by_crop.index_select(0, places)  # cosines add up
+    return (others * unit(targets.detach()).unflatten(0, (len(places), -1))).sum(2).mean(1) / (crops - 1)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seer_pipe.distributed.collectives import all_mean
+
 WIDEST = 1024  # dimensions that are looked at: the cost of a rank grows with the cube of their number
 
 
@@ -34,6 +36,24 @@ def spread(mean: Tensor, moment: Tensor) -> dict[str, Tensor]:
         "embedding_std": deviation.mean() * math.sqrt(len(mean)),
         "effective_rank": entropy(singular / singular.sum()).exp(),
     }
+
+
+@torch.no_grad()
+def logged(loss: Tensor, embeddings: Tensor, **means: Tensor) -> dict[str, Tensor]:
+    """What a step logs, over all ranks: the loss, `spread` of ``embeddings`` [n, D], and further means."""
+    values = [value.double() for value in (loss, *moments(directions(embeddings)), *means.values())]
+    mean_loss, mean, moment, *others = all_mean(values)
+    metrics = {"loss": mean_loss, **spread(mean, moment), **dict(zip(means, others, strict=True))}
+    return {name: value.float() for name, value in metrics.items()}
+
+
+@torch.no_grad()
+def retrieval(cosines: Tensor, places: Tensor) -> Tensor:
+    """Of cosines [m, K] of queries with keys, their own in the columns ``places`` [m]: the mean with the own key, that
+    with the others, and how often the own is the nearest, [3]."""
+    own = cosines.gather(1, places[:, None])
+    others = (cosines.sum() - own.sum()) / (cosines.numel() - own.numel())
+    return torch.stack([own.mean(), others, (cosines.argmax(1) == places).to(own.dtype).mean()])
 
 
 def entropy(p: Tensor) -> Tensor:

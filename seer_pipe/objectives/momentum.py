@@ -11,18 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from seer_pipe.models import Trunk
-from seer_pipe.objectives.base import Moment, Network, pooled
+from seer_pipe.objectives.base import Moment, Network, Objective, pooled
+from seer_pipe.objectives.settings import Momentum
 
 
 class MomentumOutput(NamedTuple):
     online: Any
-    """What the head returned for all crops, rows in crop-major order."""
+    """What the head returned for its crops, rows in crop-major order."""
     targets: Any
     """What the copied head returned for the target crops, in their order, without gradient."""
 
 
 class MomentumNetwork(Network):
-    """A trunk and a head over all crops, and momentum copies of the trunk and of ``original`` over the target crops.
+    """A trunk and a head over crops, and momentum copies of the trunk and of ``original`` over the target crops.
 
     The copies run in training mode with BatchNorm statistics of their own.
 
@@ -31,6 +32,7 @@ class MomentumNetwork(Network):
         copied_trunk, copied_head: the copies, of the same shape; their first weights are set at the start.
         original: what ``copied_head`` is a copy of: ``head``, or a part of it where a predictor has no copy.
         targets: crops that the copies see.
+        unseen: a crop that trunk and head do not see.
     """
 
     def __init__(
@@ -42,11 +44,12 @@ class MomentumNetwork(Network):
         *,
         original: nn.Module,
         targets: Sequence[int],
+        unseen: int | None = None,
     ) -> None:
         super().__init__(trunk, head)
         self.copied_trunk, self.copied_head = copied_trunk, copied_head
         self._copies = [(copied_trunk, trunk), (copied_head, original)]  # in a list, or it would be named twice
-        self._targets = list(targets)
+        self._targets, self._unseen = list(targets), unseen
 
     def copies(self) -> list[tuple[nn.Module, nn.Module]]:
         return self._copies
@@ -54,7 +57,8 @@ class MomentumNetwork(Network):
     def forward(self, crops: list[Tensor]) -> MomentumOutput:
         with torch.no_grad():
             targets = self.copied_head(pooled(self.copied_trunk, [crops[crop] for crop in self._targets]))
-        return MomentumOutput(super().forward(crops), targets)
+        online = super().forward([crop for place, crop in enumerate(crops) if place != self._unseen])
+        return MomentumOutput(online, targets)
 
 
 def momentum_at(start: float, end: float, moment: Moment, batch: int, per_images: int) -> float:
@@ -65,3 +69,14 @@ def momentum_at(start: float, end: float, moment: Moment, batch: int, per_images
     """
     weight = end - (end - start) * (math.cos(math.pi * moment.progress) + 1) / 2
     return float(weight ** (batch / per_images))
+
+
+class MomentumObjective(Objective):
+    """An objective over such a network, of ``batch`` images a step."""
+
+    def __init__(self, schedule: Momentum, batch: int) -> None:
+        self._schedule, self._batch = schedule, batch
+
+    def momentum(self, moment: Moment) -> float:
+        schedule = self._schedule
+        return momentum_at(schedule.start, schedule.end, moment, self._batch, schedule.batch)

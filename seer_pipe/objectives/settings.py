@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from seer_pipe.distributed.traffic import Collectives
-from seer_pipe.section import Positive, Section
+from seer_pipe.section import Count, Positive, Probability, Section
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +70,24 @@ EMBEDDING_SIGNS = (
         "they collapse: go back to a checkpoint before, with a lower optimizer.lr",
     ),
 )
+
+
+#: Of every objective that logs `seer_pipe.objectives.metrics.retrieval`.
+RETRIEVAL_PANELS = (
+    Panel("Cosines", "Of a query with its own key, and with others: they must part.",
+          {"positive_similarity": "own key", "negative_similarity": "others"}),
+    Panel("Own key found", "How often the own key is the nearest.", {"top1": "found"}, percent=True),
+)  # fmt: skip
+RETRIEVAL_SIGNS = (
+    Sign(
+        ("positive_similarity", "negative_similarity"),
+        lambda values: values["positive_similarity"] - values["negative_similarity"] < 0.05,
+        "a query's cosine with its own key is {positive_similarity:.2f}, with others {negative_similarity:.2f}",
+        "images are not told apart: try a lower optimizer.lr, a longer optimizer.warmup_images, or a smaller "
+        "objective.temperature",
+    ),
+)
+MOMENTUM_PANELS = (Panel("Momentum", "Weight of the old value when the copies follow.", {"momentum": "momentum"}),)
 
 
 @dataclass(frozen=True)
@@ -160,3 +178,25 @@ class Settings(Section):
     def shares(self, head: nn.Module, features: Tensor) -> Tensor:
         """The share [n, clusters] of each cluster for pooled features [n, width]; rows sum to one."""
         raise NotImplementedError
+
+
+class TargetSettings(Settings):
+    """Of objectives in which crops predict the embeddings of others."""
+
+    targets: list[Count] = Field([0, 1], min_length=1, description="crops that all others predict")
+
+    def check(self, views: Views, batch: int) -> None:
+        if views.count < 2:
+            raise ValueError(f"objective {self.name} needs 2 crops or more per image, views has {views.count}")
+        if max(self.targets) >= views.count:
+            raise ValueError(f"objective.targets names crop {max(self.targets)} of {views.count}")
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError("objective.targets names a crop twice")
+
+
+class Momentum(Section):
+    """Weight of the old value when momentum copies follow: half a cosine over the run, from start to end."""
+
+    start: Probability = 0.996
+    end: Probability = 1.0
+    batch: Positive = Field(default=4096, description="images of the step that they are meant for")

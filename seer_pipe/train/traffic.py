@@ -90,11 +90,16 @@ def _sharded(config: settings.Config, network: Network, runs: Calls, gpus: int) 
     again = checkpointed(network.trunk, config.train.activation_checkpointing)
     sizes = {unit: _padded(unit.parameters(), ranks) for unit in units}
     whole = _padded(network.parameters(), ranks)
-    trained = [unit for unit in units if any(call.gradient for call in runs[unit])]
+    trained = {unit for unit in units if any(call.gradient for call in runs[unit])}
     # A block is gathered in each forward and again for its backward; recomputation finds it gathered. With several
     # pieces, again for the forward without gradient. What is in no block stays gathered until the backward is
     # over. Gradients are reduced once, those of recomputed blocks once per resolution.
     gathers = {unit: sum(1 + call.gradient + (pieces > 1) for call in runs[unit]) for unit in units}
+    # In backward, what ran before a block is fetched meanwhile: before the first trained one a copy's, in vain.
+    order = [unit for unit in runs if unit in sizes]
+    before = next(place for place, unit in enumerate(order) if unit in trained) - 1
+    if before >= 0:
+        gathers[order[before]] += 1
     gathered = sum(gathers[unit] * sizes[unit] for unit in units) + whole - sum(sizes.values())
     more = {unit: len(runs[unit]) - 1 for unit in again}
     reduced = _padded((p for p in network.parameters() if p.requires_grad), ranks)

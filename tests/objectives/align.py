@@ -24,7 +24,7 @@ class AlignSettings(Settings):
         if views.count != 2:
             raise ValueError(f"objective align needs 2 crops per image, views has {views.count}")
 
-    def collectives(self, batch: int, ranks: int) -> list[Collectives]:
+    def collectives(self, views: Views, batch: int, ranks: int) -> list[Collectives]:
         size = FLOAT * 2 * batch * self.dim
         return [
             Collectives("embeddings", "all_gather", ranks, 1, size),

@@ -62,6 +62,14 @@ CASES = {
     "barlow_twins": Case({"name": "barlow_twins", "head": {"hidden": [16], "dim": 6}, "norm_rate": 0.5}, 3, (1,)),
     "simclr": Case({"name": "simclr", "head": {"hidden": [16], "dim": 8}}, 3, (1,), problem="7 other images"),
     "vicreg": Case({"name": "vicreg", "head": {"hidden": [16], "dim": 12}}, 3, (1,)),
+    "simsiam": Case({"name": "simsiam", "head": {"hidden": [16], "dim": 8}, "predictor": 4}, 3, (1,)),
+    "byol": Case({"name": "byol", "head": {"hidden": [16], "dim": 8}, "predictor": 16}, 3, (1,)),
+    "moco_v2": Case(
+        {"name": "moco_v2", "head": {"hidden": [16], "dim": 8, "batch_norm": False}, "queue": 20, "targets": [0, 1]},
+        2,
+        (1,),
+    ),
+    "moco_v3": Case({"name": "moco_v3", "head": {"hidden": [16], "dim": 8}, "predictor": 16}, 2, (1,)),
     "align": Case({"name": "align", "dim": 8}, 2, (1, 3, 8)),
 }
 every = pytest.mark.parametrize("name", CASES)

@@ -1,0 +1,1 @@
+"""BYOL (Grill et al. 2020, arXiv 2006.07733)."""

@@ -1,0 +1,68 @@
+"""BYOL's settings. No torch at import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from seer_pipe.objectives.settings import (
+    EMBEDDING_PANELS,
+    EMBEDDING_SIGNS,
+    MOMENTUM_PANELS,
+    Head,
+    Momentum,
+    Panel,
+    Setup,
+    Sign,
+    TargetSettings,
+)
+from seer_pipe.section import Positive
+
+if TYPE_CHECKING:
+    from seer_pipe.config import Views
+    from seer_pipe.models import Trunk
+    from seer_pipe.objectives.base import Network
+    from seer_pipe.objectives.byol.objective import Byol
+
+
+class ByolSettings(TargetSettings):
+    name: Literal["byol"]
+    head: Head = Head(hidden=[4096], dim=256)
+    predictor: Positive = 4096
+    momentum: Momentum = Momentum()
+
+    panels: ClassVar[Sequence[Panel]] = (*EMBEDDING_PANELS, *MOMENTUM_PANELS)
+
+    def chance_loss(self, views: Views, batch: int) -> float:
+        """Of predictions that say nothing of the target: a squared distance of 2 to each."""
+        return 2.0 * len(self.targets)
+
+    def signs(self) -> Sequence[Sign]:
+        return (
+            Sign(
+                ("embedding_std",),
+                lambda values: values["embedding_std"] < 0.1,
+                "the projections' spread is {embedding_std:.2f}: 1 over the sphere, 0 where all are one",
+                "the projections collapse to one: BatchNorm over all ranks (train.sync_bn: true) and in the head "
+                "(objective.head.batch_norm: true), objective.momentum.start nearer to 1, or a lower optimizer.lr",
+            ),
+            *EMBEDDING_SIGNS,
+        )
+
+    def network(self, trunk: Callable[[], Trunk]) -> Network:
+        """Layers as in DeepMind's code: the last of projection and prediction has no bias and no BatchNorm."""
+        from seer_pipe.objectives.heads import PredictorHead, projection
+        from seer_pipe.objectives.momentum import MomentumNetwork
+
+        made, copied, head = trunk(), trunk(), self.head
+        dims = [made.width, *head.hidden, head.dim]
+        project, copied_head = (projection(dims, head.batch_norm, last_bias=False) for _ in range(2))
+        predict = projection([head.dim, self.predictor, head.dim], head.batch_norm, last_bias=False)
+        return MomentumNetwork(
+            made, PredictorHead(project, predict), copied, copied_head, original=project, targets=self.targets
+        )
+
+    def objective(self, network: Network, setup: Setup) -> Byol:
+        from seer_pipe.objectives.byol.objective import Byol
+
+        return Byol(setup.views.count, self.targets, self.momentum, setup.batch, device=setup.device)

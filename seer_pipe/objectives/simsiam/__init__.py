@@ -1,0 +1,1 @@
+"""SimSiam (Chen and He 2021, arXiv 2011.10566)."""
