@@ -126,8 +126,9 @@ def run_charts(rows: Sequence[dict[str, float]], own: Sequence[Panel] = (), chan
     for panel in panels:
         series = {label: points(name) for name, label in panel.metrics.items() if points(name)}
         marks = {"chance": chance} if panel.chance and chance is not None else {}
+        about = "" if panel.chance and chance is None else panel.about  # it explains a line that is not there
         if series:
-            charts.append(Chart(panel.title, panel.about, series, marks, panel.percent))
+            charts.append(Chart(panel.title, about, series, marks, panel.percent))
     drawn = {name for panel in panels for name in panel.metrics} | NOT_DRAWN
     others = sorted({name for row in rows for name in row} - drawn)
     return charts + [Chart(name.replace("_", " "), "", {name: points(name)}) for name in others if points(name)]

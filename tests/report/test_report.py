@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from seer_pipe.objectives.settings import EMBEDDING_SIGNS
 from seer_pipe.objectives.swav.settings import SwavSettings
 from seer_pipe.report.charts import Chart, nice_ticks, run_charts
 from seer_pipe.report.history import folded, starts
@@ -144,6 +145,16 @@ def test_chart_draws_what_it_was_given() -> None:
 def test_every_metric_is_drawn() -> None:
     rows = [{"step": 1, "loss": 1.0, "lr": 0.1, "images": 8, "something_new": 3.0}]
     assert [chart.title for chart in run_charts(rows, chance=2.0)] == ["Loss", "Learning rate", "something new"]
+
+
+def test_an_objective_without_a_chance_loss_is_not_judged_by_one() -> None:
+    row = {"step": 10.0, "loss": -0.9, "embedding_std": 0.9, "effective_rank": 30.0}
+    loss, *others = run_charts([row])
+    texts = [loss.title, loss.about, loss.svg("c1"), *(chart.about for chart in others)]
+    found = verdicts([row], [], {"chance_loss": None}, EMBEDDING_SIGNS)
+    assert [good for good, _ in found] == [True, True]
+    assert not [text for text in [*texts, *(text for _, text in found)] if "chance" in text or "ln K" in text]
+    assert "line of chance" in run_charts([row], chance=1.0)[0].about
 
 
 def test_starts_kills_and_what_was_done_twice() -> None:
