@@ -2,16 +2,16 @@
 
     python benchmarks/stream.py [read] [billion] [ranks] [s3] [shuffle] [mixing] [lock] [--peers PYTHON] [--json FILE]
 
-read     samples a second and core, from the page cache: this project's stream; webdataset with shuffle(1000); MosaicML
-         streaming and LitData in their own formats, where the interpreter PYTHON has them; and reading the files from
+read     samples per second and core, from the page cache: this project's stream; webdataset with shuffle(1000);
+         MosaicML streaming and LitData in their own formats, where the interpreter PYTHON has them; and reading the files from
          front to end in blocks of 1 MiB, thrown away (the block stays in the processor's cache), kept for as long as
          two batches are (as a loader must), and checked as well, a CRC32C of every 36 kB (as this project does, and
          no other here). Three epochs; by CPU time of the process, all threads and all Python included.
 billion  a manifest of 100,000 shards and a billion samples: seconds to load it, to make the plan and the first
          batch's places at sample 900,000,000, and the memory of the process.
 ranks    512 ranks: a plan of 10 million positions, all of them, and one of a billion as far as a minute goes, marked
-         in a bitmap: no position twice, and none left out of the small one.
-s3       megabytes a second from rclone on loopback: the stream, and boto3 downloading the same shards as plainly and
+         in a bitmap: no position twice, and none missing of the small one.
+s3       megabytes per second from rclone on loopback: the stream, and boto3 downloading the same shards as plainly and
          concurrently as it can. By the clock.
 shuffle  from how many shards a batch comes.
 mixing   a sorted set of ten classes: the correlation of the counts of classes of consecutive batches, the largest of
@@ -34,12 +34,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
+from orders import mixing, shuffle
 
 SHARDS, IN_SHARD, BYTES, BATCH, EPOCHS = 24, 1000, 36_000, 64, 3
 ACCESS = {"AWS_ACCESS_KEY_ID": "benchmark-key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -336,81 +336,6 @@ def s3(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     return {"boto3, MB/s": max(plain), "seer_pipe, MB/s": max(stream), "ratio": max(stream) / max(plain)}
 
 
-def shuffle(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Distinct shards in a batch of 4096, of 2,000 shards of 1,000 samples, at the mean of many batches of an epoch."""
-    from seer_pipe.data.order import Plan
-
-    count, size, batch = 2000, 1000, 4096
-    total, random = count * size, np.random.default_rng(0)
-    plan = Plan(np.full(count, size), batch, seed=0)
-    starts = range(0, plan.steps_per_epoch, 10)
-
-    def distinct(order: np.ndarray) -> float:
-        return float(np.mean([len(np.unique(order[s * batch : (s + 1) * batch] // size)) for s in starts]))
-
-    laid = (random.permutation(count)[:, None] * size + np.arange(size)).ravel()  # shuffled shards, end to end
-    return {
-        "full shuffle": distinct(random.permutation(total)),
-        "seer_pipe": float(np.mean([len(np.unique(plan.locate(s, np.arange(batch)).shard)) for s in starts])),
-        "webdataset, shuffle(1000), 16 workers": distinct(interleave(laid, 16, batch, random, buffered)),
-        "MosaicML py1e, block 2^18, 8 nodes": distinct(interleave(laid, 8, batch, random, py1e)),
-    }
-
-
-MIXED = [(9469, 64), (9469, 256), (50_000, 500), (1_024_000, 256), (1_280_000, 256), (1 << 20, 1024)]
-
-
-def mixing(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    from seer_pipe.data.order import WINDOW, Plan
-
-    results: dict[str, Any] = {}
-    for total, batch in MIXED:
-        orders: dict[str, Callable[[int], np.ndarray]] = {"first version": partial(first_version, total, batch)}
-        for window in (1, 4, 8, 16, WINDOW):
-            plan = Plan([total], batch, seed=1, window=window)
-            orders[f"window {window}, chunk {plan.chunk}"] = partial(samples_at, plan)
-        for name, order in orders.items():
-            results[f"{total:,} / {batch}, {name}"] = " ".join(f"{value:6.3f}" for value in mixed(order, total, batch))
-    return results
-
-
-def samples_at(plan: Any, step: int) -> np.ndarray:
-    samples: np.ndarray = plan.locate(step, np.arange(plan.batch)).sample
-    return samples
-
-
-def first_version(total: int, batch: int, step: int) -> np.ndarray:
-    """The samples of a step: a lane an image, each read from front to end, chunk after chunk."""
-    from seer_pipe.data.order import permute
-    from seer_pipe.data.random import derive_key
-
-    chunk = min(128, max(1, total // (8 * batch)))
-    epoch, turn = divmod(step, total // batch)
-    place, inside = np.divmod(np.arange(batch) * total // batch + turn, chunk)
-    whole = total // chunk  # what is left over stays at the end
-    shuffled = permute(np.minimum(place, whole - 1), whole, derive_key(1, 0, epoch))
-    return np.where(place < whole, shuffled, place) * chunk + inside
-
-
-def mixed(order: Callable[[int], np.ndarray], total: int, batch: int, steps: int = 500) -> tuple[float, ...]:
-    """Correlation of consecutive batches, the largest of 40, variance of ten steps, how often equal places meet."""
-    per_epoch = total // batch
-    epochs = max(1, steps // per_epoch)
-    found = np.empty((epochs, min(per_epoch, steps), 10))
-    alike = 0.0
-    for number in range(epochs):
-        for turn in range(found.shape[1]):
-            samples = order(number * per_epoch + turn)
-            found[number, turn] = np.bincount(samples * 10 // total, minlength=10) - batch / 10
-            residues = np.bincount(samples % 128, minlength=128)
-            alike += float((residues * (residues - 1)).sum()) / (batch * (batch - 1))
-    variance = (found**2).mean()
-    lags = [float((found[:, lag:] * found[:, :-lag]).mean() / variance) for lag in range(1, min(41, per_epoch))]
-    tens = found[:, : found.shape[1] // 10 * 10].reshape(epochs, -1, 10, 10).sum(2)
-    shuffled = 10 * batch * 0.09 * (1 - 10 * batch / total)
-    return lags[0], max(lags), float((tens**2).mean() / shuffled), alike * 128 / (epochs * found.shape[1])
-
-
 def lock(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
@@ -433,32 +358,6 @@ def lock(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
             if pace:
                 reader.join()
     return {name: float(np.median(times)) for name, times in took.items()}
-
-
-def interleave(
-    laid: np.ndarray, parts: int, batch: int, random: np.random.Generator, inner: Callable[..., np.ndarray]
-) -> np.ndarray:
-    """Each of ``parts`` shuffles its own share; a batch takes as many from each."""
-    share = batch // parts
-    length = len(laid) // parts // share * share
-    rows = [inner(part, random)[:length].reshape(-1, share) for part in np.array_split(laid, parts)]
-    return np.concatenate(rows, axis=1).ravel()
-
-
-def buffered(order: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """webdataset.filters._shuffle with a buffer of 1000: each sample that comes swaps with one of the buffer."""
-    buffer, out = order[:1000].copy(), []
-    picks = random.integers(0, 1000, len(order) - 1000)
-    for sample, pick in zip(order[1000:].tolist(), picks.tolist(), strict=True):
-        out.append(buffer[pick])
-        buffer[pick] = sample
-    return np.concatenate([np.array(out), random.permutation(buffer)])
-
-
-def py1e(order: np.ndarray, random: np.random.Generator, block: int = 1 << 18, size: int = 1000) -> np.ndarray:
-    """streaming.base.shuffle.py1e: every sample is moved by up to half a block, less its shard, either way."""
-    half = (block - size) / 2
-    return order[np.argsort(np.arange(len(order)) + random.uniform(-half, half, len(order)))]
 
 
 if __name__ == "__main__":
