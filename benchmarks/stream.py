@@ -6,7 +6,8 @@ read     samples per second and core, from the page cache: this project's stream
          MosaicML streaming and LitData in their own formats, where the interpreter PYTHON has them; and reading the
          files from front to end in blocks of 1 MiB, thrown away (the block stays in the processor's cache), kept
          for as long as two batches are (as a loader must), and checked as well, a CRC32C of every 36 kB (as this
-         project does, and no other here). Three epochs; by CPU time of the process, all threads and all Python included.
+         project does, and no other here). Three epochs; by CPU time of the process, all threads and all Python
+         included.
 billion  a manifest of 100,000 shards and a billion samples: seconds to load it, to make the plan and the first
          batch's places at sample 900,000,000, and the memory of the process.
 ranks    512 ranks: a plan of 10 million positions, all of them, and one of a billion as far as a minute goes, marked
