@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,6 +69,15 @@ def changed_keys(changes: list[str] | None) -> list[str]:
 def made(what: str, place: Path, as_json: bool, **more: Any) -> None:
     """Print where something was written, alone or as JSON under the name ``what``."""
     print(json.dumps({what: str(place), **more}) if as_json else place)
+
+
+def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line of heads and a line a row, in columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        for cells in (heads, *rows)
+    ]
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:

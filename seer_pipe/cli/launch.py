@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from seer_pipe.cli.common import AsJson, Change, ConfigArgument, Overrides, changed_keys
+from seer_pipe.cli.common import AsJson, Change, ConfigArgument, Overrides, changed_keys, columns
 
 verbs = typer.Typer()
 RunArgument = Annotated[Path, typer.Argument(help="The run's folder.")]
@@ -63,7 +63,9 @@ def launch(
 @verbs.command()
 def sweep(
     config: ConfigArgument,
-    choices: Annotated[list[str], typer.Argument(help="Settings to go through: key.path=value,value")],
+    words: Annotated[
+        list[str], typer.Argument(help="More recipes, and settings to go through: key.path=value,value")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the runs.")],
     change: Change = None, at_once: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
     cluster: Where = None, cluster_config: Defaults = None, nodes: Nodes = None, min_nodes: MinNodes = None,
@@ -71,17 +73,14 @@ def sweep(
     partition: Partition = None, account: Account = None, constraint: Constraint = None, exclude: Exclude = None,
     dependency: Dependency = None, container: Container = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """One array of runs: a recipe under every combination of a few settings."""
+    """One array of runs: recipes, each under every combination of a few settings."""
     from seer_pipe.launch import submit
-    from seer_pipe.recipes import load_recipe
 
     asked = _cluster(cluster_config, cluster=cluster, nodes=nodes, min_nodes=min_nodes, gpus_per_node=gpus,
                      tasks_per_node=tasks, cpus_per_task=cpus, mem=mem, time=time, partition=partition, account=account,
                      constraint=constraint, exclude=exclude, dependency=dependency, container=container)  # fmt: skip
-    runs = [
-        (load_recipe(config, [*overrides, *(change or [])]), (out / ",".join(overrides).replace("/", "_")).absolute())
-        for overrides in submit.sweep(choices)
-    ]
+    recipes = [config, *(Path(word) for word in words if "=" not in word)]
+    runs = submit.sweep(recipes, [word for word in words if "=" in word], out.absolute(), change or ())
     launched = submit.launch_all(runs, out.absolute() / "jobs", asked, at_once, changed_keys(change))
     _report([(run, item) for (_, run), item in zip(runs, launched, strict=True)], as_json)
 
@@ -152,9 +151,7 @@ def _table(rows: list[dict[str, Any]]) -> None:
         _some(row["images_per_s"], ".1f"), _some(row["loss"], ".4f"),
         "" if row["eta_s"] is None else str(timedelta(seconds=round(row["eta_s"]))),
     ) for row in rows]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(heads, *texts, strict=True)]
-    for row, cells in zip([None, *rows], [heads, *texts], strict=True):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+    for row, line in zip([None, *rows], columns(heads, texts), strict=True):
         console.print(line, style="bold" if row is None else colours.get(row["state"]), markup=False, soft_wrap=True)
         if row is not None:
             known = {"checkpoint": row["checkpoint"], "job": row["job"], "restarts": row["restarts"] or None}

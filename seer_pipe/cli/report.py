@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from seer_pipe.cli.common import AsJson, Labels, made, show
+from seer_pipe.cli.common import AsJson, Labels, columns, made, show
 
 verbs = typer.Typer()
 
@@ -22,6 +22,33 @@ def report(
     from seer_pipe.report.page import write_report
 
     made("report", write_report(run, out), as_json)
+
+
+@verbs.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or folders with runs in them.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for a page with the same and with curves.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put runs side by side: accuracy, images, hours, speed, memory, health; on a page the curves too."""
+    from rich.console import Console
+
+    from seer_pipe.report.compare import read_sides, summary, table, write_comparison
+
+    sides = read_sides(runs)
+    page = None if out is None else write_comparison(sides, out)
+    if as_json:
+        made = {} if page is None else {"page": str(page)}
+        show({"runs": [summary(side) for side in sides], **made}, as_json)
+        return
+    heads, rows, notes = table(sides)
+    console = Console(highlight=False)
+    for line in columns(heads, rows):
+        console.print(line, markup=False, soft_wrap=True)
+    for line in [*notes, *(f"{side.name}: {text}" for side in sides for text in side.findings)]:
+        console.print(line, markup=False, soft_wrap=True)
+    if page is not None:
+        print(page)
 
 
 @verbs.command()

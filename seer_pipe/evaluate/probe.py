@@ -29,16 +29,13 @@ class KnnProbe:
         network.eval()
         device = next(network.parameters()).device
         pooled: list[Tensor] = []
-        # a sharded network is gathered by its own forward alone, so it is the whole network that is called
-        hook = network.trunk.register_forward_hook(lambda _module, _inputs, features: pooled.append(features.float()))
         images = Images(self._labelled.pictures, self._size, threads=self._threads)
         try:
             found = []
             for numbers, pixels in images.batches(self._labelled.numbers):
                 found += numbers
-                network([pixels.to(device)])
+                pooled.append(network.features(pixels.to(device)).float())
         finally:
-            hook.remove()
             images.close()
         features, labels = torch.cat(pooled).cpu(), torch.from_numpy(self._labelled.label_of[found])
         return knn_accuracy(features, labels, features, labels, leave_one_out=True)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from seer_pipe.launch import keeper, record
 from seer_pipe.launch.cluster import Cluster, minutes
 from seer_pipe.launch.job import Job
 from seer_pipe.launch.record import Record
+from seer_pipe.recipes import load_recipe
 from seer_pipe.section import override
 from seer_pipe.train.boards import check_boards
 from seer_pipe.train.build import check_world, outline
@@ -273,10 +275,31 @@ def cancel(run: Path) -> str:
     return "cancelled"
 
 
-def sweep(configs: Sequence[str]) -> list[tuple[str, ...]]:
+def sweep(
+    recipes: Sequence[Path], choices: Sequence[str], out: Path, change: Sequence[str] = ()
+) -> list[tuple[Config, Path]]:
+    """The runs of some recipes, each under every combination of ``key=value,value`` choices, and their folders.
+
+    ``change``: overrides of them all. A folder is named by what tells its run from the others: the recipe where there
+    are several, and the choices.
+    """
+    named = [load_recipe(recipe).name for recipe in recipes] if len(recipes) > 1 else [""]
+    if twice := [name for name, count in Counter(named).items() if count > 1]:
+        raise UserError(f"two of the recipes have the name {twice[0]}, and their runs would share a folder")
+    return [
+        (
+            load_recipe(recipe, [*overrides, *change]),
+            out / (",".join(filter(None, (name, *overrides))).replace("/", "_")),
+        )
+        for recipe, name in zip(recipes, named, strict=True)
+        for overrides in combinations(choices)
+    ]
+
+
+def combinations(texts: Sequence[str]) -> list[tuple[str, ...]]:
     """Every combination of ``key=value,value`` arguments, each as overrides."""
     choices = []
-    for text in configs:
+    for text in texts:
         key, equals, values = text.partition("=")
         if not equals:
             raise UserError(f"{text!r}: write key.path=value,value")

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from seer_pipe.objectives.barlow_twins.settings import BarlowTwinsSettings
 from seer_pipe.objectives.byol.settings import ByolSettings
+from seer_pipe.objectives.dino.settings import DinoSettings
 from seer_pipe.objectives.moco_v2.settings import MocoV2Settings
 from seer_pipe.objectives.moco_v3.settings import MocoV3Settings
 from seer_pipe.objectives.simclr.settings import SimclrSettings
@@ -16,6 +17,7 @@ from seer_pipe.objectives.vicreg.settings import VicregSettings
 AnySettings = Annotated[
     BarlowTwinsSettings
     | ByolSettings
+    | DinoSettings
     | MocoV2Settings
     | MocoV3Settings
     | SimclrSettings

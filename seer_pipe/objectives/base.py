@@ -145,6 +145,11 @@ class Network(nn.Module):
         """Crops [n, 3, S, S] of possibly different sizes S -> what the head returns for rows in crop-major order."""
         return self.head(pooled(self.trunk, crops))
 
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features [n, width] of images [n, 3, S, S] by the trained trunk alone, sharded as it may be."""
+        features: Tensor = self.trunk(images)
+        return features
+
     def copies(self) -> list[tuple[nn.Module, nn.Module]]:
         """Momentum copies with their originals. They begin equal, have no gradient, and follow after each step."""
         return []

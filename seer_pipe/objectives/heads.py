@@ -1,6 +1,7 @@
 """Projection heads that objectives put on a trunk."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -12,9 +13,15 @@ LastNorm = Literal["none", "affine", "plain"]
 
 
 def projection(
-    dims: Sequence[int], batch_norm: bool, *, bias: bool = True, last_bias: bool = True, last_norm: LastNorm = "none"
+    dims: Sequence[int],
+    batch_norm: bool,
+    *,
+    bias: bool = True,
+    last_bias: bool = True,
+    last_norm: LastNorm = "none",
+    activation: Callable[[], nn.Module] = partial(nn.ReLU, inplace=True),
 ) -> nn.Sequential:
-    """Linear layers from dims[0] to dims[-1] with (BatchNorm and) ReLU between them.
+    """Linear layers from dims[0] to dims[-1] with (BatchNorm and) ReLU, or another activation, between them.
 
     With BatchNorm it is SwAV's head ([2048, 2048, 128]); without, SEER's ([width, 8192, 8192, 256]).
 
@@ -29,7 +36,7 @@ def projection(
         layers.append(nn.Linear(width, next_width, bias=bias))
         if batch_norm:
             layers.append(nn.BatchNorm1d(next_width))
-        layers.append(nn.ReLU(inplace=True))
+        layers.append(activation())
     layers.append(nn.Linear(dims[-2], dims[-1], bias=last_bias))
     if last_norm != "none":
         layers.append(nn.BatchNorm1d(dims[-1], affine=last_norm == "affine"))

@@ -136,7 +136,8 @@ class Settings(Section):
     @property
     def knows_its_end(self) -> bool:
         """Whether schedules of its own end with the run, so that a run of another length is another one."""
-        return False
+        momentum = getattr(self, "momentum", None)
+        return isinstance(momentum, Momentum) and momentum.start != momentum.end
 
     def derived(self, batch: int) -> dict[str, float]:
         """Further numbers that follow from the settings and the global batch, shown at the start and kept."""

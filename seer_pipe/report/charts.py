@@ -10,6 +10,7 @@ from html import escape
 from seer_pipe.objectives.settings import Panel
 from seer_pipe.report.ingested import evenly
 
+COLOURS = 8  # of lines, in style.css
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 200, 52, 8, 10, 26  # of the drawing, in units of about a pixel
 POINTS, ROWS = 300, 24  # of a line, of its table
 
@@ -18,17 +19,19 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Chart:
-    """``series``: name to points (x, y), x ascending. ``lines``: name to a height that is marked across the chart."""
+    """``series``: name to points (x, y), x ascending. ``lines``: name to a height that is marked across the chart.
+    ``across``: what x counts."""
 
     title: str
     about: str  # what to read off it, in a sentence
     series: dict[str, list[Point]]
     lines: dict[str, float] = field(default_factory=dict)
     percent: bool = False
+    across: str = "step"
 
     @property
     def table(self) -> list[list[str]]:
-        """A row of some steps: step and the value of each series."""
+        """A row of some places: x and the value of each series."""
         steps = evenly(sorted({x for points in self.series.values() for x, _ in points}), ROWS)
         values = [dict(points) for points in self.series.values()]
         return [[f"{x:g}", *(self._tell(column[x]) if x in column else "" for column in values)] for x in steps]
@@ -73,7 +76,8 @@ class Chart:
         for number, points in enumerate(finite.values()):
             path = "L".join(place(*point) for point in points)
             if path:
-                parts.append(f'<path class="line s{number}" d="M{path}{"h.1" if len(points) == 1 else ""}"/>')
+                kind, stay = ("dot", "h.1") if len(points) == 1 else ("line", "")
+                parts.append(f'<path class="{kind} s{number % COLOURS}" d="M{path}{stay}"/>')
         return "".join([*parts, "</svg>"])
 
 
@@ -107,6 +111,7 @@ MORE_PANELS = (
     Panel("Throughput", "Images per second, all ranks together.", {"images_per_s": "images/s"}),
     Panel("Model FLOPs utilisation", "Share of the GPUs' peak that the training itself uses.", {"mfu": "MFU"},
           percent=True),
+    Panel("Memory", "GB that the first process held at most: of its GPU, or resident.", {"memory_gb": "GB"}),
     Panel("Waiting for data", "Share of the time that training waits for the loader.", {"data_wait": "waiting"},
           percent=True),
 )  # fmt: skip

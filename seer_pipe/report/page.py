@@ -73,13 +73,18 @@ def write_report(run: Path, out: Path | None = None) -> Path:
         derived=[(name, number(value)) for name, value in derived.items()],
         recipe=yaml.safe_dump(tree, sort_keys=False, default_flow_style=None), style=style(),
     )  # fmt: skip
-    store = FolderStore(out or run / "report")
     try:
-        store.put("index.html", page.encode())
+        return write_page(page, out or run / "report")
     except OSError as error:
         if error.errno not in READ_ONLY or out is not None:
             raise
-        raise UserError(f"{store.url}: {error.strerror}; --out names another folder for the page") from None
+        raise UserError(f"{run / 'report'}: {error.strerror}; --out names another folder for the page") from None
+
+
+def write_page(page: str, folder: Path) -> Path:
+    """Put the page into ``folder`` as index.html; its path."""
+    store = FolderStore(folder)
+    store.put("index.html", page.encode())
     return store.local_path("index.html")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 
 import seer_pipe
 
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
 _PACKAGES = {"torch": "torch", "DALI": "nvidia-dali-cuda130", "numpy": "numpy"}
 
 
@@ -27,6 +30,13 @@ def peak_flops(device: torch.device, precision: torch.dtype | None) -> float | N
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for words, peak in _PEAKS.items() if words in name), None)
+
+
+def peak_memory(device: torch.device) -> float:
+    """GB that this process has held at most: of tensors on its GPU, or of resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / 1e9
 
 
 def machine(device: torch.device, precision: torch.dtype | None) -> dict[str, str]:

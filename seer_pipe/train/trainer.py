@@ -30,7 +30,7 @@ from seer_pipe.train.events import OnEvent
 from seer_pipe.train.folder import Agreement, lay_out, set_aside
 from seer_pipe.train.health import Guard, Policy, Watchdog
 from seer_pipe.train.heartbeat import State, read_heartbeat
-from seer_pipe.train.machine import machine, peak_flops
+from seer_pipe.train.machine import machine, peak_flops, peak_memory
 from seer_pipe.train.parallel import assign
 from seer_pipe.train.records import Records
 from seer_pipe.train.restore import Saver, zero_state
@@ -261,6 +261,7 @@ class Trainer:
     def log(self, metrics: Mapping[str, float | Tensor], clock: Clock) -> None:
         """All ranks must call it."""
         values = {name: float(value) for name, value in metrics.items()} | clock.rates()
+        values["memory_gb"] = peak_memory(self.world.device)
         if self.knn is not None:
             values["knn"] = self.knn
         self.records.log(self.step, self.images, self.derived, values)

@@ -182,11 +182,26 @@ def test_status_fits_a_narrow_terminal_and_breaks_no_name(tmp_path: Path) -> Non
 
 
 def test_a_sweep_is_every_combination() -> None:
-    assert submit.sweep(["a.b=1,2", "c=x"]) == [("a.b=1", "c=x"), ("a.b=2", "c=x")]
-    lists = submit.sweep(["c=[{a: [1, 2]}, {b: 3}],[1],null"])
+    assert submit.combinations(["a.b=1,2", "c=x"]) == [("a.b=1", "c=x"), ("a.b=2", "c=x")]
+    assert submit.combinations([]) == [()]
+    lists = submit.combinations(["c=[{a: [1, 2]}, {b: 3}],[1],null"])
     assert lists == [("c=[{a: [1, 2]}, {b: 3}]",), ("c=[1]",), ("c=null",)]
     with pytest.raises(UserError, match="write key"):
-        submit.sweep(["a.b"])
+        submit.combinations(["a.b"])
+
+
+def test_a_sweep_goes_over_recipes_and_settings(tmp_path: Path) -> None:
+    recipes = [Path("quickstart"), Path("imagenette_cpu")]
+    found = submit.sweep(recipes, ["seed=0,1", "data.path=a/b"], tmp_path)
+    assert [(config.name, config.seed, run.name) for config, run in found] == [
+        (name, seed, f"{name},seed={seed},data.path=a_b")
+        for name in ("quickstart", "imagenette_cpu")
+        for seed in (0, 1)
+    ]
+    assert [run.name for _, run in submit.sweep(recipes, [], tmp_path)] == ["quickstart", "imagenette_cpu"]
+    assert [run.name for _, run in submit.sweep(recipes[:1], ["seed=0,1"], tmp_path)] == ["seed=0", "seed=1"]
+    with pytest.raises(UserError, match="two of the recipes have the name quickstart"):
+        submit.sweep([Path("quickstart"), Path("configs/quickstart.yaml")], [], tmp_path)
 
 
 def test_a_snapshot_is_a_copy_of_the_code(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ class Case:
 
 
 CASES = {
+    "dino": Case({"name": "dino", "head": {"hidden": [16], "dim": 8}, "outputs": 12, "freeze_images": 8}, 3, (1,)),
     "swav": Case(
         {"name": "swav", "head": {"hidden": [16], "dim": 8}, "prototypes": 12, "queue": 16},
         3,
@@ -105,6 +106,7 @@ def recipe(
         model={"name": "tiny"},
         objective=case.objective | (objective or {}),
         optimizer={"name": "sgd", "lr": 0.5, "warmup_images": 16},
+        probe={"path": str(pictures), "every_images": STEPS * BATCH},
         train={"batch": BATCH, "images": STEPS * BATCH, "checkpoint_every": 1, "keep": 100, **train},
     )
 

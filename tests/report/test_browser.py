@@ -3,7 +3,9 @@
 Screenshots are left in build/screenshots (SEER_PIPE_SCREENSHOTS), for a person to look at.
 """
 
+import json
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from seer_pipe.report.atlas import write_atlas
+from seer_pipe.report.compare import read_sides, write_comparison
 from seer_pipe.report.page import write_report
 from seer_pipe.shards import ShardSet
 from seer_pipe.train.loop import train
@@ -36,11 +39,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (root / "mine.jpg").write_bytes(shards.read(0, shards.sidecar(0).slice(3, 1).to_pylist()[0]))
     searched = write_atlas(root / "run", root / "searched", search=[root / "mine.jpg"])
     by_kmeans = write_atlas(root / "run", root / "by-kmeans", clusters=7)
-    return {"report": write_report(root / "run"), "atlas": atlas, "searched": searched,
+    evaluation = {"evaluation": "knn", "k": 20, "data": "val", "accuracy": 0.5, "images_seen": 48}
+    (root / "run/evaluation").mkdir()
+    (root / "run/evaluation/knn-48.json").write_text(json.dumps(evaluation))
+    for number in range(9):  # more than there are colours
+        shutil.copytree(root / "run", root / f"runs/{number}")
+    compared = write_comparison(read_sides([root / "runs"]), root / "compared")
+    return {"compared": compared, "report": write_report(root / "run"), "atlas": atlas, "searched": searched,
             "by-kmeans": by_kmeans}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["report", "atlas", "searched", "by-kmeans"])
+@pytest.mark.parametrize("name", ["compared", "report", "atlas", "searched", "by-kmeans"])
 @pytest.mark.parametrize(("width", "height", "scheme"), SCREENS)
 def test_readable(browser: Any, pages: dict[str, Path], name: str, width: int, height: int, scheme: str) -> None:
     from axe_core_python.selenium import Axe

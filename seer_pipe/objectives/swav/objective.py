@@ -20,6 +20,7 @@ from seer_pipe.errors import UserError
 from seer_pipe.objectives.base import Moment, Objective
 from seer_pipe.objectives.heads import full_precision, projection
 from seer_pipe.objectives.metrics import entropy, moments, spread
+from seer_pipe.objectives.multicrop import predict_others
 from seer_pipe.objectives.swav.sinkhorn import sinkhorn
 
 
@@ -111,7 +112,7 @@ class Swav(Objective):
     def loss(self, outputs: SwavOutput, moment: Moment, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         with full_precision(outputs.scores):
             codes = self.codes(outputs, moment.images)
-            loss = self.cross_entropy(outputs.scores, codes)
+            loss = predict_others(self._by_crop(outputs.scores), codes, self.assignment, self.temperature)
             self._note_nearest(outputs.scores, moment.images)
             return loss, self._metrics(outputs, codes, loss, moment.images) if log else {}
 
@@ -128,12 +129,6 @@ class Swav(Objective):
         if length > 0 and images >= self.queue_start:
             self._enqueue(self._by_crop(outputs.embeddings).index_select(0, self.assignment))
         return sinkhorn(scores, self.eps, self.iterations, self.group)[:, :rows]
-
-    def cross_entropy(self, scores: Tensor, codes: Tensor) -> Tensor:
-        """The loss of scores [V · n, K] under the codes [A, n, K] of the assignment crops."""
-        log_p = F.log_softmax(self._by_crop(scores) / self.temperature, dim=2)
-        others = log_p.sum(dim=0) - log_p.index_select(0, self.assignment)  # [A, n, K]: all but the code's own crop
-        return -(codes * others).sum() / (codes.shape[0] * codes.shape[1] * (self.crops - 1))
 
     def after_backward(self, moment: Moment) -> None:
         """Freezes: without a gradient, momentum, weight decay and LARC leave the prototypes alone as well."""
