@@ -6,7 +6,7 @@ from pathlib import Path
 import seer_pipe
 
 PACKAGE = Path(seer_pipe.__file__).parent
-OF_A_METHOD = re.compile("prototyp|swav|sinkhorn|ln_k", re.IGNORECASE)
+OF_A_METHOD = re.compile("prototyp|swav|sinkhorn|ln_k|simclr|moco|byol|simsiam|barlow|vicreg|dino", re.IGNORECASE)
 
 
 def lines_that_name_a_method() -> list[str]:

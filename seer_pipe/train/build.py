@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -82,6 +83,7 @@ def spread_network(config: settings.Config, world: World, samples: int = 0) -> S
         recompute(block, at_once=mode == "fsdp2")
     if mode == "fsdp2":
         shard(network, network.units(), world, config.train.shard_within)
+        register_fsdp_forward_method(network, "features")  # the probe's way in
     materialise(network, config.seed, world.device)
     objective = config.objective.objective(
         network, Setup(config.views, config.seed, samples, world.device, config.train.batch)

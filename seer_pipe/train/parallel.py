@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -61,7 +61,6 @@ def shard(network: nn.Module, units: Iterable[nn.Module], world: World, within: 
     for unit in units:
         fully_shard(unit, mesh=mesh)
     fully_shard(network, mesh=mesh)
-    register_fsdp_forward_method(network, "features")
 
 
 def _ranks_of_node() -> int:
