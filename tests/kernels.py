@@ -1,4 +1,5 @@
-"""Runs pytest once under each set of kernels that torch has for this processor, with one thread and with two.
+"""Runs pytest once under each set of kernels that torch has for this processor, with one thread and with two; or with
+as many as OMP_NUM_THREADS says, where it is set.
 
     python tests/kernels.py [what pytest takes]
 
@@ -26,7 +27,8 @@ def kernels() -> list[dict[str, str]]:
 
 def main() -> int:
     failed = []
-    for chosen, threads in itertools.product(kernels(), ("1", "2")):
+    given = os.environ.get("OMP_NUM_THREADS")
+    for chosen, threads in itertools.product(kernels(), ("1", "2") if given is None else (given,)):
         what = " ".join(f"{name}={value}" for name, value in {**chosen, "OMP_NUM_THREADS": threads}.items())
         print(f"── {what}", flush=True)
         command = [sys.executable, "-m", "pytest", "--durations=0", "--durations-min=30", *sys.argv[1:]]

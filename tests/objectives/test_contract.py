@@ -1,7 +1,8 @@
 """What every objective keeps, whatever it minimises: one contract, over the union and over one that a test brings."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -73,7 +74,15 @@ CASES = {
     "moco_v3": Case({"name": "moco_v3", "head": {"hidden": [16], "dim": 8}, "predictor": 16}, 2, (1,)),
     "align": Case({"name": "align", "dim": 8}, 2, (1, 3, 8)),
 }
-every = pytest.mark.parametrize("name", CASES)
+BY_DEFAULT = ["swav", "byol"]  # one with clusters and a queue, one with momentum copies; the others in the slow set
+OTHERS = [name for name in CASES if name not in BY_DEFAULT]
+slow = pytest.mark.slow
+every = pytest.mark.parametrize("name", [*BY_DEFAULT, *(pytest.param(name, marks=slow) for name in OTHERS)])
+on_ranks = pytest.mark.parametrize(
+    ("world", "names"),
+    [(2, BY_DEFAULT), pytest.param(2, OTHERS, marks=slow), pytest.param(4, list(CASES), marks=slow)],
+    ids=["2", "2-others", "4"],
+)
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +97,16 @@ def _listed() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def runs(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A finished run of each, through the entry of ``seer-pipe train``."""
+def runs(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A finished run of an objective, through the entry of ``seer-pipe train``."""
     folder = tmp_path_factory.mktemp("runs")
-    for name in CASES:
+
+    @cache
+    def trained(name: str) -> Path:
         assert start(recipe(pictures, name), folder / name, say=quiet)
-    return {name: folder / name for name in CASES}
+        return folder / name
+
+    return trained
 
 
 def recipe(
@@ -124,8 +137,10 @@ def test_every_objective_of_the_union_is_here() -> None:
 
 
 @every
-def test_trained_examined_evaluated_exported(name: str, runs: dict[str, Path], pictures: Path, tmp_path: Path) -> None:
-    run, problem = runs[name], CASES[name].problem
+def test_trained_examined_evaluated_exported(
+    name: str, runs: Callable[[str], Path], pictures: Path, tmp_path: Path
+) -> None:
+    run, problem = runs(name), CASES[name].problem
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(pictures, name).model_dump(mode="json")))
     assert problem in seer_pipe("doctor", tmp_path / "recipe.yaml", "--gpus", 2, code=1 if problem else 0)
@@ -133,14 +148,15 @@ def test_trained_examined_evaluated_exported(name: str, runs: dict[str, Path], p
     seer_pipe("embed", run, pictures, "--out", tmp_path / "embeddings.parquet")
     seer_pipe("export", run, "--out", tmp_path / "backbone", "--format", "full")
     seer_pipe("report", run, "--out", tmp_path / "report")
+    seer_pipe("atlas", run, "--out", tmp_path / "atlas", "--embeddings", tmp_path / "embeddings.parquet")
     exported, trained = load_subject(tmp_path / "backbone"), load_subject(run)
     assert exported.digest == trained.digest  # trunk and head
     assert exported.objective == trained.objective == recipe(pictures, name).objective
 
 
 @every
-def test_resumed_bit_for_bit(name: str, runs: dict[str, Path], pictures: Path) -> None:
-    assert_same_run(runs[name], resumed_from(recipe(pictures, name), runs[name], 3))
+def test_resumed_bit_for_bit(name: str, runs: Callable[[str], Path], pictures: Path) -> None:
+    assert_same_run(runs(name), resumed_from(recipe(pictures, name), runs(name), 3))
 
 
 @every
@@ -193,9 +209,9 @@ def exact_each(names: list[str]) -> list[tuple[Tensor, dict[str, Tensor]]]:
     return [exact(name) for name in names]
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_ranks_are_one_process_in_float64(world: int) -> None:
-    for name, found in zip(CASES, run_ranks(world, exact_each, list(CASES))[0], strict=True):
+@on_ranks
+def test_ranks_are_one_process_in_float64(world: int, names: list[str]) -> None:
+    for name, found in zip(names, run_ranks(world, exact_each, names)[0], strict=True):
         loss, gradients = exact(name)
         assert abs(found[0] - loss) < 1e-9 * abs(loss), name
         largest = max(gradient.abs().max() for gradient in gradients.values())
@@ -203,10 +219,10 @@ def test_ranks_are_one_process_in_float64(world: int) -> None:
             assert (found[1][key] - gradient).abs().max() < 1e-9 * largest, f"{name}: {key}"
 
 
-def as_ranks(pictures: str, folder: str) -> list[dict[str, tuple[int, int]]]:
+def as_ranks(names: list[str], pictures: str, folder: str) -> list[dict[str, tuple[int, int]]]:
     join(AlignSettings)
     found = []
-    for name in CASES:
+    for name in names:
         config = recipe(pictures, name, parallel="fsdp2")
         assert start(config, Path(folder, name), say=quiet)
         found.append(sent(config))
@@ -228,13 +244,13 @@ def sent(config: settings.Config) -> dict[str, tuple[int, int]]:
     return {kind: (calls, mode.bytes[kind]) for kind, calls in mode.calls.items()}
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+@on_ranks
 def test_ranks_are_one_process_and_send_what_is_predicted(
-    world: int, runs: dict[str, Path], pictures: Path, tmp_path: Path
+    world: int, names: list[str], runs: Callable[[str], Path], pictures: Path, tmp_path: Path
 ) -> None:
-    counted = run_ranks(world, as_ranks, str(pictures), str(tmp_path))[0]
-    for name, found in zip(CASES, counted, strict=True):
-        one, other = losses(runs[name]), losses(tmp_path / name)
+    counted = run_ranks(world, as_ranks, names, str(pictures), str(tmp_path))[0]
+    for name, found in zip(names, counted, strict=True):
+        one, other = losses(runs(name)), losses(tmp_path / name)
         assert max(abs(one[step] - other[step]) for step in (1, 2, 3)) < 1e-4, name
         calls = dict.fromkeys(found, (0, 0))
         for some in traffic(recipe(pictures, name, parallel="fsdp2"), world):
