@@ -148,9 +148,8 @@ def estimate_memory(config: settings.Config, gpus: int, half: bool = True) -> di
         "guard": 0.0 if config.optimizer.name in ("larc", "lars") else 4 * (1 + moments) * trained / share,
         "gathered": 2 * (4 + width) * largest if sharded else 0.0,
         "activations": kept,
-        "objective": config.objective.memory(
-            config.views, config.train.batch, gpus
-        ),  # of all pieces: the loss sees the whole batch,
+        # of all pieces: the loss sees the whole batch
+        "objective": config.objective.memory(config.views, config.train.batch, gpus),
     }
     return {name: size / GB for name, size in parts.items()} | {"total": sum(parts.values()) / GB}
 
