@@ -16,6 +16,7 @@ there and not measured again, so the same command continues after a stop.
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import json
 import math
@@ -54,6 +55,12 @@ OURS: dict[str, dict[str, Any]] = {
     "swav": {"name": "swav", "head": {"hidden": [HIDDEN], "dim": DIM}, "prototypes": PROTOTYPES,
              "allow_empty_prototypes": True},
     "simclr": {"name": "simclr", "head": {"hidden": [HIDDEN], "dim": DIM}, "temperature": 0.5},
+    "moco_v2": {"name": "moco_v2", "head": {"hidden": [HIDDEN], "dim": DIM, "batch_norm": False}, "temperature": 0.1,
+                "queue": QUEUE, "targets": [0, 1]},
+    "byol": {"name": "byol", "head": {"hidden": [HIDDEN], "dim": DIM}, "predictor": HIDDEN},
+    "simsiam": {"name": "simsiam", "head": {"hidden": [HIDDEN, HIDDEN], "dim": HIDDEN}, "predictor": HIDDEN // 4},
+    "barlow_twins": {"name": "barlow_twins", "head": {"hidden": [HIDDEN, HIDDEN], "dim": HIDDEN},
+                     "off_diagonal": 0.005},
 }  # fmt: skip
 
 
@@ -66,6 +73,10 @@ class Peer(nn.Module):
 
     def loss(self, views: Sequence[Tensor], step: int) -> Tensor:
         raise NotImplementedError
+
+    def constant(self) -> list[nn.Parameter]:
+        """What has the peak's rate throughout."""
+        return []
 
 
 class PeerSwav(Peer):
@@ -99,7 +110,94 @@ class PeerSimclr(Peer):
         return found
 
 
-PEERS: dict[str, Callable[[Trunk, int], Peer]] = {"swav": PeerSwav, "simclr": PeerSimclr}
+class PeerTargets(Peer):
+    """Each of two views against what momentum copies make of the other."""
+
+    def __init__(self, trunk: Trunk, head: nn.Module) -> None:
+        from lightly.models.utils import deactivate_requires_grad
+
+        super().__init__(trunk)
+        self.head = head
+        self.copied = copy.deepcopy(nn.Sequential(trunk, head))
+        deactivate_requires_grad(self.copied)
+
+    def both(self, views: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Projections of the views, and of the copies, which follow first."""
+        from lightly.models.utils import update_momentum
+
+        update_momentum(nn.Sequential(self.trunk, self.head), self.copied, MOMENTUM)
+        with torch.no_grad():
+            targets = [self.copied(view) for view in views]
+        return [self.head(self.trunk(view)) for view in views], targets
+
+
+class PeerMoco(PeerTargets):
+    def __init__(self, trunk: Trunk, frozen_steps: int) -> None:
+        from lightly.loss import NTXentLoss
+        from lightly.models.modules.heads import MoCoProjectionHead
+
+        super().__init__(trunk, MoCoProjectionHead(trunk.width, HIDDEN, DIM))
+        self.criterion = NTXentLoss(temperature=0.1, memory_bank_size=(QUEUE, DIM))
+
+    def loss(self, views: Sequence[Tensor], step: int) -> Tensor:
+        (one, other), (key, other_key) = self.both(views)
+        found: Tensor = (self.criterion(one, other_key) + self.criterion(other, key)) / 2
+        return found
+
+
+class PeerByol(PeerTargets):
+    def __init__(self, trunk: Trunk, frozen_steps: int) -> None:
+        from lightly.loss import NegativeCosineSimilarity
+        from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead
+
+        super().__init__(trunk, BYOLProjectionHead(trunk.width, HIDDEN, DIM))
+        self.predict = BYOLPredictionHead(DIM, HIDDEN, DIM)
+        self.criterion = NegativeCosineSimilarity()
+
+    def loss(self, views: Sequence[Tensor], step: int) -> Tensor:
+        (one, other), (target, other_target) = self.both(views)
+        found: Tensor = self.criterion(self.predict(one), other_target) + self.criterion(self.predict(other), target)
+        return 2 * found  # the scale of the paper, which this project has
+
+
+class PeerSimSiam(Peer):
+    def __init__(self, trunk: Trunk, frozen_steps: int) -> None:
+        from lightly.loss import NegativeCosineSimilarity
+        from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
+
+        super().__init__(trunk)
+        self.head = SimSiamProjectionHead(trunk.width, HIDDEN, HIDDEN)
+        self.predict = SimSiamPredictionHead(HIDDEN, HIDDEN // 4, HIDDEN)
+        self.criterion = NegativeCosineSimilarity()
+
+    def loss(self, views: Sequence[Tensor], step: int) -> Tensor:
+        one, other = (self.head(self.trunk(view)) for view in views)
+        alike = self.criterion(self.predict(one), other.detach()) + self.criterion(self.predict(other), one.detach())
+        found: Tensor = alike / 2
+        return found
+
+    def constant(self) -> list[nn.Parameter]:
+        return list(self.predict.parameters())
+
+
+class PeerBarlowTwins(Peer):
+    def __init__(self, trunk: Trunk, frozen_steps: int) -> None:
+        from lightly.loss import BarlowTwinsLoss
+        from lightly.models.modules.heads import BarlowTwinsProjectionHead
+
+        super().__init__(trunk)
+        self.head = BarlowTwinsProjectionHead(trunk.width, HIDDEN, HIDDEN)
+        self.criterion = BarlowTwinsLoss(lambda_param=0.005)
+
+    def loss(self, views: Sequence[Tensor], step: int) -> Tensor:
+        found: Tensor = self.criterion(*(self.head(self.trunk(view)) for view in views))
+        return found
+
+
+PEERS: dict[str, Callable[[Trunk, int], Peer]] = {
+    "swav": PeerSwav, "simclr": PeerSimclr, "moco_v2": PeerMoco, "byol": PeerByol, "simsiam": PeerSimSiam,
+    "barlow_twins": PeerBarlowTwins,
+}  # fmt: skip
 
 
 def crops(method: str, size: int) -> list[tuple[int, int, tuple[float, float]]]:
@@ -113,6 +211,8 @@ def recipe(method: str, args: argparse.Namespace, seed: int) -> settings.Config:
     objective = dict(OURS[method])
     if method == "swav":
         objective["freeze_images"] = round(WARM * args.images)
+    if method in ("moco_v2", "byol"):
+        objective["momentum"] = {"start": MOMENTUM, "end": MOMENTUM, "batch": args.batch}
     return settings.parse(
         {
             "name": f"{method}-{seed}",
@@ -171,15 +271,17 @@ def theirs(method: str, args: argparse.Namespace, seed: int) -> Trunk:
     )  # fmt: skip
     config, steps = recipe(method, args, seed), args.images // args.batch
     peer = PEERS[method](first_trunk(args.trunk, seed), math.ceil(WARM * args.images / args.batch)).to(args.device)
-    optimizer = torch.optim.AdamW(peer.parameters(), lr=0.0, weight_decay=DECAY)
+    constant = set(peer.constant())
+    groups = [[p for p in peer.parameters() if p.requires_grad and p not in constant], list(constant)]
+    optimizer = torch.optim.AdamW([{"params": group} for group in groups if group], lr=0.0, weight_decay=DECAY)
     peak = config.optimizer.lr * args.batch / 256
     step = 0
     while step < steps:
         for views in loader:
             rate = learning_rate(step * args.batch, peak=peak, final=0.0, total_images=steps * args.batch,
                                  warmup_images=config.optimizer.warmup_images)  # fmt: skip
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            for group, its in zip(optimizer.param_groups, (rate, peak), strict=False):
+                group["lr"] = its
             loss = peer.loss([view.to(args.device) for view in views], step)
             optimizer.zero_grad()
             loss.backward()
