@@ -156,7 +156,7 @@ def test_reduce_keeps_distances_of_few_dimensions() -> None:
 @pytest.mark.slow
 def test_sixteen_thousand_clusters_of_a_million_images(tmp_path: Path) -> None:
     """Memory holds the centres and a few numbers an image, not the features."""
-    images, clusters, width, shard = 1_000_000, 16_000, 64, 10_000
+    images, count, width, shard = 1_000_000, 16_000, 64, 10_000
     store = ShardSet.open(make_pictures(tmp_path / "one", [1])).store
     row = pq.read_table(tmp_path / "one/00000.parquet")
     paths = [f"{n:05d}.tar" for n in range(images // shard)]
@@ -165,13 +165,13 @@ def test_sixteen_thousand_clusters_of_a_million_images(tmp_path: Path) -> None:
         put_sidecar(store, sidecar_path(path), many, 1, "0")
     write_manifest(store, paths)
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((clusters, width)).astype(np.float32)
+    centres = rng.standard_normal((count, width)).astype(np.float32)
     schema = pa.schema([("key", pa.string()), ("shard", pa.string()), ("index", pa.int32()),
                         ("cluster", pa.int32()), ("confidence", pa.float32()),
                         ("feature", pa.list_(pa.float32(), width))])  # fmt: skip
     with pq.ParquetWriter(tmp_path / "e.parquet", schema) as writer:
         for path in paths:
-            cluster = rng.integers(0, clusters, shard)
+            cluster = rng.integers(0, count, shard)
             feature = centres[cluster] + rng.standard_normal((shard, width)).astype(np.float32)
             writer.write_table(pa.table([
                 [f"{path[:5]}-{n}" for n in range(shard)], [path] * shard, pa.array(range(shard), pa.int32()),
@@ -181,7 +181,7 @@ def test_sixteen_thousand_clusters_of_a_million_images(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = clusters(tmp_path / "e.parquet", ShardSet.open(tmp_path / "one"), None, show=4)
     assert found.size.sum() == images
-    assert len(found.cluster) == clusters
+    assert len(found.cluster) == count
     assert found.cohesion.min() > 0.5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000  # KiB
 
