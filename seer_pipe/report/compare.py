@@ -1,4 +1,4 @@
-"""Runs side by side: what they are, what they cost, what their features are worth, whether they are well."""
+"""Runs side by side: what they are, what they cost, what their features are worth, whether they are healthy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Side:
     rows: Sequence[Mapping[str, float]]  # of its metrics
     wall: Sequence[float]  # hours of training up to each row, without what was taken again after a kill
     hours: Sequence[float]  # the same of all processes together
-    findings: Sequence[str]  # what does not look well
+    findings: Sequence[str]  # what does not look healthy
     results: Mapping[str, Sequence[Point]]  # of each evaluation: accuracy by images seen; untrained at 0
 
     def last(self, metric: str) -> float | None:
