@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk
 
 
@@ -116,6 +117,15 @@ class Objective:
     def reversibles(self) -> list[Reversible]:
         """All state that takes itself back."""
         return [leaf for leaf in tree_leaves(vars(self)) if isinstance(leaf, Reversible)]
+
+
+def take_saved(own: Tensor, saved: Tensor, what: str, same: str) -> None:
+    """Copy state of a checkpoint, ``what`` in words, into ``own``. UserError where its shape is another; ``same``: the
+    settings that it follows from."""
+    if saved.shape != own.shape:
+        raise UserError(f"checkpoint: {what} is {list(saved.shape)}, this run's {list(own.shape)}: resume with the "
+                        f"{same} that it was saved with")  # fmt: skip
+    own.copy_(saved)
 
 
 @dataclass(frozen=True)

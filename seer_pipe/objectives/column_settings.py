@@ -28,12 +28,9 @@ class ColumnSettings(Settings):
     anchors: list[Count] = Field([0, 1], min_length=1, description="crops that are compared with each of the others")
 
     def check(self, views: Views, batch: int) -> None:
-        if views.count < 2:
-            raise ValueError(f"objective {self.name} needs 2 crops or more per image, views has {views.count}")
-        if max(self.anchors) >= views.count:
-            raise ValueError(f"objective.anchors names crop {max(self.anchors)} of {views.count}")
+        self.check_crops(views, "anchors")
         if batch < 2:
-            raise ValueError(f"objective {self.name} needs 2 images or more a step, train.batch is {batch}")
+            raise ValueError(f"objective {self.name} needs 2 images or more per step, train.batch is {batch}")
 
     def pairs(self, crops: int) -> Pairs:
         """The pairs of crops that are compared, each once: those with an anchor among them."""

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from seer_pipe.distributed.collectives import all_mean
+from seer_pipe.objectives.heads import unit
 
 WIDEST = 1024  # dimensions that are looked at: the cost of a rank grows with the cube of their number
 
 
 def directions(z: Tensor) -> Tensor:
     """Embeddings [..., D] of any length as unit rows [n, D], of their first dimensions where there are very many."""
-    return F.normalize(z.flatten(0, -2)[:, :WIDEST], dim=1)
+    return unit(z.flatten(0, -2)[:, :WIDEST])
 
 
 def moments(z: Tensor) -> list[Tensor]:
@@ -40,7 +41,7 @@ def spread(mean: Tensor, moment: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def logged(loss: Tensor, embeddings: Tensor, **means: Tensor) -> dict[str, Tensor]:
-    """What a step logs, over all ranks: the loss, `spread` of ``embeddings`` [n, D], and further means."""
+    """What a step logs, over all ranks: the loss, `spread` of ``embeddings`` [..., D], and means of any shape."""
     values = [value.double() for value in (loss, *moments(directions(embeddings)), *means.values())]
     mean_loss, mean, moment, *others = all_mean(values)
     metrics = {"loss": mean_loss, **spread(mean, moment), **dict(zip(means, others, strict=True))}
@@ -54,6 +55,12 @@ def retrieval(cosines: Tensor, places: Tensor) -> Tensor:
     own = cosines.gather(1, places[:, None])
     others = (cosines.sum() - own.sum()) / (cosines.numel() - own.numel())
     return torch.stack([own.mean(), others, (cosines.argmax(1) == places).to(own.dtype).mean()])
+
+
+def retrieved(found: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The means of several `retrieval`, by the names that they are logged under."""
+    own, others, nearest = torch.stack(list(found)).mean(0)
+    return {"positive_similarity": own, "negative_similarity": others, "top1": nearest}
 
 
 def entropy(p: Tensor) -> Tensor:

@@ -3,7 +3,6 @@ arXiv 2006.07733)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +11,9 @@ from torch import Tensor, nn
 
 from seer_pipe.models import Trunk
 from seer_pipe.objectives.base import Moment, Network, Objective, pooled
+from seer_pipe.objectives.metrics import logged
 from seer_pipe.objectives.settings import Momentum
+from seer_pipe.optim.schedule import half_cosine
 
 
 class MomentumOutput(NamedTuple):
@@ -67,8 +68,7 @@ def momentum_at(start: float, end: float, moment: Moment, batch: int, per_images
     Both are meant for a step of ``per_images`` images. For other batches it is raised to the power of their ratio, so
     that copies trail by as many images whatever the batch is.
     """
-    weight = end - (end - start) * (math.cos(math.pi * moment.progress) + 1) / 2
-    return float(weight ** (batch / per_images))
+    return float(half_cosine(start, end, moment.progress) ** (batch / per_images))
 
 
 class MomentumObjective(Objective):
@@ -80,3 +80,7 @@ class MomentumObjective(Objective):
     def momentum(self, moment: Moment) -> float:
         schedule = self._schedule
         return momentum_at(schedule.start, schedule.end, moment, self._batch, schedule.batch)
+
+    def logged(self, loss: Tensor, embeddings: Tensor, moment: Moment, **means: Tensor) -> dict[str, Tensor]:
+        """`metrics.logged`, and the momentum in force."""
+        return logged(loss, embeddings, **means, momentum=torch.full_like(loss, self.momentum(moment)))

@@ -72,6 +72,27 @@ EMBEDDING_SIGNS = (
 )
 
 
+def uniform_sign(chance: float, advice: str) -> Sign:
+    """Of an objective whose loss is ``chance``, ln K, where predictions among K are uniform."""
+    return Sign(
+        ("loss",),
+        lambda values: abs(values["loss"] - chance) < 0.01 * chance,
+        f"the loss is {{loss:.3f}}, and ln K = {chance:.3f} where predictions are uniform",
+        f"predictions are uniform: try {advice}",
+    )
+
+
+def collapse_sign(advice: str) -> Sign:
+    """Of an objective that nothing but its predictor and BatchNorm keeps from one answer for all images."""
+    return Sign(
+        ("embedding_std",),
+        lambda values: values["embedding_std"] < 0.1,
+        "the projections' spread is {embedding_std:.2f}: 1 over the sphere, 0 where all are one",
+        "the projections collapse to one: BatchNorm over all ranks (train.sync_bn: true) and in the head "
+        f"(objective.head.batch_norm: true), {advice}, or a lower optimizer.lr",
+    )
+
+
 #: Of every objective that logs `seer_pipe.objectives.metrics.retrieval`.
 RETRIEVAL_PANELS = (
     Panel("Cosines", "Of a query with its own key, and with others: they must part.",
@@ -124,6 +145,13 @@ class Settings(Section):
     def check(self, views: Views, batch: int) -> None:
         """ValueError where these settings do not go with the views, or with a global batch of so many images."""
 
+    def check_crops(self, views: Views, field: str = "") -> None:
+        """ValueError where there are no two crops per image, or the setting ``field`` names one that is not there."""
+        if views.count < 2:
+            raise ValueError(f"objective {self.name} needs 2 crops or more per image, views has {views.count}")
+        if field and (last := max(getattr(self, field))) >= views.count:
+            raise ValueError(f"objective.{field} names crop {last} of {views.count}")
+
     def chance_loss(self, views: Views, batch: int) -> float | None:
         """The loss of a network that distinguishes nothing; None where there is no such number."""
         return None
@@ -136,8 +164,7 @@ class Settings(Section):
     @property
     def knows_its_end(self) -> bool:
         """Whether schedules of its own end with the run, so that a run of another length is another one."""
-        momentum = getattr(self, "momentum", None)
-        return isinstance(momentum, Momentum) and momentum.start != momentum.end
+        return False
 
     def derived(self, batch: int) -> dict[str, float]:
         """Further numbers that follow from the settings and the global batch, shown at the start and kept."""
@@ -181,23 +208,30 @@ class Settings(Section):
         raise NotImplementedError
 
 
-class TargetSettings(Settings):
-    """Of objectives in which crops predict the embeddings of others."""
-
-    targets: list[Count] = Field([0, 1], min_length=1, description="crops that all others predict")
-
-    def check(self, views: Views, batch: int) -> None:
-        if views.count < 2:
-            raise ValueError(f"objective {self.name} needs 2 crops or more per image, views has {views.count}")
-        if max(self.targets) >= views.count:
-            raise ValueError(f"objective.targets names crop {max(self.targets)} of {views.count}")
-        if len(set(self.targets)) < len(self.targets):
-            raise ValueError("objective.targets names a crop twice")
-
-
 class Momentum(Section):
     """Weight of the old value when momentum copies follow: half a cosine over the run, from start to end."""
 
     start: Probability = 0.996
     end: Probability = 1.0
     batch: Positive = Field(default=4096, description="images of the step that they are meant for")
+
+
+class TargetSettings(Settings):
+    """Of objectives in which crops predict the embeddings of others."""
+
+    targets: list[Count] = Field([0, 1], min_length=1, description="crops that all others predict")
+
+    def check(self, views: Views, batch: int) -> None:
+        self.check_crops(views, "targets")
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError("objective.targets names a crop twice")
+
+
+class MomentumSettings(TargetSettings):
+    """Of such objectives whose targets come from momentum copies."""
+
+    momentum: Momentum = Momentum()
+
+    @property
+    def knows_its_end(self) -> bool:
+        return self.momentum.start != self.momentum.end

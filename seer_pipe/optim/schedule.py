@@ -31,7 +31,7 @@ def learning_rate(
     if images >= total_images:
         return final
     begin = warmup_images if cosine_start is None else cosine_start
-    return _half_cosine(peak, final, (images - begin) / (total_images - begin))
+    return half_cosine(peak, final, (images - begin) / (total_images - begin))
 
 
 def constant_learning_rate(images: int, *, peak: float, warmup_images: int, warmup_start: float = 0.0) -> float:
@@ -41,10 +41,11 @@ def constant_learning_rate(images: int, *, peak: float, warmup_images: int, warm
 
 def weight_decay(images: int, *, start: float, final: float, total_images: int) -> float:
     """Half a cosine from `start` to `final` over the training, as in DINO (arXiv 2104.14294); `final` ever after."""
-    return _half_cosine(start, final, min(1.0, images / total_images))
+    return half_cosine(start, final, min(1.0, images / total_images))
 
 
-def _half_cosine(start: float, final: float, progress: float) -> float:
+def half_cosine(start: float, final: float, progress: float) -> float:
+    """From `start` at progress 0 to `final` at 1."""
     return final + (start - final) * (1 + math.cos(math.pi * progress)) / 2
 
 

@@ -13,12 +13,13 @@ gradient is too small by the number of ranks.)
 import torch
 from torch import Tensor
 
-from seer_pipe.distributed.collectives import all_mean, world_size
+from seer_pipe.distributed.collectives import world_size
 from seer_pipe.distributed.gradients import sum_ranks
 from seer_pipe.objectives.base import Moment, Objective
 from seer_pipe.objectives.column_settings import Pairs
 from seer_pipe.objectives.columns import by_crop, centred, squared_moments
-from seer_pipe.objectives.metrics import directions, moments, spread
+from seer_pipe.objectives.heads import full_precision
+from seer_pipe.objectives.metrics import logged
 
 EPS = 1e-5  # added to variances, as torch's BatchNorm does
 
@@ -39,7 +40,7 @@ class BarlowTwins(Objective):
 
     def loss(self, outputs: Tensor, moment: Moment, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         """Of projections [V · n, D] in crop-major rows."""
-        with torch.autocast(outputs.device.type, enabled=False):  # float32 whatever the network computes in
+        with full_precision(outputs):
             z, variance = centred(by_crop(outputs, self.crops))
             z = z * (variance + EPS).rsqrt()[:, None]
             sums = torch.stack([(z[a] * z[v]).sum(0) for a, v in self.pairs])
@@ -52,12 +53,5 @@ class BarlowTwins(Objective):
     def _metrics(self, z: Tensor, diagonal: Tensor, off: Tensor, loss: Tensor) -> dict[str, Tensor]:
         """`on_diagonal`: mean of c_ii. `off_diagonal`: root mean square of c_ij."""
         dim = z.shape[2]
-        means = [loss, diagonal.mean(), off.mean(), *moments(directions(z))]
-        loss, on, off, mean, moment = all_mean([value.double() for value in means])
-        metrics = {
-            "loss": loss,
-            "on_diagonal": on,
-            "off_diagonal": (off / (dim * max(1, dim - 1))).clamp_min(0).sqrt(),
-            **spread(mean, moment),
-        }
-        return {name: value.float() for name, value in metrics.items()}
+        metrics = logged(loss, z, on_diagonal=diagonal.mean(), off_diagonal=off.mean() / (dim * max(1, dim - 1)))
+        return metrics | {"off_diagonal": metrics["off_diagonal"].clamp_min(0).sqrt()}

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from seer_pipe.objectives.base import Moment
-from seer_pipe.objectives.heads import agreement, unit
-from seer_pipe.objectives.metrics import logged
+from seer_pipe.objectives.heads import agreement
 from seer_pipe.objectives.momentum import MomentumObjective, MomentumOutput
 from seer_pipe.objectives.settings import Momentum
 
@@ -38,7 +37,4 @@ class Byol(MomentumObjective):
     def loss(self, outputs: MomentumOutput, moment: Moment, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         alike = agreement(outputs.online.predicted, outputs.targets, self.crops, self.targets)
         loss = (2 - 2 * alike).sum()
-        if not log:
-            return loss, {}
-        weight = torch.full_like(loss, self.momentum(moment))
-        return loss, logged(loss, unit(outputs.online.projected), momentum=weight)
+        return loss, self.logged(loss, outputs.online.projected, moment) if log else {}

@@ -10,11 +10,11 @@ from seer_pipe.objectives.settings import (
     EMBEDDING_SIGNS,
     MOMENTUM_PANELS,
     Head,
-    Momentum,
+    MomentumSettings,
     Panel,
     Setup,
     Sign,
-    TargetSettings,
+    collapse_sign,
 )
 from seer_pipe.section import Positive
 
@@ -25,11 +25,10 @@ if TYPE_CHECKING:
     from seer_pipe.objectives.byol.objective import Byol
 
 
-class ByolSettings(TargetSettings):
+class ByolSettings(MomentumSettings):
     name: Literal["byol"]
     head: Head = Head(hidden=[4096], dim=256)
     predictor: Positive = 4096
-    momentum: Momentum = Momentum()
 
     panels: ClassVar[Sequence[Panel]] = (*EMBEDDING_PANELS, *MOMENTUM_PANELS)
 
@@ -38,16 +37,7 @@ class ByolSettings(TargetSettings):
         return 2.0 * len(self.targets)
 
     def signs(self) -> Sequence[Sign]:
-        return (
-            Sign(
-                ("embedding_std",),
-                lambda values: values["embedding_std"] < 0.1,
-                "the projections' spread is {embedding_std:.2f}: 1 over the sphere, 0 where all are one",
-                "the projections collapse to one: BatchNorm over all ranks (train.sync_bn: true) and in the head "
-                "(objective.head.batch_norm: true), objective.momentum.start nearer to 1, or a lower optimizer.lr",
-            ),
-            *EMBEDDING_SIGNS,
-        )
+        return (collapse_sign("objective.momentum.start nearer to 1"), *EMBEDDING_SIGNS)
 
     def network(self, trunk: Callable[[], Trunk]) -> Network:
         """Layers as in DeepMind's code: the last of projection and prediction has no bias and no BatchNorm."""

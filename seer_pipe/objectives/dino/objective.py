@@ -20,11 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seer_pipe.distributed.collectives import all_mean
-from seer_pipe.errors import UserError
-from seer_pipe.objectives.base import Moment
+from seer_pipe.objectives.base import Moment, take_saved
 from seer_pipe.objectives.dino.settings import DinoSettings
 from seer_pipe.objectives.heads import full_precision, projection, unit
-from seer_pipe.objectives.metrics import entropy, moments, spread
+from seer_pipe.objectives.metrics import entropy
 from seer_pipe.objectives.momentum import MomentumObjective, MomentumOutput
 from seer_pipe.objectives.multicrop import predict_others
 from seer_pipe.objectives.settings import Setup
@@ -80,7 +79,7 @@ class Dino(MomentumObjective):
             scores = scores.unflatten(0, (self.crops, -1))
             loss = predict_others(scores, targets, self.targets, self.settings.temperature)
             self._move_centre(teacher)
-            return loss, self._metrics(embeddings, targets, loss) if log else {}
+            return loss, self._metrics(embeddings, targets, loss, moment) if log else {}
 
     def after_backward(self, moment: Moment) -> None:
         """Freezes: without a gradient, momentum and weight decay leave the last layer alone as well."""
@@ -91,12 +90,7 @@ class Dino(MomentumObjective):
         return {"centre": self.centre}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if state["centre"].shape != self.centre.shape:
-            raise UserError(
-                f"checkpoint: DINO's centre is {list(state['centre'].shape)}, this run's {list(self.centre.shape)}: "
-                "resume with the objective.outputs that it was saved with"
-            )
-        self.centre.copy_(state["centre"])
+        take_saved(self.centre, state["centre"], "DINO's centre", "objective.outputs")
 
     @torch.no_grad()
     def _move_centre(self, teacher: Tensor) -> None:
@@ -104,7 +98,7 @@ class Dino(MomentumObjective):
         self.centre.lerp_(mean.to(self.centre.dtype), 1 - self.settings.centre_momentum)
 
     @torch.no_grad()
-    def _metrics(self, embeddings: Tensor, targets: Tensor, loss: Tensor) -> dict[str, Tensor]:
+    def _metrics(self, embeddings: Tensor, targets: Tensor, loss: Tensor, moment: Moment) -> dict[str, Tensor]:
         """What tells learning from the two collapses, in nats.
 
         - `target_entropy` of a sample's target: near ln K the teacher says nothing. The loss exceeds it by what the
@@ -112,13 +106,9 @@ class Dino(MomentumObjective):
         - `mean_target_entropy`, of the mean target: near 0 one output wins everywhere.
         - `centre_norm`: length of the centre, 0 to sqrt(K).
         """
-        means = [loss, entropy(targets).mean(), targets.mean((0, 1)), *moments(embeddings)]
-        loss, target_entropy, target, mean, moment = all_mean([value.double() for value in means])
-        metrics = {
-            "loss": loss,
-            "target_entropy": target_entropy,
-            "mean_target_entropy": entropy(target),
-            "centre_norm": self.centre.norm(),
-            **spread(mean, moment),
+        target_entropy, target = entropy(targets).mean(), targets.mean((0, 1))
+        metrics = self.logged(loss, embeddings, moment, target_entropy=target_entropy, mean_target_entropy=target)
+        return metrics | {
+            "mean_target_entropy": entropy(metrics["mean_target_entropy"]),
+            "centre_norm": self.centre.norm().float(),
         }
-        return {name: value.float() for name, value in metrics.items()}

@@ -15,10 +15,11 @@ from seer_pipe.objectives.settings import (
     MOMENTUM_PANELS,
     Head,
     Momentum,
+    MomentumSettings,
     Panel,
     Setup,
     Sign,
-    TargetSettings,
+    uniform_sign,
 )
 from seer_pipe.section import Count, Probability
 
@@ -33,7 +34,7 @@ UNSTABLE_ABOVE = 0.07
 Temperature = Annotated[float, Field(gt=0)]
 
 
-class DinoSettings(TargetSettings):
+class DinoSettings(MomentumSettings):
     name: Literal["dino"]
     head: Head = Head(hidden=[2048, 2048], dim=256, batch_norm=False)
     outputs: Annotated[int, Field(ge=2)] = Field(65536, description="K, what teacher and student choose among")
@@ -98,12 +99,10 @@ class DinoSettings(TargetSettings):
         """What to try is what users and authors found to help (facebookresearch/dino, issues 43, 61, 246, 273)."""
         chance = math.log(self.outputs)
         return (
-            Sign(
-                ("loss",),
-                lambda values: abs(values["loss"] - chance) < 0.01 * chance,
-                f"the loss is {{loss:.3f}}, and ln K = {chance:.3f} where predictions are uniform",
-                "predictions are uniform: try a smaller objective.teacher_warmup_temperature, a longer "
-                "objective.freeze_images, fewer objective.outputs, a lower optimizer.lr",
+            uniform_sign(
+                chance,
+                "a smaller objective.teacher_warmup_temperature, a longer objective.freeze_images, fewer "
+                "objective.outputs, a lower optimizer.lr",
             ),
             Sign(
                 ("mean_target_entropy",),

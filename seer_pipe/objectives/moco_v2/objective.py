@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seer_pipe.distributed.collectives import all_gather_rows
-from seer_pipe.errors import UserError
-from seer_pipe.objectives.base import Moment
+from seer_pipe.objectives.base import Moment, take_saved
 from seer_pipe.objectives.heads import unit
-from seer_pipe.objectives.metrics import logged, retrieval
+from seer_pipe.objectives.metrics import retrieval, retrieved
 from seer_pipe.objectives.momentum import MomentumObjective, MomentumOutput
 from seer_pipe.objectives.settings import Momentum
 
@@ -66,18 +65,7 @@ class MocoV2(MomentumObjective):
                 found.append(retrieval(cosines, places))
         self._enqueue(keys)
         loss = torch.stack(losses).mean()
-        if not log:
-            return loss, {}
-        positive, negative, top1 = torch.stack(found).mean(0)
-        weight = torch.full_like(loss, self.momentum(moment))
-        return loss, logged(
-            loss,
-            queries.flatten(0, 1),
-            positive_similarity=positive,
-            negative_similarity=negative,
-            top1=top1,
-            momentum=weight,
-        )
+        return loss, self.logged(loss, queries, moment, **retrieved(found)) if log else {}
 
     @torch.no_grad()
     def _enqueue(self, keys: Tensor) -> None:
@@ -91,10 +79,5 @@ class MocoV2(MomentumObjective):
         return {"queue": self.queue, "next": self.next}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if state["queue"].shape != self.queue.shape:
-            raise UserError(
-                f"checkpoint: MoCo's queue is {list(state['queue'].shape)}, this run's {list(self.queue.shape)}: "
-                "resume with the queue and head that it was saved with"
-            )
-        self.queue.copy_(state["queue"])
+        take_saved(self.queue, state["queue"], "MoCo's queue", "queue and head")
         self.next.copy_(state["next"])

@@ -17,10 +17,10 @@ from seer_pipe.objectives.settings import (
     RETRIEVAL_SIGNS,
     Head,
     Momentum,
+    MomentumSettings,
     Panel,
     Setup,
     Sign,
-    TargetSettings,
 )
 from seer_pipe.section import Count, Positive
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from seer_pipe.objectives.moco_v2.objective import MocoV2
 
 
-class MocoV2Settings(TargetSettings):
+class MocoV2Settings(MomentumSettings):
     """``targets: [1]`` of two crops is MoCo's one direction, ``[0, 1]`` both (symmetric).
 
     A key whose BatchNorm shares a group of images with its query gives itself away. MoCo shuffles the keys' images over

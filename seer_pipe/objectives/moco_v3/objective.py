@@ -16,7 +16,7 @@ from torch import Tensor
 from seer_pipe.distributed.collectives import all_gather_rows, rank
 from seer_pipe.objectives.base import Moment
 from seer_pipe.objectives.heads import unit
-from seer_pipe.objectives.metrics import logged, retrieval
+from seer_pipe.objectives.metrics import retrieval, retrieved
 from seer_pipe.objectives.momentum import MomentumObjective, MomentumOutput
 from seer_pipe.objectives.settings import Momentum
 
@@ -40,11 +40,4 @@ class MocoV3(MomentumObjective):
             loss = loss + 2 * self.temperature * F.cross_entropy(cosines / self.temperature, places)
             if log:
                 found.append(retrieval(cosines, places))
-        if not log:
-            return loss, {}
-        positive, negative, top1 = torch.stack(found).mean(0)
-        weight = torch.full_like(loss, self.momentum(moment))
-        embeddings = unit(outputs.online.projected)
-        return loss, logged(
-            loss, embeddings, positive_similarity=positive, negative_similarity=negative, top1=top1, momentum=weight
-        )
+        return loss, self.logged(loss, outputs.online.projected, moment, **retrieved(found)) if log else {}

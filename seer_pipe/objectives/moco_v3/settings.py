@@ -17,10 +17,10 @@ from seer_pipe.objectives.settings import (
     RETRIEVAL_SIGNS,
     Head,
     Momentum,
+    MomentumSettings,
     Panel,
     Setup,
     Sign,
-    TargetSettings,
 )
 from seer_pipe.section import Positive
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from seer_pipe.objectives.moco_v3.objective import MocoV3
 
 
-class MocoV3Settings(TargetSettings):
+class MocoV3Settings(MomentumSettings):
     name: Literal["moco_v3"]
     head: Head = Head(hidden=[4096], dim=256)
     predictor: Positive = 4096

@@ -12,13 +12,13 @@ The official code adds the means of the two crops, so its loss is twice this one
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from seer_pipe.distributed.collectives import all_mean, rank, world_size
+from seer_pipe.distributed.collectives import rank, world_size
 from seer_pipe.distributed.gradients import gather_crops
 from seer_pipe.objectives.base import Moment, Objective
-from seer_pipe.objectives.metrics import directions, moments, spread
+from seer_pipe.objectives.heads import full_precision, unit
+from seer_pipe.objectives.metrics import logged
 
 
 class Simclr(Objective):
@@ -35,8 +35,8 @@ class Simclr(Objective):
 
     def loss(self, outputs: Tensor, moment: Moment, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         """Of projections [V · n, D] in crop-major rows."""
-        with torch.autocast(outputs.device.type, enabled=False):  # float32 whatever the network computes in
-            z = F.normalize(outputs.to(torch.promote_types(outputs.dtype, torch.float32)), dim=1)
+        with full_precision(outputs):
+            z = unit(outputs)
             images = len(z) // self.crops
             positives = _of_image(z.unflatten(0, (self.crops, images)))
             others = z @ gather_crops(z, images).T
@@ -59,16 +59,13 @@ class Simclr(Objective):
         similarity = others.masked_fill(others.isinf(), 0.0).sum(dim=1).mean() - (self.crops - 1) * positives.mean()
         of_rank, own = images * world_size(), self._own(images, z.device).squeeze(1)
         found = others.argmax(dim=1) % of_rank == own % of_rank
-        means = [loss, positives.mean(), similarity / pairs, found.double().mean(), *moments(directions(z))]
-        loss, positive, negative, top1, mean, moment = all_mean([value.double() for value in means])
-        metrics = {
-            "loss": loss,
-            "positive_similarity": positive,
-            "negative_similarity": negative,
-            "top1": top1,
-            **spread(mean, moment),
-        }
-        return {name: value.float() for name, value in metrics.items()}
+        return logged(
+            loss,
+            z,
+            positive_similarity=positives.mean(),
+            negative_similarity=similarity / pairs,
+            top1=found.double().mean(),
+        )
 
 
 def _of_image(z: Tensor) -> Tensor:

@@ -35,8 +35,7 @@ class SimclrSettings(Settings):
     )  # fmt: skip
 
     def check(self, views: Views, batch: int) -> None:
-        if views.count < 2:
-            raise ValueError(f"objective simclr needs 2 crops or more per image, views has {views.count}")
+        self.check_crops(views)
 
     def chance_loss(self, views: Views, batch: int) -> float:
         """ln(V · B − 1): all other crops of the batch are equally near."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seer_pipe.objectives.base import Moment, Objective
-from seer_pipe.objectives.heads import Prediction, agreement, unit
+from seer_pipe.objectives.heads import Prediction, agreement
 from seer_pipe.objectives.metrics import logged
 
 
@@ -25,4 +25,4 @@ class SimSiam(Objective):
     def loss(self, outputs: Prediction, moment: Moment, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         targets = outputs.projected.unflatten(0, (self.crops, -1)).index_select(0, self.targets).flatten(0, 1)
         loss = -agreement(outputs.predicted, targets, self.crops, self.targets).mean()
-        return loss, logged(loss, unit(outputs.projected)) if log else {}
+        return loss, logged(loss, outputs.projected) if log else {}

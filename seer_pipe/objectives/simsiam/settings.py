@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from seer_pipe.objectives.settings import EMBEDDING_PANELS, EMBEDDING_SIGNS, Head, Panel, Setup, Sign, TargetSettings
+from seer_pipe.objectives.settings import (
+    EMBEDDING_PANELS,
+    EMBEDDING_SIGNS,
+    Head,
+    Panel,
+    Setup,
+    Sign,
+    TargetSettings,
+    collapse_sign,
+)
 from seer_pipe.section import Positive
 
 if TYPE_CHECKING:
@@ -28,16 +37,7 @@ class SimSiamSettings(TargetSettings):
 
     def signs(self) -> Sequence[Sign]:
         """Nothing but the predictor and BatchNorm stands against collapse (facebookresearch/simsiam, issue 29)."""
-        return (
-            Sign(
-                ("embedding_std",),
-                lambda values: values["embedding_std"] < 0.1,
-                "the projections' spread is {embedding_std:.2f}: 1 over the sphere, 0 where all are one",
-                "the projections collapse to one: BatchNorm over all ranks (train.sync_bn: true) and in the head "
-                "(objective.head.batch_norm: true), a larger train.batch, or a lower optimizer.lr",
-            ),
-            *EMBEDDING_SIGNS,
-        )
+        return (collapse_sign("a larger train.batch"), *EMBEDDING_SIGNS)
 
     def network(self, trunk: Callable[[], Trunk]) -> Network:
         """Layers as in arXiv 2011.10566, section 3: BatchNorm after the last one without scale and shift."""

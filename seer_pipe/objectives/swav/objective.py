@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from seer_pipe.distributed.collectives import all_gather_rows, all_max_, all_mean, local, rank, world_size
 from seer_pipe.errors import UserError
-from seer_pipe.objectives.base import Moment, Objective
+from seer_pipe.objectives.base import Moment, Objective, take_saved
 from seer_pipe.objectives.heads import full_precision, projection
 from seer_pipe.objectives.metrics import entropy, moments, spread
 from seer_pipe.objectives.multicrop import predict_others
@@ -141,12 +141,7 @@ class Swav(Objective):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, own in ("queue", self.queue), ("last_nearest", self.last_nearest):
-            if state[name].shape != own.shape:
-                raise UserError(
-                    f"checkpoint: SwAV's {name} is {list(state[name].shape)}, this run's {list(own.shape)}: "
-                    "resume with the crops, prototypes and queue length that it was saved with"
-                )
-            own.copy_(state[name])
+            take_saved(own, state[name], f"SwAV's {name}", "crops, prototypes and queue length")
 
     def _by_crop(self, rows: Tensor) -> Tensor:
         return rows.unflatten(0, (self.crops, -1))

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from seer_pipe.distributed.traffic import FLOAT, Collectives
-from seer_pipe.objectives.settings import EMBEDDING_PANELS, EMBEDDING_SIGNS, Head, Panel, Settings, Setup, Sign
+from seer_pipe.objectives.settings import (
+    EMBEDDING_PANELS,
+    EMBEDDING_SIGNS,
+    Head,
+    Panel,
+    Settings,
+    Setup,
+    Sign,
+    uniform_sign,
+)
 from seer_pipe.section import Count, Positive
 
 if TYPE_CHECKING:
@@ -46,10 +55,7 @@ class SwavSettings(Settings):
     )  # fmt: skip
 
     def check(self, views: Views, batch: int) -> None:
-        if views.count < 2:
-            raise ValueError(f"objective swav needs 2 crops or more per image, views has {views.count}")
-        if max(self.assign) >= views.count:
-            raise ValueError(f"objective.assign names crop {max(self.assign)} of {views.count}")
+        self.check_crops(views, "assign")
         if self.queue % batch:
             raise ValueError(f"objective.queue must be a multiple of train.batch ({batch})")
         known = batch + self.queue
@@ -106,12 +112,10 @@ class SwavSettings(Settings):
         """What to try is what users and authors found to help (facebookresearch/swav, issues 12, 62, 69, 88, 120)."""
         chance = math.log(self.prototypes)
         return (
-            Sign(
-                ("loss",),
-                lambda values: abs(values["loss"] - chance) < 0.01 * chance,
-                f"the loss is {{loss:.3f}}, and ln K = {chance:.3f} where predictions are uniform",
-                "predictions are uniform: try a longer objective.freeze_images, fewer prototypes, a smaller "
-                "objective.epsilon or queue, a lower optimizer.lr",
+            uniform_sign(
+                chance,
+                "a longer objective.freeze_images, fewer prototypes, a smaller objective.epsilon or queue, a lower "
+                "optimizer.lr",
             ),
             Sign(
                 ("code_entropy",),

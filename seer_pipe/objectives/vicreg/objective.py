@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seer_pipe.distributed.collectives import all_mean, world_size
+from seer_pipe.distributed.collectives import world_size
 from seer_pipe.objectives.base import Moment, Objective
 from seer_pipe.objectives.columns import by_crop, centred, squared_moments
-from seer_pipe.objectives.metrics import directions, moments, spread
+from seer_pipe.objectives.heads import full_precision
+from seer_pipe.objectives.metrics import logged
 from seer_pipe.objectives.vicreg.settings import EPS, VicregSettings
 
 
@@ -32,7 +33,7 @@ class Vicreg(Objective):
 
     def loss(self, outputs: Tensor, moment: Moment, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         """Of projections [V · n, D] in crop-major rows."""
-        with torch.autocast(outputs.device.type, enabled=False):  # float32 whatever the network computes in
+        with full_precision(outputs):
             z = by_crop(outputs, self.crops)
             rows, variance = centred(z)
             batch = z.shape[1] * world_size()
@@ -44,18 +45,7 @@ class Vicreg(Objective):
             redundancy = (squares - variance.square().sum(1)).mean() / z.shape[2]
             weights = self.weights
             loss = weights.invariance * distance + weights.variance * hinge + 2 * weights.covariance * redundancy
-            return loss, self._metrics(rows, [loss, distance, hinge, redundancy]) if log else {}
-
-    @torch.no_grad()
-    def _metrics(self, rows: Tensor, terms: list[Tensor]) -> dict[str, Tensor]:
-        """`distance`, `hinge` and `redundancy`: the terms of the loss without weights, of one crop or pair."""
-        means = [*terms, *moments(directions(rows))]
-        loss, distance, hinge, redundancy, mean, moment = all_mean([value.double() for value in means])
-        metrics = {
-            "loss": loss,
-            "distance": distance,
-            "hinge": hinge,
-            "redundancy": redundancy,
-            **spread(mean, moment),
-        }
-        return {name: value.float() for name, value in metrics.items()}
+            if not log:
+                return loss, {}
+            # the terms without weights, of one crop or pair
+            return loss, logged(loss, rows, distance=distance, hinge=hinge, redundancy=redundancy)
