@@ -13,8 +13,8 @@ from seer_pipe.data.pieces import piece_size
 from seer_pipe.data.sources import Mix, Order, apportion, open_data, order_of
 from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk, multiply_adds
-from seer_pipe.train.build import checkpointed, outline
-from seer_pipe.train.traffic import IMAGES, calls, resolutions, shard_ranks, traffic
+from seer_pipe.train.build import checkpointed
+from seer_pipe.train.traffic import IMAGES, Outlined, outlined, resolutions, shard_ranks, traffic
 
 GB = 1e9
 #: Effective teraFLOP/s of a large GPU that the loader must keep up with: an upper bound for convolutions.
@@ -36,12 +36,13 @@ def examine(
     `mixing`, for images of ``image_bytes`` each), ``sets`` (see `each_set`), and ``problems``: sentences.
     """
     derived = settings.derive(config, order.total, gpus, correlation=order.correlation[1])
-    memory = estimate_memory(config, gpus)
-    flops = training_flops(config)
+    meta = outlined(config)
+    memory = estimate_memory(config, gpus, meta=meta)
+    flops = training_flops(config, meta)
     rate = FAST_GPU * 1e12 / flops
     found, sent = problems(config, derived, gpus, memory["total"], gpu_memory), []
     try:
-        sent = traffic(config, gpus)
+        sent = traffic(config, gpus, meta)
     except UserError as error:
         found.append(str(error))
     return {
@@ -107,18 +108,20 @@ def each_set(config: settings.Config, order: Order, steps: int, gpus: int) -> li
     ]  # fmt: skip
 
 
-def training_flops(config: settings.Config) -> float:
+def training_flops(config: settings.Config, meta: Outlined | None = None) -> float:
     """Floating-point operations of a training step an image, without what is computed again: thrice the forward's
     for each crop that the trained trunk sees, and once for each that a momentum copy sees."""
     name, stem, total = config.model.name, config.model.stem, 0.0
-    for module, its in calls(outline(config), config).items():
+    for module, its in (meta or outlined(config)).runs.items():
         for shape, gradient in its if isinstance(module, Trunk) else []:
             once = 2 * shape[0] / IMAGES * multiply_adds(name, shape[-1], stem=stem)
             total += 3 * once if gradient else once
     return total
 
 
-def estimate_memory(config: settings.Config, gpus: int, half: bool = True) -> dict[str, float]:
+def estimate_memory(
+    config: settings.Config, gpus: int, half: bool = True, meta: Outlined | None = None
+) -> dict[str, float]:
     """GB a GPU takes, by part; ``half``: activations in 16 bits, as on a GPU.
 
     Weights, gradients and momentum (two moments for AdamW) are float32, sharded unless train.parallel is none or
@@ -127,8 +130,8 @@ def estimate_memory(config: settings.Config, gpus: int, half: bool = True) -> di
     for the last of several resolutions (see `parallel.recompute`). Activations are the outputs of all convolutions,
     linear layers and BatchNorms, as the layers of the meta network have them.
     """
-    network = outline(config)
-    trunk = network.trunk
+    meta = meta or outlined(config)
+    network, trunk = meta.network, meta.network.trunk
     parameters = sum(parameter.numel() for parameter in network.parameters())
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     sharded = gpus > 1 and config.train.parallel in ("auto", "fsdp2")
@@ -138,7 +141,7 @@ def estimate_memory(config: settings.Config, gpus: int, half: bool = True) -> di
     largest = max(sum(p.numel() for p in block.parameters()) for block in trunk.blocks())
     images = config.train.batch / gpus / config.train.accumulate  # at a time
     width = 2 if half and config.train.precision != "fp32" else 4
-    kept = images * width * activations(config)
+    kept = images * width * activations(config, meta)
     moments = 2 if config.optimizer.name == "adamw" else 1
     parts = {
         "weights": 4 * parameters / share,
@@ -154,11 +157,10 @@ def estimate_memory(config: settings.Config, gpus: int, half: bool = True) -> di
     return {name: size / GB for name, size in parts.items()} | {"total": sum(parts.values()) / GB}
 
 
-def activations(config: settings.Config) -> float:
+def activations(config: settings.Config, meta: Outlined | None = None) -> float:
     """Numbers that the backward pass keeps of one image, over all of its crops."""
-    network = outline(config)
+    network, runs = meta or outlined(config)
     trunk = network.trunk
-    seen = calls(network, config)[trunk]
     chosen = set(checkpointed(trunk, config.train.activation_checkpointing))
     total = 0.0
     inside = {layer: block for block in trunk.blocks() for layer in block.modules()}
@@ -175,14 +177,16 @@ def activations(config: settings.Config) -> float:
             total += (1 + KEPT_BESIDE) * output.numel()
 
     leaves = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
-    for layer in network.modules():
-        if isinstance(layer, leaves) or layer in chosen:
-            layer.register_forward_hook(note)
+    hooks = [
+        layer.register_forward_hook(note) for layer in network.modules() if isinstance(layer, leaves) or layer in chosen
+    ]
     peak = 0.0
-    for (rows, *image), _ in seen:
+    for (rows, *image), _ in runs[trunk]:
         trunk.eval()(torch.empty(rows // IMAGES, *image, device="meta"))
         peak = max([peak, *recomputed.values()])
         recomputed.clear()
+    for hook in hooks:
+        hook.remove()
     return total + peak  # one block at a time is whole while it is computed again
 
 

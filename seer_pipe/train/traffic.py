@@ -34,8 +34,16 @@ class Call(NamedTuple):
 Calls = Mapping[nn.Module, list[Call]]
 
 
-def calls(network: Network, config: settings.Config) -> Calls:
-    """How often each module runs in a forward of a network on the meta device, on `IMAGES` images."""
+class Outlined(NamedTuple):
+    """A recipe's network on the meta device, and how often each module runs in a forward of it on `IMAGES` images."""
+
+    network: Network
+    runs: Calls
+
+
+def outlined(config: settings.Config) -> Outlined:
+    """It takes as long as a forward of all layers in Python: what asks for several numbers passes it on."""
+    network = outline(config)
     found: dict[nn.Module, list[Call]] = defaultdict(list)
 
     def note(module: nn.Module, inputs: Any) -> None:
@@ -48,16 +56,15 @@ def calls(network: Network, config: settings.Config) -> Calls:
     network([torch.empty(IMAGES, 3, size, size, device="meta") for size in sizes])
     for hook in hooks:
         hook.remove()
-    return found
+    return Outlined(network, found)
 
 
-def traffic(config: settings.Config, gpus: int) -> list[Collectives]:
+def traffic(config: settings.Config, gpus: int, meta: Outlined | None = None) -> list[Collectives]:
     """All collectives of a step on so many GPUs; none for one. UserError where train.sync_bn does not fit them."""
     ranks, _ = groups(config.train, gpus)
     if gpus == 1:
         return []
-    network = outline(config)
-    runs = calls(network, config)
+    network, runs = meta or outlined(config)
     found = [
         *config.objective.collectives(config.views, config.train.batch, gpus),
         Collectives("agreement", "all_reduce", gpus, 1, 3 * FLOAT),
