@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peers import import_torchvision
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -372,10 +373,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     os.environ["LIGHTLY_DID_VERSION_CHECK"] = "True"  # it would ask a server
-    declared = torch.library.Library("torchvision", "FRAGMENT")
-    if not hasattr(torch.ops.torchvision, "nms"):  # beside a CPU-only torch torchvision's operators do not load
-        for operator in ("nms", "qnms"):
-            declared.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import_torchvision()
     args.out.mkdir(parents=True, exist_ok=True)
     seeds = range(args.seeds)
     print(f"untrained: {mean_and_error([measure('untrained', 'none', args, seed) for seed in seeds])[0]:.1%}")

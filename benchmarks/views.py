@@ -37,6 +37,7 @@ import numpy as np
 import nvidia.dali.experimental.dynamic as ndd
 import torch
 from nvidia.dali import fn, pipeline_def, types
+from peers import import_torchvision
 from PIL import Image, ImageFilter
 
 from seer_pipe.data.dali import Augmenter, BadImages
@@ -372,14 +373,6 @@ def torchvision_v2(device: str) -> Callable[[Sequence[bytes]], object]:
         return [torch.stack([make(image) for image in images]) for make in recipes]
 
     return crops
-
-
-def import_torchvision() -> None:
-    declared = torch.library.Library("torchvision", "FRAGMENT")  # torchvision's kernels are not built for every torch
-    for operator in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, operator):
-            declared.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import torchvision  # noqa: F401 - while the declarations live
 
 
 def torchvision_crops() -> Callable[[Sequence[bytes]], object]:

@@ -57,7 +57,7 @@ def check(run: object, found: Collection[Difference], on_purpose: Collection[str
                         f"another folder or --fresh, or continue with {how}".replace("=None", "=null"))  # fmt: skip
 
 
-def next_pass(position: int, then: int, now: int, images_in_set: int) -> int:
+def next_epoch(position: int, then: int, now: int, images_in_set: int) -> int:
     """Where the data continue when the batch changes from ``then`` to ``now`` images: at the start of an epoch.
 
     ``position`` counts batches, before and after. Another batch has another order, so the epoch under way cannot be

@@ -72,7 +72,7 @@ def made(what: str, place: Path, as_json: bool, **more: Any) -> None:
 
 
 def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A line of heads and a line a row, in columns as wide as their widest cell."""
+    """A line of heads and one line per row, in columns as wide as their widest cell."""
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()

@@ -61,10 +61,10 @@ class Keeper:
         return self._stop or launched.cancelled
 
     def _start(self, run: Path, start: int) -> None:
-        launched = record.read(run)
-        assert launched is not None
         if self._to_stop(run):
             return
+        launched = record.read(run)
+        assert launched is not None
         for path in (run / "jobs").glob(f"ended-local.{start}.*"):
             path.unlink()
         settings, limit = launched.settings, minutes(launched.settings.time)

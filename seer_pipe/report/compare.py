@@ -14,7 +14,8 @@ import yaml
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.results import kept
-from seer_pipe.report.charts import Chart, Point
+from seer_pipe.objectives.settings import EMBEDDING_PANELS
+from seer_pipe.report.charts import MORE_PANELS, Chart, Point
 from seer_pipe.report.history import starts
 from seer_pipe.report.page import duration, environment, number, style, verdicts, write_page
 from seer_pipe.train.events import read_events
@@ -45,7 +46,7 @@ class Side:
 
     @property
     def speed(self) -> float | None:
-        """Images a second in the median logged step."""
+        """Images per second in the median logged step."""
         rates = [row["images_per_s"] for row in self.rows if "images_per_s" in row]
         return float(np.median(rates)) if rates else None
 
@@ -129,7 +130,7 @@ def summary(side: Side) -> dict[str, Any]:
 
 
 def table(sides: Sequence[Side]) -> tuple[list[str], list[list[str]], list[str]]:
-    """Heads, a row a run, and notes that say what the numbered evaluations are."""
+    """Heads, one row per run, and notes that say what the numbered evaluations are."""
     evaluations = list(dict.fromkeys(name for side in sides for name in side.results))
     heads = ["run", "objective", "trunk", "batch", "images", "took", "images/s", "GB"]
     heads += [f"{name.split(' (')[0]} [{n}]" for n, name in enumerate(evaluations, 1)]
@@ -177,7 +178,7 @@ def write_comparison(sides: Sequence[Side], out: Path) -> Path:
 
 
 def _accuracy(sides: Sequence[Side]) -> list[Chart]:
-    """Two charts an evaluation: by images, by hours. Every run is in each, so that it has one colour throughout."""
+    """Two charts per evaluation: by images, by hours. Every run is in each, so that it has one colour throughout."""
     charts = []
     for name in dict.fromkeys(name for side in sides for name in side.results):
         points = {side.name: list(side.results.get(name, ())) for side in sides}
@@ -189,11 +190,10 @@ def _accuracy(sides: Sequence[Side]) -> list[Chart]:
 
 
 def _curves(sides: Sequence[Side]) -> list[Chart]:
-    wanted = {"effective_rank": ("Effective rank", "Directions that the embeddings fill."),
-              "images_per_s": ("Throughput", "Images per second, all ranks together."),
-              "data_wait": ("Waiting for data", "Share of the time that training waits for the loader.")}  # fmt: skip
+    panels = {metric: panel for panel in (*EMBEDDING_PANELS, *MORE_PANELS) for metric in panel.metrics}
     return [
-        Chart(title, about, {side.name: [(row["images"], row[metric]) for row in side.rows if metric in row]
-                             for side in sides}, percent=metric == "data_wait", across="images")
-        for metric, (title, about) in wanted.items()
+        Chart(panels[metric].title, panels[metric].about,
+              {side.name: [(row["images"], row[metric]) for row in side.rows if metric in row] for side in sides},
+              percent=panels[metric].percent, across="images")
+        for metric in ("effective_rank", "images_per_s", "data_wait")
     ]  # fmt: skip

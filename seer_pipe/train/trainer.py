@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from seer_pipe import config as settings
-from seer_pipe.changes import next_pass
+from seer_pipe.changes import next_epoch
 from seer_pipe.config import Config
 from seer_pipe.data.loader import Batch, Loader
 from seer_pipe.data.order import slots_of
@@ -129,7 +129,7 @@ class Trainer:
         position = self.step + found.get("offset", 0)
         then, now = found["config"]["train"]["batch"], self.config.train.batch
         if then != now:
-            position = next_pass(position, then, now, self.plan.total)
+            position = next_epoch(position, then, now, self.plan.total)
         self.offset = position - self.step
         done, correlation = (self.step, self.images), self.plan.correlation[1]
         self.derived = settings.derive(self.config, self.plan.total, self.world.size, done, correlation)

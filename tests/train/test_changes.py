@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seer_pipe import config as settings
-from seer_pipe.changes import differences, next_pass
+from seer_pipe.changes import differences, next_epoch
 from seer_pipe.errors import UserError
 from seer_pipe.objectives.swav.settings import SwavSettings
 from seer_pipe.train.events import read_events
@@ -179,7 +179,7 @@ def test_other_first_weights_are_refused_once_steps_are_finished(
 def test_another_batch_begins_a_pass_that_was_not_begun(steps: int, then: int, now: int, more: int) -> None:
     images = max(then, now) + more
     before, after = images // then, images // now  # batches of an epoch
-    place = next_pass(steps, then, now, images)
+    place = next_epoch(steps, then, now, images)
     assert place >= steps  # as images that were replaced are told by their batch, which a resume cuts back to
     assert place % after == 0
     assert place // after >= steps / before
