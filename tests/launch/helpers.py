@@ -20,11 +20,13 @@ from seer_pipe.train.telemetry import read_metrics
 from tests.train.helpers import small
 
 PATIENCE = 240.0
+STEPS = 40
 COMMAND = [sys.executable, "-m", "seer_pipe"]
 
 
 def recipe(folder: Path, pictures: Path) -> Path:
-    config = small(pictures, train={"images": 128})
+    """Many more steps than a test waits for: on a busy machine a run of a few is over before it can be disturbed."""
+    config = small(pictures, train={"images": 8 * STEPS, "checkpoint_every": 5})
     settings.save(config, settings.derive(config, 34), folder / "recipe.yaml")
     return folder / "recipe.yaml"
 

@@ -65,16 +65,16 @@ def test_a_run_outlives_a_stop_and_a_kill(asked: list[str], tmp_path: Path) -> N
 def test_settings_changed_on_purpose_outlive_a_kill(asked: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(settings.load(Path(asked[1]), ["train.images=64"]), run, lambda _: None)
-    launched(*asked, "--tasks-per-node", 1, "--change", "train.images=128", "--out", run)
+    launched(*asked, "--tasks-per-node", 1, "--change", "train.images=256", "--out", run)
     processes = frozen(run, 10)
     os.kill(processes[0], signal.SIGKILL)
     thaw(processes)
-    until(run, "done", steps=16)
-    launched("resume", run, "--change", "optimizer.lr=0.5", "--change", "train.images=160")
-    until(run, "done", steps=20)
+    until(run, "done", steps=32)
+    launched("resume", run, "--change", "optimizer.lr=0.5", "--change", "train.images=288")
+    until(run, "done", steps=36)
     kept = yaml.safe_load((run / "config.yaml").read_text())["changes"]
     assert [(change["step"], change["settings"]) for change in kept] == [
-        (8, {"train.images": [64, 128]}), (16, {"optimizer.lr": [1.0, 0.5], "train.images": [128, 160]}),
+        (8, {"train.images": [64, 256]}), (32, {"optimizer.lr": [1.0, 0.5], "train.images": [256, 288]}),
     ]  # fmt: skip
     changes = [event["settings"] for event in read_events(run) if event["event"] == "change"]
     assert changes == [change["settings"] for change in kept]

@@ -16,6 +16,7 @@ from seer_pipe.train.events import read_events
 from seer_pipe.train.telemetry import read_metrics
 from tests.launch.helpers import (
     COMMAND,
+    STEPS,
     assert_same_run,
     frozen,
     launched,
@@ -30,7 +31,6 @@ from tests.launch.helpers import (
 from tests.train.helpers import make_pictures
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
-STEPS = 16
 
 
 @pytest.fixture(scope="module")
