@@ -145,6 +145,19 @@ def test_cancelled_and_resumed(straight: Path, asked: list[str], tmp_path: Path)
     assert_same_run(straight, run)
 
 
+def test_a_job_that_waits_takes_changes(asked: list[str], tmp_path: Path) -> None:
+    """The change is in what starts later, and not a second job."""
+    run = tmp_path / "run"
+    first = subprocess.check_output(["sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true"], text=True)
+    job = launched(*asked, "--dependency", f"afterany:{first.strip()}", "--out", run)
+    assert until(run, "queued")["job"] == job
+    assert launched("resume", run, "--change", "optimizer.lr=0.5", "--change", "train.images=16") == job
+    assert told(run)["state"] == "queued"
+    subprocess.run(["scancel", first.strip()], check=True)
+    assert until(run, "done")["step"] == 2
+    assert settings.load(run / "config.yaml").optimizer.lr == 0.5
+
+
 def test_a_dead_node_leaves_the_run_to_the_other(
     slurm_cluster: Path, straight: Path, asked: list[str], tmp_path: Path
 ) -> None:
