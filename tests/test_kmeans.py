@@ -1,6 +1,7 @@
 """Spherical k-means: against a plain one in float64, on any number of ranks, and what holds of any rows."""
 
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_is_lloyds_algorithm() -> None:
     drawn = kmeans(rows, 12, seed=1, iterations=0).centroids
     found = kmeans(rows, 12, seed=1, iterations=4)
     centroids, cluster, cosines = plain(rows, drawn, 4)
-    assert found.cosines == pytest.approx(cosines[: len(found.cosines)], abs=1e-6)
+    assert found.scores == pytest.approx(cosines[: len(found.scores)], abs=1e-6)
     assert cosines[-1] > cosines[0] + 0.05
     assert found.cluster.tolist() == cluster.tolist()
     torch.testing.assert_close(found.centroids.double(), torch.from_numpy(centroids), rtol=0, atol=1e-6)
@@ -66,7 +67,7 @@ def test_a_warm_start_keeps_the_numbers_of_the_clusters() -> None:
     first = kmeans(rows, 12, seed=0, iterations=20)
     again = kmeans(rows, 12, seed=5, number=7, start=first.centroids)
     assert torch.equal(first.cluster, again.cluster)
-    assert len(again.cosines) == 2  # nothing changed at the second, so it ended
+    assert len(again.scores) == 2  # nothing changed at the second, so it ended
     planted = kmeans(rows, 12, seed=0, start=rows[:12])
     assert torch.equal(planted.cluster, torch.arange(12).repeat(40))
 
@@ -85,7 +86,7 @@ def test_any_number_of_ranks(cuts: list[int]) -> None:
         assert torch.equal(part.centroids, parts[0].centroids)
         torch.testing.assert_close(part.centroids, whole.centroids, rtol=0, atol=1e-6)
         assert torch.equal(part.sizes, whole.sizes)
-        assert part.cosines == pytest.approx(whole.cosines, abs=1e-6)
+        assert part.scores == pytest.approx(whole.scores, abs=1e-6)
 
 
 @given(seed=st.integers(0, 2**40), n=st.integers(1, 60), width=st.integers(2, 6), clusters=st.integers(1, 20),
@@ -104,8 +105,8 @@ def test_properties(seed: int, n: int, width: int, clusters: int, kinds: int, pi
     assert torch.all(own >= exact.amax(1) - 1e-6)
     assert torch.equal(cluster, found.cluster)
     assert torch.allclose(cosine.double(), own, atol=1e-6)
-    assert found.cosine == pytest.approx(float(own.mean()), abs=1e-6)
-    assert all(later >= earlier - 1e-6 for earlier, later in zip(found.cosines, found.cosines[1:], strict=False))
+    assert found.score == pytest.approx(float(own.mean()), abs=1e-6)
+    assert all(later >= earlier - 1e-6 for earlier, later in zip(found.scores, found.scores[1:], strict=False))
     assert torch.equal(found.sizes, found.cluster.bincount(minlength=clusters))
     torch.testing.assert_close(found.centroids.norm(dim=1), torch.ones(clusters))
 
@@ -114,7 +115,7 @@ def test_fewer_rows_than_clusters() -> None:
     rows = torch.nn.functional.normalize(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)))
     found = kmeans(rows, 9, seed=0)
     assert found.sizes.sort(descending=True).values.tolist() == [1] * 5 + [0] * 4
-    assert found.cosine == pytest.approx(1)
+    assert found.score == pytest.approx(1)
     torch.testing.assert_close(found.centroids[found.cluster], rows)
 
 
@@ -125,7 +126,7 @@ def test_an_empty_cluster_splits_the_largest() -> None:
     start = torch.cat([rows[:1], -rows[:1].repeat(9, 1)])  # all rows but the other blob's to the first at most
     found = kmeans(rows, 10, seed=0, start=start, iterations=30)
     assert found.sizes.min() > 0
-    assert found.cosine > kmeans(rows, 2, seed=0).cosine
+    assert found.score > kmeans(rows, 2, seed=0).score
 
 
 def test_float16_rows_are_clustered_in_float32() -> None:
@@ -159,3 +160,53 @@ def memory_of(n: int) -> float:
 def test_memory_is_of_a_piece_and_the_centroids() -> None:
     """The cosines of all rows would be 0.6 GB."""
     assert run_ranks(1, memory_of, 10_000)[0] < 0.3e9
+
+
+def test_euclidean_is_scikit_learns() -> None:
+    """From the same start the same objective, centroids and clusters; also of rows far from the origin."""
+    from sklearn.cluster import KMeans
+
+    rows = blobs(spread=2) + 30
+    found = kmeans(rows, 12, seed=0, start=rows[:12], iterations=50, spherical=False)
+    theirs = KMeans(12, init=rows[:12].double().numpy(), n_init=1, max_iter=50, tol=0).fit(rows.double().numpy())
+    assert -found.score * len(rows) == pytest.approx(theirs.inertia_, rel=1e-6)
+    assert found.cluster.tolist() == theirs.labels_.tolist()
+    assert found.centroids.numpy() == pytest.approx(theirs.cluster_centers_, abs=1e-4)
+    assert all(later >= earlier - 1e-4 for earlier, later in zip(found.scores, found.scores[1:], strict=False))
+
+
+def test_spherical_is_worth_what_scikit_learns_is() -> None:
+    """Best of ten starts each, of unit rows: the mean directions of its clusters are no better by a percent."""
+    from sklearn.cluster import KMeans
+
+    unit = torch.nn.functional.normalize(blobs(clusters=20, spread=2))
+    theirs = torch.from_numpy(KMeans(20, n_init=10, random_state=0).fit(unit.numpy()).cluster_centers_).float()
+    best = nearest(unit, torch.nn.functional.normalize(theirs))[1].mean()
+    ours = max(kmeans(unit, 20, seed=seed, iterations=50).score for seed in range(10))
+    assert ours > best - 0.01 * (1 - best)
+
+
+def test_euclidean_on_ranks_with_an_empty_cluster() -> None:
+    rows = torch.cat([blobs(spread=1), torch.zeros(1, 16)])
+    start = torch.cat([rows[:11], torch.full((1, 16), 1e3)])  # nothing is near the last
+    whole = kmeans(rows, 12, seed=2, start=start, spherical=False)
+    parts = run_ranks(2, euclidean_on_ranks, rows, start)
+    assert torch.equal(torch.cat([part.cluster for part in parts]), whole.cluster)
+    torch.testing.assert_close(parts[0].centroids, whole.centroids, rtol=0, atol=1e-5)
+    assert whole.sizes.min() > 0
+    exact = torch.cdist(rows.double(), whole.centroids.double()).square()
+    assert whole.score == pytest.approx(-float(exact.amin(1).mean()), rel=1e-5)
+
+
+def euclidean_on_ranks(rows: Tensor, start: Tensor) -> Clustering:
+    return kmeans(rows.tensor_split(2)[dist.get_rank()], 12, seed=2, start=start, spherical=False)
+
+
+def test_rows_may_be_a_map_of_a_file(tmp_path: Path) -> None:
+    rows = blobs()
+    (tmp_path / "rows").write_bytes(rows.numpy().tobytes())
+    mapped = torch.from_file(str(tmp_path / "rows"), shared=True, size=rows.numel()).view(rows.shape)
+    for spherical in (True, False):
+        found = kmeans(mapped, 12, seed=1, spherical=spherical)
+        assert torch.equal(found.cluster, kmeans(rows, 12, seed=1, spherical=spherical).cluster)
+    assert (tmp_path / "rows").read_bytes() == rows.numpy().tobytes()

@@ -1,9 +1,12 @@
-"""Spherical k-means of rows that are spread over ranks, as DeepCluster-v2 clusters its memory (arXiv 2006.09882).
+"""K-means of rows that are spread over ranks: spherical, as DeepCluster-v2 clusters its memory, or Euclidean.
 
-Rows count by their direction alone: a row belongs to the centroid of the largest cosine, and a centroid is the mean
-direction of its rows (Dhillon and Modha 2001). All that is random follows from (seed, number) and from the rows' global
-numbers, and sums over rows are float64, so the result does not depend on how the rows are spread, up to rows that are
-equally near to two centroids.
+In the spherical one (arXiv 2006.09882) rows count by their direction alone: a row belongs to the centroid of the
+largest cosine, and a centroid is the mean direction of its rows (Dhillon and Modha 2001). In the Euclidean one a row
+belongs to the centroid of the least distance, and a centroid is the mean of its rows (Lloyd 1982). All that is random
+follows from (seed, number) and from the rows' global numbers, and sums over rows are float64, so the result does not
+depend on how the rows are spread, up to rows that are equally near to two centroids.
+
+Rows are only read, a piece at a time: they may be a map of a file that is larger than memory.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from torch import Tensor
 
 from seer_pipe.distributed.collectives import all_gather_rows, all_sum_, rank
 
-#: Numbers in flight at once: cosines of a piece of rows to all centroids, and the rows themselves.
+#: Numbers in flight at once: products of a piece of rows with all centroids, and the rows themselves.
 PIECE = 1 << 25
 #: How far a split moves the new centroid (faiss: 1/1024): small against a cluster, large against float32's rounding.
 SPLIT = 1e-3
@@ -29,14 +32,14 @@ SPLIT = 1e-3
 
 @dataclass(frozen=True)
 class Clustering:
-    centroids: Tensor  # [K, D] float32 of unit length, the same on every rank
+    centroids: Tensor  # [K, D] float32, the same on every rank; of unit length where spherical
     cluster: Tensor  # [n] int64, of this rank's rows
     sizes: Tensor  # [K] int64, rows of all ranks
-    cosines: list[float]  # mean over all rows of the cosine to their centroid, per iteration: what is maximised
+    scores: list[float]  # what is maximised, per iteration: the mean of `nearest`'s scores over all rows
 
     @property
-    def cosine(self) -> float:
-        return self.cosines[-1]
+    def score(self) -> float:
+        return self.scores[-1]
 
 
 @torch.no_grad()
@@ -48,6 +51,7 @@ def kmeans(
     number: int = 0,
     start: Tensor | None = None,
     iterations: int = 10,
+    spherical: bool = True,
     group: dist.ProcessGroup | None = None,
 ) -> Clustering:
     """Cluster the rows of all ranks.
@@ -61,6 +65,7 @@ def kmeans(
         start: centroids [K, D] to start from, the same on every rank; by default distinct rows of all ranks, drawn
             by their global numbers, which are in the order of ranks; fewer rows than clusters start several each.
         iterations: times that the centroids move.
+        spherical: by cosine; else by Euclidean distance, to rows as they are.
         group: a process group, or None for all ranks.
 
     Raises:
@@ -76,74 +81,82 @@ def kmeans(
             start = _rows_at(
                 rows, [chosen[k % len(chosen)] for k in range(clusters)], sum(counts[: rank(group)]), group
             )
-        centroids = F.normalize(start.float())
+        centroids = F.normalize(start.float()) if spherical else start.float()
         cluster = torch.full((len(rows),), -1, device=rows.device)
-        cosines: list[float] = []
+        scores: list[float] = []
         while True:
-            sums, sizes, cosine, changed = _assign(rows, centroids, cluster, group)
-            if not math.isfinite(cosine):
+            sums, sizes, score, changed = _assign(rows, centroids, cluster, spherical, group)
+            if not math.isfinite(score):
                 raise ValueError("k-means: there are rows that are not finite")
-            cosines.append(cosine)
-            if not changed or len(cosines) > iterations:
-                return Clustering(centroids, cluster, sizes, cosines)
-            centroids = _moved(centroids, sums, sizes, draws.getrandbits(63))
+            scores.append(score)
+            if not changed or len(scores) > iterations:
+                return Clustering(centroids, cluster, sizes, scores)
+            centroids = _moved(centroids, sums, sizes, spherical, draws.getrandbits(63))
 
 
 @torch.no_grad()
-def nearest(rows: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """The centroid [n] int64 of each row [n, D], of the largest cosine, and that cosine [n] float32.
+def nearest(rows: Tensor, centroids: Tensor, *, spherical: bool = True) -> tuple[Tensor, Tensor]:
+    """The nearest centroid [n] int64 of each row [n, D], and its score [n] float32.
 
-    Centroids [K, D] are of unit length. A row of zeros has cosine 0 to all, and falls to the first.
+    The score is the cosine, of centroids [K, D] of unit length; or, where not ``spherical``, minus the squared
+    distance. A row of zeros has cosine 0 to all, and falls to the first.
     """
     with torch.autocast(rows.device.type, enabled=False):
-        found = [_nearest(unit, centroids) for unit in _units(rows, len(centroids))]
+        found = [_nearest(piece, centroids, spherical) for piece in _pieces(rows, len(centroids), spherical)]
     if not found:
         return rows.new_zeros(0, dtype=torch.int64), rows.new_zeros(0, dtype=torch.float32)
-    return torch.cat([cluster for cluster, _ in found]), torch.cat([cosine for _, cosine in found])
+    return torch.cat([cluster for cluster, _ in found]), torch.cat([score for _, score in found])
 
 
-def _units(rows: Tensor, clusters: int) -> Iterator[Tensor]:
-    """The rows as float32 of unit length, in pieces of bounded memory."""
+def _pieces(rows: Tensor, clusters: int, spherical: bool) -> Iterator[Tensor]:
+    """The rows as float32, of unit length where ``spherical``, in pieces of bounded memory."""
     for piece in rows.split(max(1, PIECE // (clusters + 4 * rows.shape[1]))):
         if len(piece):
-            yield F.normalize(piece.float())
+            yield F.normalize(piece.float()) if spherical else piece.float()
 
 
-def _nearest(unit: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    cosine, cluster = (unit @ centroids.T).max(dim=1)
-    return cluster, cosine
+def _nearest(piece: Tensor, centroids: Tensor, spherical: bool) -> tuple[Tensor, Tensor]:
+    if spherical:
+        cosine, cluster = (piece @ centroids.T).max(dim=1)
+        return cluster, cosine
+    # |x - c|² less |x|², which is the same for all c; the score is computed apart, without its cancellation
+    cluster = torch.addmm(centroids.square().sum(dim=1), piece, centroids.T, alpha=-2).argmin(dim=1)
+    return cluster, -(piece - centroids[cluster]).square().sum(dim=1)
 
 
 def _assign(
-    rows: Tensor, centroids: Tensor, cluster: Tensor, group: dist.ProcessGroup | None
+    rows: Tensor, centroids: Tensor, cluster: Tensor, spherical: bool, group: dist.ProcessGroup | None
 ) -> tuple[Tensor, Tensor, float, float]:
-    """Put the nearest centroid of each row into ``cluster``. Over all ranks: the sums [K, D] of each cluster's unit
-    rows and its size [K], the mean cosine, and the share of the rows whose cluster changed; in one collective."""
+    """Put the nearest centroid of each row into ``cluster``. Over all ranks: the sums [K, D] of each cluster's rows,
+    of unit length where ``spherical``, and its size [K], the mean score, and the share of the rows whose cluster
+    changed; in one collective."""
     k, width = centroids.shape
     flat = torch.zeros(k * width + k + 2, dtype=torch.float64, device=rows.device)
     sums, sizes, totals = flat[: k * width].view(k, width), flat[k * width : -2], flat[-2:]
     at = 0
-    for unit in _units(rows, k):
-        found, cosine = _nearest(unit, centroids)
-        before = cluster[at : at + len(unit)]
-        totals += torch.stack([cosine.sum(dtype=torch.float64), (found != before).sum()])
+    for piece in _pieces(rows, k, spherical):
+        found, score = _nearest(piece, centroids, spherical)
+        before = cluster[at : at + len(piece)]
+        totals += torch.stack([score.sum(dtype=torch.float64), (found != before).sum()])
         before.copy_(found)
-        sums.index_add_(0, found, unit.double())
-        sizes.index_add_(0, found, torch.ones_like(cosine, dtype=torch.float64))
-        at += len(unit)
+        sums.index_add_(0, found, piece.double())
+        sizes.index_add_(0, found, torch.ones_like(score, dtype=torch.float64))
+        at += len(piece)
     all_sum_(flat, group)
-    cosine_mean, changed = (totals / sizes.sum()).tolist()
-    return sums, sizes.long(), cosine_mean, changed
+    mean, changed = (totals / sizes.sum()).tolist()
+    return sums, sizes.long(), mean, changed
 
 
-def _moved(centroids: Tensor, sums: Tensor, sizes: Tensor, seed: int) -> Tensor:
-    """The mean direction of each cluster; where its rows cancel out, or there are none, it stays."""
-    length = sums.norm(dim=1, keepdim=True)
-    moved = torch.where(length > 1e-9 * sizes[:, None], sums / length, centroids.double()).float()
+def _moved(centroids: Tensor, sums: Tensor, sizes: Tensor, spherical: bool, seed: int) -> Tensor:
+    """The mean of each cluster, or its direction; where its rows cancel out to none, or there are none, it stays."""
+    length = sums.norm(dim=1, keepdim=True) if spherical else sizes[:, None].double()
+    least = 1e-9 * sizes[:, None] if spherical else 0
+    moved = torch.where(length > least, sums / length, centroids.double()).float()
     if pairs := _splits(sizes.tolist()):
         empty, large = torch.tensor(pairs, device=moved.device).T
         noise = torch.randn(len(pairs), moved.shape[1], generator=torch.Generator().manual_seed(seed))
-        moved[empty] = F.normalize(moved[large] + SPLIT * F.normalize(noise).to(moved.device))
+        beside = moved[large] + SPLIT * moved.norm(dim=1).mean() * F.normalize(noise).to(moved.device)
+        moved[empty] = F.normalize(beside) if spherical else beside
     return moved
 
 
