@@ -218,7 +218,7 @@ class Train(Section):
         True, description="BatchNorm over all ranks, over groups of so many, or {images: N}: over so many images"
     )
     compile: Annotated[bool, FREE] = Field(False, description="compile each block, once per resolution")
-    channels_last: bool = Field(False, description="memory layout of images and weights; not with fsdp2")
+    channels_last: bool = Field(False, description="memory layout of images and, where they are not sharded, weights")
     activation_checkpointing: bool | list[Annotated[int, Field(ge=1, le=4)]] = Field(
         False, description="recompute blocks in backward: all, or those of these stages"
     )

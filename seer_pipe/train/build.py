@@ -69,8 +69,9 @@ def spread_network(config: settings.Config, world: World, samples: int = 0) -> S
     then does a rank give memory to what is its own. So a sharded network never stands whole anywhere.
     """
     network = outline(config)
-    network.to(memory_format=layout(config.train))  # type: ignore[call-overload]  # the stubs lack it
     mode = parallel_mode(config.train.parallel, world)
+    if mode != "fsdp2":  # it shards contiguous weights alone; of those a convolution of NHWC images makes NHWC copies
+        network.to(memory_format=layout(config.train))  # type: ignore[call-overload]  # the stubs lack it
     ranks, part = syncbn.groups(config.train, world.size)
     if ranks > 1:
         syncbn.convert(network, ranks_in_step(ranks, world))

@@ -48,8 +48,6 @@ def shard(network: nn.Module, units: Iterable[nn.Module], world: World, within: 
     ``within``: shard over groups of so many neighbouring ranks, or over those of a node, and replicate across the
     groups (HSDP); None: shard over all.
     """
-    if not all(parameter.is_contiguous() for parameter in network.parameters()):
-        raise UserError("train.channels_last: fsdp2 cannot shard it; set it to false, or train.parallel to ddp")
     size = world.size if within is None else _ranks_of_node() if within == "node" else int(within)
     if world.size % size:
         raise UserError(f"train.shard_within {within}: {world.size} ranks are no whole number of groups of {size}")

@@ -83,6 +83,11 @@ def guard(made: Any, optimizer: Optimizer) -> Guard:
     return Guard(made.network, optimizer, made.objective, torch.device("cpu"))
 
 
+def assert_channels_last(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    assert not output.is_contiguous()
+
+
 def run(
     choice: dict[str, Any], train: dict[str, Any], steps: int, like: int = 1
 ) -> tuple[list[float], dict[str, Tensor], int]:
@@ -94,6 +99,9 @@ def run(
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(build, "build_trunk", lambda *_, **__: TinyTrunk())
         made = spread_network(config, here)
+    if config.train.channels_last:
+        for block in made.network.trunk.blocks():
+            block.register_forward_hook(assert_channels_last)
     optimizer = build_optimizer(config.optimizer, made.network)
     step = TrainStep(config, derived, made, optimizer, here, guard(made, optimizer))
     losses, programs = [], 0
@@ -124,7 +132,7 @@ Result = tuple[list[float], dict[str, Tensor], int]
 
 def run_each(choices: list[dict[str, Any]], steps: int) -> list[tuple[Result, Result | None]]:
     """FSDP2's result of each choice and, where ranks have BatchNorms of their own, DDP's."""
-    sharded = [run(choice, {"parallel": "fsdp2"}, steps) for choice in choices]
+    sharded = [run(choice, {"parallel": "fsdp2", **choice.get("sharded", {})}, steps) for choice in choices]
     alone = [None if choice["sync_bn"] else run(choice, {"parallel": "ddp"}, steps) for choice in choices]
     return list(zip(sharded, alone, strict=True))
 
@@ -141,10 +149,12 @@ def compare(choices: list[dict[str, Any]], world: int, steps: int) -> None:
 
 CLIPPED = NOTHING | {
     "sync_bn": True, "optimizing": {"clip_norm": 0.05, "weight_decay": 0.1, "final_weight_decay": 0.0},
+    "sharded": {"channels_last": True},
 }  # fmt: skip
 
 
 def test_fsdp2_equals_one_process_with_everything_on() -> None:
+    """The second also against the other memory layout, in which weights are sharded contiguous."""
     compare([EVERYTHING, CLIPPED], 2, 5)
 
 
