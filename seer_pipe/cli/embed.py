@@ -39,7 +39,7 @@ def assign(
         Path | None,
         typer.Option(
             help="Folder of [bold]seer-pipe atlas[/bold] whose clusters by k-means are meant; by default the "
-            "objective's, where it names some."
+            "objective's, where it names some. Also of [bold]seer-pipe cluster[/bold]."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -54,3 +54,32 @@ def assign(
             print(f"{found['file']}: {found['reason']}", file=sys.stderr)
         else:
             print(found["file"], found["cluster"], found["confidence"], sep="\t")
+
+
+@verbs.command()
+@as_job
+def cluster(
+    source: Annotated[
+        Path, typer.Argument(help="A run's folder, an exported backbone's, or a file of [bold]seer-pipe embed[/bold].")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for clusters.parquet (key, shard, …), centroids and embeddings.")],
+    data: Annotated[
+        str | None, typer.Argument(help="Shard set; by default the one of the embeddings, or of the run.")
+    ] = None,
+    clusters: Annotated[
+        int | None,
+        typer.Option(min=2, help="By default the square root of the number of images, at most 16,000."),
+    ] = None,
+    euclidean: Annotated[
+        bool, typer.Option("--euclidean", help="By distance of the features as they are; else by their cosine.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cluster the images of a shard set by k-means of their features."""
+    from seer_pipe.evaluate.cluster import cluster_set
+
+    result = cluster_set(
+        source, data, out, clusters, spherical=not euclidean, say=lambda line: print(line, file=sys.stderr)
+    )
+    if result is not None:
+        show(result, as_json)

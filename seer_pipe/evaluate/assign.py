@@ -14,7 +14,7 @@ from torch import Tensor
 from seer_pipe.distributed.kmeans import nearest
 from seer_pipe.distributed.world import join
 from seer_pipe.errors import UserError
-from seer_pipe.evaluate.cluster import read_centroids
+from seer_pipe.evaluate.centroids import Centroids, read_centroids
 from seer_pipe.evaluate.features import Images
 from seer_pipe.evaluate.pictures import SUFFIXES, FilePictures
 from seer_pipe.evaluate.subject import Subject, load_subject
@@ -23,21 +23,21 @@ from seer_pipe.evaluate.subject import Subject, load_subject
 @dataclass(frozen=True)
 class Assigned:
     """The cluster of each image, [n] int32, and how surely, [n] float32: the share that it has of it where the head
-    names the clusters, else the cosine to the centroid."""
+    names the clusters, else the cosine to the centroid, or minus the squared distance."""
 
     cluster: Tensor
     confidence: Tensor
 
 
 @torch.no_grad()
-def assign(subject: Subject, features: Tensor, centroids: Tensor | None = None) -> Assigned | None:
+def assign(subject: Subject, features: Tensor, centroids: Centroids | None = None) -> Assigned | None:
     """The clusters of features [n, width] on the subject's device; None where its head names none.
 
-    ``centroids``: [K, width] of unit length, to be nearest to instead.
+    ``centroids``: those to be nearest to instead.
     """
     if centroids is not None:
-        cluster, cosine = nearest(features, centroids)
-        return Assigned(cluster.int().cpu(), cosine.cpu())
+        cluster, score = nearest(features, centroids.matrix.to(features.device), spherical=centroids.spherical)
+        return Assigned(cluster.int().cpu(), score.cpu())
     if subject.objective is None or subject.head is None or not subject.clusters:
         return None
     confidence, cluster = subject.objective.shares(subject.head, features).max(dim=1)
@@ -47,7 +47,8 @@ def assign(subject: Subject, features: Tensor, centroids: Tensor | None = None) 
 def assign_files(path: Path, images: list[Path], atlas: Path | None = None) -> Iterator[dict[str, Any]]:
     """The cluster of each image file, or of those in folders: file, cluster, confidence; or the reason why it has none.
 
-    ``atlas``: folder of an atlas of these weights whose clusters are by k-means; by default the head's.
+    ``atlas``: folder of an atlas of these weights whose clusters are by k-means, or of ``seer-pipe cluster``; by
+    default the head's.
     """
     files: list[Path] = []
     for place in images:
@@ -62,7 +63,7 @@ def assign_files(path: Path, images: list[Path], atlas: Path | None = None) -> I
                 f"{path}: names no clusters itself: draw an atlas by seer-pipe atlas, and give its folder by --atlas; "
                 "a run whose objective names clusters, or its export --format full, needs none"
             )
-        centroids = read_centroids(atlas, subject.digest).to(world.device) if atlas else None
+        centroids = read_centroids(atlas, subject.digest) if atlas else None
         listed = FilePictures(files, ", ".join(map(os.fspath, images)))
         pictures = Images(listed, subject.size, device=str(world.device))
         try:

@@ -27,7 +27,7 @@ from seer_pipe.data.order import Ints, Plan
 from seer_pipe.distributed.world import World, join
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.assign import assign
-from seer_pipe.evaluate.embeddings import CLUSTERS, IDENTITY, weights_of
+from seer_pipe.evaluate.embeddings import CLUSTERS, DATA, IDENTITY, weights_of
 from seer_pipe.evaluate.features import Images, extract
 from seer_pipe.evaluate.labels import left_out
 from seer_pipe.evaluate.pictures import FilePictures, ShardPictures
@@ -91,7 +91,7 @@ class _Work:
                 b"seer_pipe.backbone": subject.trunk.name.encode(),
                 CLUSTERS: str(self.clusters).encode(),
                 b"seer_pipe.images_seen": str(subject.images).encode(),
-                b"seer_pipe.data": shards.store.url.encode(),
+                DATA: shards.store.url.encode(),
             },
         )
 

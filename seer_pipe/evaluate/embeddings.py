@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from seer_pipe.data.order import Ints
 from seer_pipe.errors import UserError
 
 IDENTITY = b"seer_pipe.embeddings"  # in the file's metadata: SHA-256 of the weights, fingerprints of set and choice
+DATA = b"seer_pipe.data"  # the shard set, as it was named
 CLUSTERS = b"seer_pipe.clusters"  # how many there are, also without an image
 
 
@@ -55,6 +57,14 @@ def weights_of(file: Path) -> str:
     return words[0] if words else ""
 
 
+def data_of(file: Path) -> str:
+    """The shard set that a file of embeddings is of; UserError where it does not say."""
+    found = (open_embeddings(file).schema_arrow.metadata or {}).get(DATA, b"").decode()
+    if not found:
+        raise UserError(f"{file}: does not say which shard set it is of; give the set too")
+    return found
+
+
 def sampled(data: pq.ParquetFile, images: int) -> list[int]:
     """Row groups, evenly over the file, that hold at most so many images; at least one group."""
     largest = max(data.metadata.row_group(group).num_rows for group in range(data.num_row_groups))
@@ -62,11 +72,31 @@ def sampled(data: pq.ParquetFile, images: int) -> list[int]:
     return np.unique(np.linspace(0, data.num_row_groups - 1, wanted).astype(int)).tolist()
 
 
-def unit_features(table: pa.Table) -> torch.Tensor:
-    """The features of a table of embeddings, [n, width] float32 of unit length."""
+def features(table: pa.Table, *, unit: bool) -> torch.Tensor:
+    """The features of a table of embeddings, [n, width] float32; of ``unit`` length, or as they are."""
     flat = table["feature"].combine_chunks().flatten().to_numpy()
     width = table.schema.field("feature").type.list_size
-    return F.normalize(torch.tensor(flat, dtype=torch.float32).view(table.num_rows, width))
+    found = torch.tensor(flat, dtype=torch.float32).view(table.num_rows, width)
+    return F.normalize(found) if unit else found
+
+
+def feature_map(data: pq.ParquetFile, groups: list[int], folder: Path, *, unit: bool) -> torch.Tensor:
+    """The features of these row groups, [n, width], as a map of a nameless file in ``folder``, which goes with it.
+
+    So memory holds what is in use. Float16 where of ``unit`` length, else float32.
+    """
+    kind = torch.float16 if unit else torch.float32
+    rows = sum(data.metadata.row_group(group).num_rows for group in groups)
+    shape = rows, data.schema_arrow.field("feature").type.list_size
+    if rows == 0:
+        return torch.empty(shape, dtype=kind)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for group in groups:
+            found = features(data.read_row_group(group, ["feature"]), unit=unit).to(kind)
+            file.write(found.numpy().tobytes())
+        file.flush()
+        whole = torch.from_numpy(np.memmap(file, np.uint8, "r+"))
+    return whole.view(kind).view(shape)
 
 
 def clusters_of(data: pq.ParquetFile, groups: list[int] | None = None) -> Iterator[Ints]:

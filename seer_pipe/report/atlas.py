@@ -25,11 +25,11 @@ import pyarrow.csv as pa_csv
 from PIL import Image
 
 from seer_pipe.errors import UserError
-from seer_pipe.evaluate.cluster import cluster
+from seer_pipe.evaluate.cluster import cluster, count
 from seer_pipe.evaluate.embed import embed, features_of_files
 from seer_pipe.evaluate.embeddings import names_clusters, open_clusters, open_embeddings
 from seer_pipe.evaluate.subject import open_data_of
-from seer_pipe.report.clusters import ANSWERS, Clusters, Floats, count
+from seer_pipe.report.clusters import ANSWERS, Clusters, Floats
 from seer_pipe.report.clusters import clusters as read_clusters
 from seer_pipe.report.page import environment, style
 from seer_pipe.report.thumbnails import thumbnail, thumbnails

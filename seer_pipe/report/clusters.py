@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import torch
 
 from seer_pipe.errors import UserError
-from seer_pipe.evaluate.embeddings import CLUSTERS, clusters_of, open_clusters, open_embeddings, sampled, unit_features
+from seer_pipe.evaluate.cluster import count
+from seer_pipe.evaluate.embeddings import CLUSTERS, clusters_of, features, open_clusters, open_embeddings, sampled
 from seer_pipe.evaluate.labels import Labeller, labeller
 from seer_pipe.report.ingested import domain
 from seer_pipe.shards import ShardSet
@@ -116,20 +117,10 @@ def clusters(
     )  # fmt: skip
 
 
-def count(naming: pq.ParquetFile) -> Ints:
-    """Images of each cluster, all row groups."""
-    sizes = np.zeros(0, np.int64)
-    for cluster in clusters_of(naming):
-        here = np.bincount(cluster, minlength=len(sizes))
-        here[: len(sizes)] += sizes
-        sizes = here
-    return sizes
-
-
 def _features(data: pq.ParquetFile, naming: pq.ParquetFile, groups: list[int]) -> Iterator[tuple[Ints, Floats]]:
     """Clusters and features of unit length, a row group at a time."""
     for group, cluster in zip(groups, clusters_of(naming, groups), strict=True):
-        yield cluster, unit_features(data.read_row_group(group, ["feature"])).numpy()
+        yield cluster, features(data.read_row_group(group, ["feature"]), unit=True).numpy()
 
 
 def _centres(data: pq.ParquetFile, naming: pq.ParquetFile, groups: list[int], k: int) -> tuple[Sample, Floats]:

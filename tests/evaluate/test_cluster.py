@@ -1,19 +1,28 @@
 """Clusters where no objective names any: k-means of embeddings, and files that fall to its centroids."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from ingest.tools.excluded import exclude
+from seer_pipe.cli import app
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate import cluster as module
 from seer_pipe.evaluate.assign import assign_files
-from seer_pipe.evaluate.cluster import cluster, default_clusters, read_centroids
+from seer_pipe.evaluate.centroids import read_centroids
+from seer_pipe.evaluate.cluster import cluster, cluster_set, default_clusters
+from seer_pipe.evaluate.subject import load_subject
 from seer_pipe.export import export_backbone
 from seer_pipe.models import build_trunk
 from seer_pipe.report.atlas import write_atlas, write_keys
+from seer_pipe.shards import ShardSet
+from tests.distributed import run_ranks
 from tests.report.test_atlas import write_embeddings
 
 KINDS, EACH, WIDTH = 6, 50, 12
@@ -44,7 +53,7 @@ def test_every_image_falls_to_the_nearest_centroid(
     assert groups[0] == groups[1]
     assert table.select(["key", "shard", "index"]).equals(pq.read_table(file, columns=["key", "shard", "index"]))
     features = torch.tensor(data.read()["feature"].to_pylist()).double()
-    cosine = torch.nn.functional.normalize(features) @ read_centroids(tmp_path / "atlas", "").double().T
+    cosine = torch.nn.functional.normalize(features) @ read_centroids(tmp_path / "atlas", "").matrix.double().T
     assert table["cluster"].to_pylist() == cosine.argmax(1).tolist()
     assert table["confidence"].to_pylist() == pytest.approx(cosine.amax(1).tolist(), abs=1e-6)
     found = table["cluster"].to_numpy()
@@ -86,3 +95,54 @@ def test_a_backbone_alone_has_an_atlas_and_files_fall_to_its_clusters(
     export_backbone(trunk, tmp_path / "other", images=torch.randn(2, 3, 32, 32), metadata={})
     with pytest.raises(UserError, match="an atlas of other weights"):
         list(assign_files(tmp_path / "other", [folder], page.parent))
+
+
+def seer_pipe(*words: object) -> dict[str, Any]:
+    found = CliRunner().invoke(app, [*map(str, words), "--json"], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    return json.loads(found.stdout)
+
+
+def test_a_set_by_a_backbone_or_by_kept_embeddings(backbone: Path, shards: Path, folder: Path, tmp_path: Path) -> None:
+    first = seer_pipe("cluster", backbone, shards, "--out", tmp_path / "first", "--clusters", 3)
+    assert first == {"assignments": str(tmp_path / "first/clusters.parquet"), "images": 24, "clusters": 3,
+                     "empty": 0, "largest": first["largest"]}  # fmt: skip
+    table = pq.read_table(first["assignments"])
+    assert max(np.bincount(table["cluster"].to_numpy())) == first["largest"]
+    again = seer_pipe("cluster", tmp_path / "first/embeddings.parquet", "--out", tmp_path / "again", "--clusters", 3)
+    assert pq.read_table(again["assignments"]).equals(table)  # the set is that of the embeddings
+    assert {file.name for file in (tmp_path / "again").iterdir()} == {"clusters.parquet", "centroids.safetensors"}
+    seer_pipe("atlas-keys", first["assignments"], 0, 2, "--out", tmp_path / "keys.csv")
+    exclude(shards, str(tmp_path / "keys.csv"))
+    try:
+        excluded = ShardSet.open(shards).excluded.tolist()
+    finally:
+        (shards / "excluded.parquet").unlink()
+    assert excluded == np.flatnonzero(table["cluster"].to_numpy() != 1).tolist()
+
+
+def test_euclidean_clusters_and_files_that_fall_to_them(
+    backbone: Path, shards: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    seer_pipe("cluster", backbone, shards, "--out", out, "--clusters", 4, "--euclidean")
+    table = pq.read_table(out / "clusters.parquet")
+    features = torch.tensor(pq.read_table(out / "embeddings.parquet")["feature"].to_pylist()).double()
+    distance = torch.cdist(features, read_centroids(out, load_subject(backbone).digest).matrix.double()).square()
+    assert table["cluster"].to_pylist() == distance.argmin(1).tolist()
+    assert table["confidence"].to_pylist() == pytest.approx((-distance.amin(1)).tolist(), rel=1e-3, abs=1e-4)
+    found = {Path(line["file"]).stem: line for line in assign_files(backbone, [folder], out)}
+    same = [row for row in table.to_pylist() if int(row["key"]) % 5]
+    assert [found[row["key"][-2:]]["cluster"] for row in same] == [row["cluster"] for row in same]
+
+
+def test_two_ranks_cluster_as_one_does(backbone: Path, shards: Path, file: Path, tmp_path: Path) -> None:
+    one = cluster_set(file, "unused", tmp_path / "one", 12)
+    results = run_ranks(2, cluster_set, file, "unused", tmp_path / "two", 12)
+    assert one is not None
+    assert results == [one | {"assignments": str(tmp_path / "two/clusters.parquet")}, None]
+    alone, shared = (pq.read_table(tmp_path / f"{name}/clusters.parquet") for name in ("one", "two"))
+    assert shared.drop_columns(["confidence"]).equals(alone.drop_columns(["confidence"]))
+    assert shared["confidence"].to_pylist() == pytest.approx(alone["confidence"].to_pylist(), abs=1e-6)
+    with pytest.raises(UserError, match="does not say which shard set it is of; give the set too"):
+        cluster_set(file, None, tmp_path / "three")
