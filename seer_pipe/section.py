@@ -76,7 +76,7 @@ class Section(BaseModel):
 
 def _typed(value: Any, wanted: Any) -> Any:
     """``value`` of a tree that was read from YAML or JSON, as a field of the type ``wanted`` takes it."""
-    kinds = set(_members(wanted))
+    kinds = set(members(wanted))
     if isinstance(value, Plain):
         return str(value) if str in kinds else resolve(value)
     if isinstance(value, list):
@@ -90,15 +90,15 @@ def _typed(value: Any, wanted: Any) -> Any:
     return value
 
 
-def _members(kind: Any) -> Iterator[Any]:
+def members(kind: Any) -> Iterator[Any]:
     """The types that a field takes: those of a union, without what is annotated to them."""
     if get_origin(kind) in (dict, list, tuple) or not get_args(kind):
         yield kind
     elif hasattr(kind, "__metadata__"):
-        yield from _members(get_args(kind)[0])
+        yield from members(get_args(kind)[0])
     else:
         for member in get_args(kind):
-            yield from _members(member)
+            yield from members(member)
 
 
 def _is_section(kind: Any) -> bool:
@@ -234,7 +234,7 @@ def mark_of(section: type[Section], key: str) -> Mark | None:
     for name in key.split("."):
         fields = [kind.model_fields[name] for kind in kinds if name in kind.model_fields]
         mark = next((own for field in fields for own in field.metadata if isinstance(own, Mark)), mark)
-        kinds = [kind for field in fields for kind in _members(field.annotation) if _is_section(kind)]
+        kinds = [kind for field in fields for kind in members(field.annotation) if _is_section(kind)]
     return mark
 
 
@@ -250,8 +250,8 @@ def _keys(section: type[Section], prefix: str = "") -> Iterator[str]:
     """The dotted keys of a section and of all that it holds; ``[]`` stands for the places of a list."""
     for name, field in section.model_fields.items():
         yield prefix + name
-        for kind in _members(field.annotation):
+        for kind in members(field.annotation):
             several = get_origin(kind) is list
-            for inner in _members(get_args(kind)[0]) if several else (kind,):
+            for inner in members(get_args(kind)[0]) if several else (kind,):
                 if _is_section(inner):
                     yield from _keys(inner, f"{prefix}{name}{'[]' if several else ''}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from seer_pipe.cli import data, doctor, embed, evaluate, export, launch, quickstart, report, show, train
+from seer_pipe.cli import config, data, doctor, embed, evaluate, export, launch, quickstart, report, show, train
 from seer_pipe.cli.common import run_cli
 
 ABOUT = """Pretrain a vision backbone on uncurated images, and take it elsewhere.
@@ -32,7 +32,7 @@ for launch; OMP_NUM_THREADS, the threads of a training on a CPU.
 PANELS = {
     "Start": (quickstart,),
     "Data": (data,),
-    "Training": (doctor, train),
+    "Training": (config, doctor, train),
     "Cluster": (launch,),
     "Evaluation and export": (evaluate, embed, export),
     "Looking": (show, report),

@@ -21,6 +21,8 @@ def train(
     init_from: Annotated[Path | None, typer.Option(help="First weights of the trunk: an export of ours, or a file of "
                                                         "torchvision, timm, Transformers, SEER or SwAV.")] = None,
     change: Change = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the resolved recipe with all that is derived, and "
+                                                      "stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object for each event and each logged step; lines "
                                                          "for people go to standard error.")] = False,
 ) -> None:  # fmt: skip
@@ -30,11 +32,17 @@ def train(
 
     Ctrl-C, SIGTERM and the end of a Slurm allocation commit a checkpoint first; the exit code is then 130.
     """
-    from seer_pipe.cli.progress import watching
     from seer_pipe.recipes import load_recipe
-    from seer_pipe.run import start
 
     recipe = load_recipe(config, [*(overrides or []), *(change or [])])
+    if show:
+        from seer_pipe.describe import resolved
+
+        print(resolved(recipe), end="")
+        return
+    from seer_pipe.cli.progress import watching
+    from seer_pipe.run import start
+
     run = out or Path("runs") / recipe.name
     with watching(as_json) as (say, on_event):
         finished = start(recipe, run, say, on_event=on_event, fresh=fresh, init_from=init_from,

@@ -3,6 +3,7 @@
 from seer_pipe.config.derived import Derived as Derived
 from seer_pipe.config.derived import derive as derive
 from seer_pipe.config.loading import Record as Record
+from seer_pipe.config.loading import dump as dump
 from seer_pipe.config.loading import flat as flat
 from seer_pipe.config.loading import load as load
 from seer_pipe.config.loading import parse as parse

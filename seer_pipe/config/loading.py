@@ -61,14 +61,20 @@ def read_record(path: Path) -> Record:
     return Record(tree.get("init"), tree.get("changes", ()))
 
 
-def save(config: Config, derived: Derived, path: Path, record: Record = Record()) -> str:
+def dump(config: Config, derived: Derived | None, record: Record = Record()) -> str:
     """The resolved config with every derived value, as YAML."""
-    tree = config.model_dump(mode="json") | {"derived": asdict(derived)}
+    tree = config.model_dump(mode="json") | {"derived": derived and asdict(derived)}
     if record.init is not None:
         tree["init"] = dict(record.init)
     if record.changes:
         tree["changes"] = [dict(change) for change in record.changes]
     text: str = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None)
+    return text
+
+
+def save(config: Config, derived: Derived, path: Path, record: Record = Record()) -> str:
+    """Write `dump`, and return it."""
+    text = dump(config, derived, record)
     FolderStore(path.parent).put(path.name, text.encode())  # a kill leaves the one or the other, and never a part
     return text
 

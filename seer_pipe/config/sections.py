@@ -41,31 +41,57 @@ BoardName = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class Source(Section):
+    """One of several shard sets."""
+
     path: Place = Field(description="shard set: a folder or s3://bucket/prefix")
-    weight: Annotated[float, Field(gt=0)] = Field(description="share of the batch, in proportion to the others'")
+    weight: Annotated[float, Field(gt=0)] = Field(
+        description="share of the batch, in proportion to the others'; a small set with a large one is repeated often"
+    )
 
 
 class Cache(Section):
-    path: Place = Field(description="folder on a disk of the node, for what comes from an object store")
-    gb: Annotated[float, Field(gt=0)] = Field(description="that all processes of the node together keep there")
+    """A disk of the node for what comes from an object store; worth it where a set is read more than once."""
+
+    path: Place = Field(description="folder on a disk of the node; jobs that read the same set may share it")
+    gb: Annotated[float, Field(gt=0)] = Field(
+        description="that all processes of the node together keep there; what is larger than it is fetched again"
+    )
 
 
 class Data(Section):
+    """Where the images are, and in which order and how far ahead they are read."""
+
     path: Annotated[Place | None, FREE] = Field(
-        None, description="shard set: a folder or s3://bucket/prefix; or give sources"
+        None,
+        description="shard set: a folder or s3://bucket/prefix; or give sources. A set may move: give its new place",
     )
     sources: Annotated[Annotated[list[Source], Field(min_length=1)] | None, FREE] = Field(
-        None, description="shard sets to be mixed"
+        None, description="shard sets to be mixed, instead of path; every batch holds the same number of images of each"
     )
-    lanes: Positive | None = Field(None, description="parts of the set that a batch comes from; default: the batch")
-    window: Positive = Field(32, description="chunks that a lane draws from in turn; more: batches look less alike")
-    chunk: Positive | None = Field(None, description="samples read at once; default: up to 128")
-    threads: Annotated[Positive, FREE] = Field(2, description="decoding threads per rank")
-    ahead: Annotated[Positive, FREE] = Field(2, description="batches made in advance")
-    memory_gb: Annotated[float, Field(gt=0), FREE] = Field(1.0, description="that a rank reads in advance")
+    lanes: Positive | None = Field(
+        None, description="parts of the set that a batch comes from, a divisor of the batch; default: the batch. Fewer "
+        "open fewer chunks at a time, and mix a batch less"
+    )  # fmt: skip
+    window: Positive = Field(
+        32, description="chunks that a lane draws from in turn. More: batches of a sorted set look less alike. Fewer, "
+        "for a shuffled set: larger requests to a store"
+    )  # fmt: skip
+    chunk: Positive | None = Field(
+        None, description="samples read at once; default: up to 128, fewer for a small set. 1 is a full shuffle, slow "
+        "from a store"
+    )  # fmt: skip
+    threads: Annotated[Positive, FREE] = Field(
+        2, description="decoding threads per rank; raise it where steps wait for data (data_wait) and cores are idle"
+    )
+    ahead: Annotated[Positive, FREE] = Field(
+        2, description="batches made in advance; raise it where the store's speed varies, at the cost of memory"
+    )
+    memory_gb: Annotated[float, Field(gt=0), FREE] = Field(
+        1.0, description="that a rank reads in advance; more makes requests to an object store larger and fewer"
+    )
     cache: Annotated[Cache | None, FREE] = None
     max_bad_fraction: Annotated[Probability, FREE] = Field(
-        0.01, description="stop when more images than this had to be replaced"
+        0.01, description="stop when more images than this had to be replaced, for they could not be read or decoded"
     )
 
     @model_validator(mode="after")
@@ -89,15 +115,30 @@ class Augment(Section):
     height of the box.
     """
 
-    flip: Probability = 0.5
-    jitter: tuple[Rate, Rate, Rate, Annotated[float, Field(ge=0, le=0.5)]] = (0.8, 0.8, 0.8, 0.2)
-    jitter_p: Probability = 0.8
-    jitter_order: Literal["random", "fixed"] = "random"
-    grey_p: Probability = 0.2
-    blur_p: Probability = 0.5
-    blur_sigma: tuple[Rate, Rate] = (0.1, 2.0)
-    solarise_p: Probability = 0.0
-    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (3 / 4, 4 / 3)
+    flip: Probability = Field(
+        default=0.5, description="share of the crops that are mirrored; 0 where left and right matter"
+    )
+    jitter: tuple[Rate, Rate, Rate, Annotated[float, Field(ge=0, le=0.5)]] = Field(
+        default=(0.8, 0.8, 0.8, 0.2), description="strength of brightness, contrast, saturation and hue; weaker where "
+        "colour is what distinguishes the images"
+    )  # fmt: skip
+    jitter_p: Probability = Field(default=0.8, description="share of the crops that are jittered")
+    jitter_order: Literal["random", "fixed"] = Field(
+        default="random",
+        description="of the four: drawn for each crop, or as listed; fixed only to follow a recipe that has it",
+    )
+    grey_p: Probability = Field(default=0.2, description="share of the crops that lose their colour; 0 for grey images")
+    blur_p: Probability = Field(default=0.5, description="share of the crops that are blurred")
+    blur_sigma: tuple[Rate, Rate] = Field(
+        default=(0.1, 2.0), description="lowest and highest sigma, in pixels of the crop; smaller for small crops"
+    )
+    solarise_p: Probability = Field(
+        default=0.0,
+        description="share of the crops whose bright half is inverted; for unequal views, in one group of crops",
+    )
+    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
+        default=(3 / 4, 4 / 3), description="least and greatest width / height of the box that is cut out"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Augment:
@@ -109,13 +150,23 @@ class Augment(Section):
 
 
 class Crop(Section):
-    count: Positive
-    size: Annotated[int, Field(ge=8, le=2048)] = Field(description="pixels")
-    scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
-    layout: Literal["independent", "quarter_turns"] = Field(
-        "independent", description="quarter_turns: each crop four times, turned by 0, 90, 180 and 270 degrees"
+    """A group of crops that are made alike."""
+
+    count: Positive = Field(description="crops of this group per image; time and memory of a step grow with it")
+    size: Annotated[int, Field(ge=8, le=2048)] = Field(
+        description="pixels of a side; time and memory grow with its square. Small crops are cheap further views"
     )
-    augment: Augment | None = Field(None, description="what differs from views.augment for these crops")
+    scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = Field(
+        description="least and greatest share of the image's area that is cut out; a higher least share makes the task "
+        "easier, as uncurated images of several things may need"
+    )
+    layout: Literal["independent", "quarter_turns"] = Field(
+        "independent", description="quarter_turns: each crop four times, turned by 0, 90, 180 and 270 degrees, for "
+        "objectives that predict the turn"
+    )  # fmt: skip
+    augment: Augment | None = Field(
+        None, description="what differs from views.augment for these crops, for methods whose views are unequal"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Crop:
@@ -130,7 +181,11 @@ class Crop(Section):
 
 
 class Views(Section):
-    crops: Annotated[list[Crop], Field(min_length=1)]
+    """What is cut out of an image, and how it is augmented."""
+
+    crops: Annotated[list[Crop], Field(min_length=1)] = Field(
+        description="groups of crops: the large ones first, for objectives name crops by their number"
+    )
     augment: Augment = Augment()
 
     @model_validator(mode="before")
@@ -162,31 +217,55 @@ class Views(Section):
 
 
 class Model(Section):
-    name: str
-    stem: Literal["imagenet", "small"] = "imagenet"
+    """The trunk, which is what a run makes."""
+
+    name: str = Field(description="of the trunk: resnet18, resnet50, resnext101_32x8d, regnety_16gf, …; a wrong one is "
+                                  "answered with those that there are")  # fmt: skip
+    stem: Literal["imagenet", "small"] = Field(
+        "imagenet", description="first layers: imagenet reduces a side by 4 at once; small keeps it, for crops of up "
+        "to 96 pixels; ResNets only"
+    )  # fmt: skip
 
 
 class Optimizer(Section):
+    """What moves the weights, and how fast."""
+
     name: Annotated[
         Literal["larc", "lars", "sgd", "adamw"], fixed("the checkpoints hold the state of this optimiser")
-    ] = "larc"
-    lr: Annotated[float, Field(gt=0)] = Field(0.3, description="peak, for a batch of 256; scaled linearly")
-    final_lr: Probability = Field(0.001, description="share of the peak at the end")
-    warmup_lr: Probability = Field(0.0, description="share of the peak at the start")
-    warmup_images: Count = 0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    ] = Field("larc", description="larc and lars adapt the rate of each layer, for batches of thousands; sgd or adamw "
+                                  "for small ones")  # fmt: skip
+    lr: Annotated[float, Field(gt=0)] = Field(
+        0.3, description="peak, for a batch of 256; scaled linearly with the batch. Lower it where the loss is not "
+        "finite or embeddings collapse; adamw takes about 0.001"
+    )  # fmt: skip
+    final_lr: Probability = Field(0.001, description="share of the peak at the end of the cosine")
+    warmup_lr: Probability = Field(0.0, description="share of the peak at the start of the warm-up")
+    warmup_images: Count = Field(
+        0, description="images over which the rate rises to its peak in a line; longer for large batches and high rates"
+    )
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine",
+        description="after the warm-up; constant where the length is not known, so that a run can be prolonged",
+    )
     cosine_from: Literal["warmup", "start"] = Field(
         "warmup", description="where the cosine begins: at the end of the warm-up, or under it at the start, as SEER's"
     )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Rate = 1e-6
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of larc, lars and sgd; adamw has its own")
+    weight_decay: Rate = Field(
+        1e-6,
+        description="share of the weights, times the rate, that a step takes away; adamw takes much more, 0.05 say",
+    )
     final_weight_decay: Rate | None = Field(
         None, description="at the end, by half a cosine over the run's images; default: constant"
     )
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="longest gradient, of the whole network; default: not clipped"
-    )
-    trust: Annotated[float, Field(gt=0)] = 0.001
+        None, description="longest gradient, of the whole network; default: not clipped. For runs with rare large "
+        "gradients: see grad_norm in the report"
+    )  # fmt: skip
+    trust: Annotated[float, Field(gt=0)] = Field(
+        0.001, description="of larc and lars: a layer's own rate is this times the norm of its weights over that of "
+        "its gradient"
+    )  # fmt: skip
     exclude: Annotated[
         list[Literal["bias", "norm"]], fixed("the checkpoints hold the state of these parameter groups")
     ] = Field([], description="what has neither decay nor adapted rate; SwAV and SEER exclude nothing")
@@ -195,50 +274,79 @@ class Optimizer(Section):
 class ImageGroups(Section):
     """BatchNorm over so many images, whatever the number of ranks: several ranks' own, or slices of one's."""
 
-    images: Positive
+    images: Positive = Field(description="whose statistics BatchNorm takes together; the same on any number of GPUs")
 
 
 class Train(Section):
-    batch: Positive = Field(description="images per step, over all ranks")
-    images: Annotated[Positive | None, LENGTH] = Field(None, description="images in all; or give epochs")
+    """How long, on what and in which precision a network is trained, and what is kept of it."""
+
+    batch: Positive = Field(
+        description="images per step, over all ranks, which must divide it; the rate follows it. A smaller one needs "
+        "less memory; see also accumulate"
+    )
+    images: Annotated[Positive | None, LENGTH] = Field(
+        None, description="images in all, repeats counted; or give epochs"
+    )
     epochs: Annotated[Annotated[float, Field(gt=0)] | None, LENGTH] = Field(
         None, description="times through the set; default: one"
     )
-    device: Annotated[Literal["auto", "cpu", "cuda"], FREE] = "auto"
-    threads: Annotated[Positive | None, FREE] = Field(
-        None, description="CPU threads per rank for the network; default: torch's"
+    device: Annotated[Literal["auto", "cpu", "cuda"], FREE] = Field(
+        "auto", description="auto: a GPU where there is one; cuda: fail where there is none"
     )
-    parallel: Annotated[Literal["auto", "none", "ddp", "fsdp2", "fairscale"], FREE] = "auto"
+    threads: Annotated[Positive | None, FREE] = Field(
+        None, description="CPU threads per rank for the network; default: torch's. On a CPU sums depend on it in the "
+        "last bits, so keep it for an exact resume"
+    )  # fmt: skip
+    parallel: Annotated[Literal["auto", "none", "ddp", "fsdp2", "fairscale"], FREE] = Field(
+        "auto", description="over several processes: auto is fsdp2, which shards the network; ddp sends less where a "
+        "GPU holds it whole; fairscale is refused with the reason"
+    )  # fmt: skip
     shard_within: Annotated[Literal["node"] | Positive | None, FREE] = Field(
         None, description="fsdp2: shard over the ranks of a node, or so many, and replicate across; default: over all"
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    accumulate: Positive = Field(1, description="gradient accumulation: micro-batches; the loss sees the full batch")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="of the network's arithmetic; auto: bf16 on a GPU that has it, else fp16, and fp32 on a "
+        "CPU. fp32 to rule precision out as a cause"
+    )  # fmt: skip
+    accumulate: Positive = Field(
+        1, description="gradient accumulation: micro-batches; the loss sees the full batch. For batches that do not "
+        "fit, at one more forward pass"
+    )  # fmt: skip
     sync_bn: bool | Positive | ImageGroups = Field(
-        True, description="BatchNorm over all ranks, over groups of so many, or {images: N}: over so many images"
+        True, description="BatchNorm over all ranks, over groups of so many, or {images: N}: over so many images, to "
+        "send less from some 64 ranks on; false: each rank alone"
+    )  # fmt: skip
+    compile: Annotated[bool, FREE] = Field(
+        False, description="compile each block, once per resolution; try it where a GPU is not busy"
     )
-    compile: Annotated[bool, FREE] = Field(False, description="compile each block, once per resolution")
-    channels_last: bool = Field(False, description="memory layout of images and, where they are not sharded, weights")
+    channels_last: bool = Field(
+        False,
+        description="memory layout of images and, where they are not sharded, weights; faster convolutions mostly",
+    )
     activation_checkpointing: bool | list[Annotated[int, Field(ge=1, le=4)]] = Field(
-        False, description="recompute blocks in backward: all, or those of these stages"
-    )
-    log_every: Annotated[Positive, FREE] = Field(10, description="steps")
+        False, description="recompute blocks in backward: all, or those of these stages; less memory for a third more "
+        "arithmetic"
+    )  # fmt: skip
+    log_every: Annotated[Positive, FREE] = Field(10, description="steps between two logged ones")
     log_to: Annotated[list[BoardName], FREE] = Field(
-        ["tensorboard"], description="besides metrics.jsonl; wandb and mlflow are extras"
+        ["tensorboard"], description="besides metrics.jsonl; wandb and mlflow are extras to be installed; [] for none"
     )
-    checkpoint_every: Annotated[Positive, FREE] = Field(1000, description="steps")
+    checkpoint_every: Annotated[Positive, FREE] = Field(
+        1000, description="steps between two; a kill loses at most as many"
+    )
     keep: Annotated[Positive, FREE] = Field(
         3, description="newest checkpoints to keep, besides the best by kNN where there is a probe"
     )
     keep_every_images: Annotated[Positive | None, FREE] = Field(
-        None, description="one checkpoint per so many images is kept permanently"
+        None, description="one checkpoint per so many images is kept permanently, to evaluate the run's course later"
     )
     checkpoints: Annotated[Place | None, FREE] = Field(
         None, description="s3://bucket/prefix or a folder, of this run alone; default: in the run's folder"
     )
     stop_before: Annotated[Seconds, FREE] = Field(
-        120.0, description="stop this long before the allocation ends: 10m, 90s, 2h"
-    )
+        120.0, description="stop this long before the allocation ends: 10m, 90s, 2h; longer than a step and a "
+        "checkpoint take"
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
@@ -252,8 +360,13 @@ class Health(Section):
 
     max_skips: Count = Field(default=3, description="such steps in a row before a rollback to the last checkpoint")
     max_rollbacks: Count = Field(default=2, description="rollbacks without a new checkpoint before the run stops")
-    rollback_lr: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="multiplies the rate at each")
-    timeout: Seconds = Field(default=600.0, description="a process that makes no progress for so long ends")
+    rollback_lr: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="multiplies the rate at each rollback; below 1 where the rate itself is the cause"
+    )
+    timeout: Seconds = Field(
+        default=600.0, description="a process that makes no progress for so long ends: 10m, 90s, 2h; longer than the "
+        "slowest step, checkpoint or probe"
+    )  # fmt: skip
 
 
 class Probe(Section):
@@ -261,14 +374,22 @@ class Probe(Section):
 
     path: Place = Field(description="shard set: a folder or s3://bucket/prefix")
     labels: Annotated[str, AfterValidator(_absolute_csv)] = Field(
-        "folder", description="CSV file (source,label), or 'folder': an image's folder is its class"
+        "folder", description="CSV file (source,label or key,label), or 'folder': an image's folder is its class"
     )
-    every_images: Positive = Field(description="measured, and a checkpoint saved, once in so many images")
+    every_images: Positive = Field(
+        description="measured, and a checkpoint saved, once in so many images; rarer where it takes long"
+    )
 
 
 class Config(Section):
-    name: Annotated[str, FREE]
-    seed: Annotated[Count, fixed("the order of the images and all crops follow from it")] = 0
+    """A run."""
+
+    name: Annotated[str, FREE] = Field(
+        description="of the recipe; the run's folder is runs/NAME unless --out says other"
+    )
+    seed: Annotated[Count, fixed("the order of the images and all crops follow from it")] = Field(
+        0, description="of weights, order and crops; another one repeats an experiment independently"
+    )
     data: Annotated[Data, fixed("the order of the images follows from it")]
     views: Annotated[Views, fixed("the objective and its queue are made for these crops")]
     model: Annotated[Model, fixed("the checkpoints hold the weights of this network")]

@@ -19,31 +19,42 @@ UNITS = {"d": 24 * 60, "h": 60, "m": 1}
 
 
 class Cluster(Section):
-    cluster: Literal["auto", "slurm", "local"] = Field("auto", description="auto: Slurm where one answers")
-    nodes: Positive = 1
+    """What a job asks for: a file in slurm/clusters, or options of launch."""
+
+    cluster: Literal["auto", "slurm", "local"] = Field(
+        "auto", description="auto: Slurm where one answers, this machine otherwise; local: this machine"
+    )
+    nodes: Positive = Field(1, description="machines of the run; train.batch must divide over all of their tasks")
     min_nodes: Positive | None = Field(None, description="continue with as few nodes when others fail; default: all")
-    gpus_per_node: Annotated[int, Field(ge=0)] = 0
-    tasks_per_node: Positive | None = Field(None, description="default: one per GPU, or one")
-    cpus_per_task: Positive | None = None
+    gpus_per_node: Annotated[int, Field(ge=0)] = Field(0, description="one task each; 0: on CPUs")
+    tasks_per_node: Positive | None = Field(None, description="default: one per GPU, or one; to be set on CPUs")
+    cpus_per_task: Positive | None = Field(
+        None, description="cores; default: the cluster's. data.threads and one more at least"
+    )
     mem: str | None = Field(None, description="of a node, as Slurm has it: 400G")
     time: str = Field("1d", description="3d, 12h, 90m; a longer run continues through requeues")
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    exclude: str | None = None
-    dependency: str | None = None
+    partition: str | None = Field(None, description="Slurm's partition; default: the cluster's")
+    account: str | None = Field(None, description="that the time is charged to, where the cluster wants one")
+    qos: str | None = Field(None, description="Slurm's quality of service, where the cluster has several")
+    constraint: str | None = Field(None, description="features that nodes must have, as Slurm has them: a100|h100")
+    exclude: str | None = Field(None, description="nodes not to use: node[17,23]")
+    dependency: str | None = Field(None, description="jobs to wait for, as Slurm has it: afterok:123")
     container: str | None = Field(None, description="image of the tasks, for pyxis (srun --container-image)")
     mounts: str | None = Field(None, description="srun --container-mounts")
-    interface: str | None = Field(None, description="network of NCCL and gloo: ib0")
+    interface: str | None = Field(None, description="network of NCCL and gloo, where they choose a wrong one: ib0")
     env: dict[str, str] = Field({}, description="variables of every task: NCCL_IB_HCA: mlx5")
     setup: list[str] = Field([], description="lines of the batch script before the tasks: module load …")
-    sbatch: dict[str, Any] = Field({}, description="further options of sbatch")
-    srun: list[str] = Field([], description="further arguments of srun")
-    signal_s: Positive = Field(120, description="seconds before the time limit when the run is asked to stop")
-    max_crashes: Annotated[int, Field(ge=0)] = Field(3, description="in a row, without a new checkpoint between")
-    backoff_s: Positive = Field(30, description="before the first restart after a crash; doubles each time")
-    snapshot: bool = Field(False, description="run a copy of the code as it is now")
+    sbatch: dict[str, Any] = Field({}, description="further options of sbatch: {comment: pretraining}")
+    srun: list[str] = Field([], description="further arguments of srun: [--mpi=none]")
+    signal_s: Positive = Field(
+        120,
+        description="seconds before the time limit when the run is asked to stop; longer than a step and a checkpoint",
+    )
+    max_crashes: Annotated[int, Field(ge=0)] = Field(
+        3, description="in a row, without a new checkpoint between, before the run has failed"
+    )
+    backoff_s: Positive = Field(30, description="seconds before the first restart after a crash; doubles each time")
+    snapshot: bool = Field(False, description="run a copy of the code as it is now, so that edits reach no queued job")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Cluster:

@@ -25,7 +25,9 @@ class ColumnSettings(Settings):
     """Of an objective that compares crops by pairs, and looks at second moments of the embeddings' columns."""
 
     head: Head = Head(hidden=[8192, 8192], dim=8192)
-    anchors: list[Count] = Field([0, 1], min_length=1, description="crops that are compared with each of the others")
+    anchors: list[Count] = Field(
+        [0, 1], min_length=1, description="crops that are compared with each of the others, from 0: the large ones"
+    )
 
     def check(self, views: Views, batch: int) -> None:
         self.check_crops(views, "anchors")

@@ -125,9 +125,9 @@ class Setup:
 class Head(Section):
     """A projection on the trunk's features: linear layers with ReLU between them."""
 
-    hidden: list[Positive] = Field(default=[2048], description="widths of the layers in between")
-    dim: Positive = 128
-    batch_norm: bool = True
+    hidden: list[Positive] = Field(default=[2048], description="widths of the layers in between; [] for a linear head")
+    dim: Positive = Field(default=128, description="of the embeddings")
+    batch_norm: bool = Field(default=True, description="between the layers; what keeps some objectives from collapse")
 
 
 class Settings(Section):
@@ -211,15 +211,23 @@ class Settings(Section):
 class Momentum(Section):
     """Weight of the old value when momentum copies follow: half a cosine over the run, from start to end."""
 
-    start: Probability = 0.996
-    end: Probability = 1.0
-    batch: Positive = Field(default=4096, description="images of the step that they are meant for")
+    start: Probability = Field(
+        default=0.996, description="at the start of a run; nearer to 1 is slower and steadier, lower for short runs"
+    )
+    end: Probability = Field(
+        default=1.0, description="at its end; the same as start where the length of a run must stay free"
+    )
+    batch: Positive = Field(
+        default=4096, description="images of the step that both are meant for; the weight is adapted to train.batch"
+    )
 
 
 class TargetSettings(Settings):
     """Of objectives in which crops predict the embeddings of others."""
 
-    targets: list[Count] = Field([0, 1], min_length=1, description="crops that all others predict")
+    targets: list[Count] = Field(
+        [0, 1], min_length=1, description="crops that all others predict, from 0: the large ones"
+    )
 
     def check(self, views: Views, batch: int) -> None:
         self.check_crops(views, "targets")

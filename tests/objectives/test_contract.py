@@ -24,7 +24,7 @@ from seer_pipe.objectives import AnySettings
 from seer_pipe.objectives.base import Moment
 from seer_pipe.objectives.settings import Settings, Setup
 from seer_pipe.run import start
-from seer_pipe.section import _members
+from seer_pipe.section import members
 from seer_pipe.train import syncbn
 from seer_pipe.train.build import begin_copies, build_optimizer, outline, spread_network
 from seer_pipe.train.health import Guard
@@ -131,7 +131,7 @@ def seer_pipe(*words: object, code: int = 0) -> str:
 
 
 def test_every_objective_of_the_union_is_here() -> None:
-    kinds = [kind for kind in _members(AnySettings) if issubclass(kind, Settings)]
+    kinds = [kind for kind in members(AnySettings) if issubclass(kind, Settings)]
     names = {get_args(kind.model_fields["name"].annotation)[0] for kind in kinds}
     assert CASES.keys() == names | {"align"}
 

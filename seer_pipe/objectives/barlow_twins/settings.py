@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 
 
 class BarlowTwinsSettings(ColumnSettings):
-    name: Literal["barlow_twins"]
-    off_diagonal: Rate = Field(0.0051, description="weight of what correlates different dimensions (lambda)")
-    norm_rate: Rate = Field(1.0, description="multiplies the learning rate of biases and of BatchNorm")
+    name: Literal["barlow_twins"] = Field(description="Barlow Twins, arXiv 2103.03230")
+    off_diagonal: Rate = Field(
+        0.0051,
+        description="weight of what correlates different dimensions (lambda); larger where they repeat one another",
+    )
+    norm_rate: Rate = Field(
+        1.0, description="multiplies the learning rate of biases and of BatchNorm; far below 1 where lars excludes them"
+    )
 
     panels: ClassVar[Sequence[Panel]] = (
         Panel("Correlation of crops", "A dimension goes with itself, towards 1, and with no other, towards 0.",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import Field
+
 from seer_pipe.objectives.settings import (
     EMBEDDING_PANELS,
     EMBEDDING_SIGNS,
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
 
 
 class ByolSettings(MomentumSettings):
-    name: Literal["byol"]
+    name: Literal["byol"] = Field(description="BYOL, arXiv 2006.07733")
     head: Head = Head(hidden=[4096], dim=256)
-    predictor: Positive = 4096
+    predictor: Positive = Field(4096, description="width of the predictor's hidden layer")
 
     panels: ClassVar[Sequence[Panel]] = (*EMBEDDING_PANELS, *MOMENTUM_PANELS)
 

@@ -35,16 +35,26 @@ Temperature = Annotated[float, Field(gt=0)]
 
 
 class DinoSettings(MomentumSettings):
-    name: Literal["dino"]
+    name: Literal["dino"] = Field(description="DINO, arXiv 2104.14294")
     head: Head = Head(hidden=[2048, 2048], dim=256, batch_norm=False)
-    outputs: Annotated[int, Field(ge=2)] = Field(65536, description="K, what teacher and student choose among")
+    outputs: Annotated[int, Field(ge=2)] = Field(
+        65536, description="K, what teacher and student choose among; fewer for small sets"
+    )
     temperature: Temperature = Field(0.1, description="of the student")
-    teacher_temperature: Temperature = 0.04
-    teacher_warmup_temperature: Temperature = Field(0.04, description="of the teacher at the start")
+    teacher_temperature: Temperature = Field(
+        0.04, description="of the teacher after its warm-up; above 0.07 training was found to be unstable"
+    )
+    teacher_warmup_temperature: Temperature = Field(
+        0.04, description="of the teacher at the start; lower where predictions stay uniform"
+    )
     teacher_warmup_images: Count = Field(0, description="until which it moves to teacher_temperature")
-    centre_momentum: Probability = Field(0.9, description="weight of the centre before a step")
+    centre_momentum: Probability = Field(
+        0.9, description="weight of the centre before a step; smaller where one output wins everywhere"
+    )
     momentum: Momentum = Momentum(batch=1024)
-    freeze_images: Count = Field(0, description="the last layer does not move before so many images")
+    freeze_images: Count = Field(
+        0, description="the last layer does not move before so many images; an epoch where the loss does not fall"
+    )
 
     panels: ClassVar[Sequence[Panel]] = (
         Panel("Entropies", "Targets near chance say nothing; a low mean target has one output win everywhere.",

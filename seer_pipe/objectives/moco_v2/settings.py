@@ -38,11 +38,16 @@ class MocoV2Settings(MomentumSettings):
     GPUs against it; here BatchNorm is over the whole batch (train.sync_bn: true), for any number of ranks.
     """
 
-    name: Literal["moco_v2"]
+    name: Literal["moco_v2"] = Field(description="MoCo v2, arXiv 2003.04297")
     head: Head = Head(hidden=[2048], dim=128, batch_norm=False)
     targets: list[Count] = Field([1], min_length=1, description="crops that give keys; all others are queries for them")
-    queue: Positive = Field(65536, description="keys of earlier steps, over all ranks")
-    temperature: Annotated[float, Field(gt=0)] = 0.2
+    queue: Positive = Field(
+        65536,
+        description="keys of earlier steps, over all ranks; shorter for a small set, which would meet its own keys",
+    )
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        0.2, description="of the cosines; lower tells near images apart more sharply, and is less stable"
+    )
     momentum: Momentum = Momentum(start=0.999, end=0.999, batch=256)
 
     panels: ClassVar[Sequence[Panel]] = (*RETRIEVAL_PANELS, *EMBEDDING_PANELS, *MOMENTUM_PANELS)

@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 
 
 class MocoV3Settings(MomentumSettings):
-    name: Literal["moco_v3"]
+    name: Literal["moco_v3"] = Field(description="MoCo v3, arXiv 2104.02057")
     head: Head = Head(hidden=[4096], dim=256)
-    predictor: Positive = 4096
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    predictor: Positive = Field(4096, description="width of the predictor's hidden layer")
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="of the cosines; lower tells near images apart more sharply, and is less stable"
+    )
     momentum: Momentum = Momentum(start=0.99)
 
     panels: ClassVar[Sequence[Panel]] = (*RETRIEVAL_PANELS, *EMBEDDING_PANELS, *MOMENTUM_PANELS)

@@ -22,9 +22,11 @@ FEW_IMAGES = 128  # of a batch: the paper's smallest is 256 (figure 9), and its 
 class SimclrSettings(Settings):
     """Version 1 projects by one hidden layer, version 2 by two (``head.hidden: [2048, 2048]``)."""
 
-    name: Literal["simclr"]
+    name: Literal["simclr"] = Field(description="SimCLR, arXiv 2002.05709")
     head: Head = Head()
-    temperature: Annotated[float, Field(gt=0)] = 0.1
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        0.1, description="of the cosines; lower tells near images apart more sharply, and is less stable"
+    )
 
     panels: ClassVar[Sequence[Panel]] = (
         Panel("Similarity", "Cosines: crops of one image must become more alike than those of others.",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import Field
+
 from seer_pipe.objectives.settings import (
     EMBEDDING_PANELS,
     EMBEDDING_SIGNS,
@@ -25,9 +27,11 @@ if TYPE_CHECKING:
 
 
 class SimSiamSettings(TargetSettings):
-    name: Literal["simsiam"]
+    name: Literal["simsiam"] = Field(description="SimSiam, arXiv 2011.10566")
     head: Head = Head(hidden=[2048, 2048], dim=2048)
-    predictor: Positive = 512
+    predictor: Positive = Field(
+        512, description="width of the predictor's hidden layer, a fourth of head.dim as published"
+    )
 
     panels: ClassVar[Sequence[Panel]] = EMBEDDING_PANELS
 

@@ -34,17 +34,32 @@ LOG_DOMAIN_BELOW = 0.03
 
 
 class SwavSettings(Settings):
-    name: Literal["swav"] = "swav"
+    name: Literal["swav"] = Field("swav", description="SwAV, arXiv 2006.09882")
     head: Head = Head()
-    prototypes: Annotated[int, Field(ge=2)] = 3000
-    temperature: Annotated[float, Field(gt=0)] = 0.1
-    epsilon: Annotated[float, Field(gt=0)] = 0.05
-    sinkhorn_iterations: Positive = 3
-    assign: list[Count] = Field([0, 1], min_length=1, description="crops whose codes the others predict")
-    freeze_images: Count = Field(0, description="prototypes do not move before so many images")
-    queue: Count = Field(0, description="embeddings kept per assignment crop; a multiple of the batch")
-    queue_start_images: Count = 0
-    allow_empty_prototypes: bool = Field(False, description="more prototypes than batch and queue hold images")
+    prototypes: Annotated[int, Field(ge=2)] = Field(
+        3000, description="clusters; some times as many as there are kinds, and fewer where many are dead"
+    )
+    temperature: Annotated[float, Field(gt=0)] = Field(0.1, description="of the predictions; lower makes them sharper")
+    epsilon: Annotated[float, Field(gt=0)] = Field(
+        0.05, description="of the codes: lower makes them sharper; 0.03 where codes are near uniform"
+    )
+    sinkhorn_iterations: Positive = Field(3, description="that even the clusters out; more where few are ever used")
+    assign: list[Count] = Field(
+        [0, 1], min_length=1, description="crops whose codes the others predict, from 0: the large ones"
+    )
+    freeze_images: Count = Field(
+        0, description="prototypes do not move before so many images; an epoch where the loss stays at chance"
+    )
+    queue: Count = Field(
+        0, description="embeddings kept per assignment crop, a multiple of the batch; for batches of fewer images than "
+        "there are prototypes"
+    )  # fmt: skip
+    queue_start_images: Count = Field(
+        0, description="images before the queue is used: its first embeddings say little; 15 epochs as published"
+    )
+    allow_empty_prototypes: bool = Field(
+        False, description="more prototypes than batch and queue hold images; some are then empty in every step"
+    )
 
     panels: ClassVar[Sequence[Panel]] = (
         Panel("Entropies", "Codes near chance say nothing; a low mean prediction uses few prototypes.",

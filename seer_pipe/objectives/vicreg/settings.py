@@ -20,9 +20,11 @@ EPS = 1e-4  # added to variances, as published
 
 
 class VicregSettings(ColumnSettings):
-    name: Literal["vicreg"]
+    name: Literal["vicreg"] = Field(description="VICReg, arXiv 2105.04906")
     invariance: Rate = Field(25.0, description="weight of the distance between crops of one image")
-    variance: Rate = Field(25.0, description="weight of what the deviations lack to 1")
+    variance: Rate = Field(
+        25.0, description="weight of what the deviations lack to 1; larger where embeddings collapse"
+    )
     covariance: Rate = Field(1.0, description="weight of the covariance of different dimensions")
 
     panels: ClassVar[Sequence[Panel]] = (
