@@ -220,13 +220,19 @@ def test_ranks_are_one_process_in_float64(world: int, names: list[str]) -> None:
 
 
 def as_ranks(names: list[str], pictures: str, folder: str) -> list[dict[str, tuple[int, int]]]:
+    as_replicas(names, pictures, folder, "fsdp2")
+    return [sent(recipe(pictures, name, parallel="fsdp2")) for name in names]
+
+
+def as_replicas(names: list[str], pictures: str, folder: str, parallel: str = "ddp") -> None:
     join(AlignSettings)
-    found = []
     for name in names:
-        config = recipe(pictures, name, parallel="fsdp2")
-        assert start(config, Path(folder, name), say=quiet)
-        found.append(sent(config))
-    return found
+        assert start(recipe(pictures, name, parallel=parallel), Path(folder, name), say=quiet)
+
+
+def first_steps_agree(one: Path, other: Path) -> bool:
+    before, after = losses(one), losses(other)
+    return max(abs(before[step] - after[step]) for step in (1, 2, 3)) < 1e-4
 
 
 def sent(config: settings.Config) -> dict[str, tuple[int, int]]:
@@ -250,12 +256,17 @@ def test_ranks_are_one_process_and_send_what_is_predicted(
 ) -> None:
     counted = run_ranks(world, as_ranks, names, str(pictures), str(tmp_path))[0]
     for name, found in zip(names, counted, strict=True):
-        one, other = losses(runs(name)), losses(tmp_path / name)
-        assert max(abs(one[step] - other[step]) for step in (1, 2, 3)) < 1e-4, name
+        assert first_steps_agree(runs(name), tmp_path / name), name
         calls = dict.fromkeys(found, (0, 0))
         for some in traffic(recipe(pictures, name, parallel="fsdp2"), world):
             calls[some.kind] = calls[some.kind][0] + some.calls, calls[some.kind][1] + some.bytes
         assert found == calls, name
+
+
+@slow
+def test_replicas_are_one_process(runs: Callable[[str], Path], pictures: Path, tmp_path: Path) -> None:
+    run_ranks(2, as_replicas, list(CASES), str(pictures), str(tmp_path))
+    assert not [name for name in CASES if not first_steps_agree(runs(name), tmp_path / name)]
 
 
 @every
