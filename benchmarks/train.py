@@ -91,7 +91,7 @@ def main() -> None:
 
 def recipe(trunk: str, args: argparse.Namespace, data: str, way: str) -> settings.Config:
     plan = [part.split("x") for part in args.crops.split("+")]
-    chosen = {name: True for name in way.split("+") if name != "eager"}
+    chosen = {name: name in way.split("+") for name in ("channels_last", "compile")}
     return settings.parse({
         "name": "benchmark",
         "data": {"path": data, "threads": args.threads},
@@ -347,7 +347,8 @@ def open_loader(config: settings.Config, world: World) -> Loader:
     shards, plan = open_data(config.data, config.train.batch, config.seed)
     return Loader(
         shards, plan, slots_of(0, 1, config.train.batch), build.build_crops(config.views), seed=config.seed,
-        device=world.device.type, threads=config.data.threads, layout=build.layout(config.train),
+        device=world.device.type, threads=config.data.threads,
+        layout=build.layout(config.train, build.outline(config).trunk, world),
         dtype=build.precision(config.train, world) or torch.float32,
     )  # fmt: skip
 

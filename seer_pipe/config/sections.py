@@ -316,13 +316,18 @@ class Train(Section):
         True, description="BatchNorm over all ranks, over groups of so many, or {images: N}: over so many images, to "
         "send less from some 64 ranks on; false: each rank alone"
     )  # fmt: skip
-    compile: Annotated[bool, FREE] = Field(
-        False, description="compile each block, once per resolution; try it where a GPU is not busy"
-    )
-    channels_last: bool = Field(
-        False,
-        description="memory layout of images and, where they are not sharded, weights; faster convolutions mostly",
-    )
+    compile: Annotated[bool | Literal["auto"], FREE] = Field(
+        "auto", description="compile each block, once per resolution; auto: where it was measured to be faster, today "
+        "nowhere; try it where a GPU is not busy"
+    )  # fmt: skip
+    channels_last: Annotated[bool | Literal["auto"], FREE] = Field(
+        "auto", description="memory layout of images and, where they are not sharded, weights; auto: where it was "
+        "measured to be faster. Results are equal up to rounding"
+    )  # fmt: skip
+    cudnn_benchmark: Annotated[bool, FREE] = Field(
+        False, description="cuDNN tries its algorithms for every shape and keeps the fastest; false where bits must "
+        "repeat, for others may win in another start"
+    )  # fmt: skip
     activation_checkpointing: bool | list[Annotated[int, Field(ge=1, le=4)]] = Field(
         False, description="recompute blocks in backward: all, or those of these stages; less memory for a third more "
         "arithmetic"

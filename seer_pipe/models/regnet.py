@@ -97,6 +97,7 @@ class RegNetTrunk(Trunk):
     """A RegNetY of the given parameters, ImageNet stem: features at 1/32 of the image's resolution."""
 
     namings = NAMINGS
+    channels_last = True
 
     def __init__(self, name: str) -> None:
         super().__init__()

@@ -83,7 +83,7 @@ class ResNetTrunk(Trunk):
     def __init__(self, name: str, stem: Literal["imagenet", "small"]) -> None:
         super().__init__()
         params = RESNETS[name]
-        self.name, self.stem_kind = name, stem
+        self.name, self.stem_kind, self.channels_last = name, stem, params.groups == 1
         self.stages = tuple((64 * 2**i * params.expansion, depth) for i, depth in enumerate(params.depths))
         self.width = self.stages[-1][0]
         small = stem == "small"

@@ -23,6 +23,8 @@ class Trunk(nn.Module, ABC):
     """
 
     namings: ClassVar[Mapping[str, Naming]] = {}
+    #: Whether NHWC was measured to be faster for its family (docs/engine.md): what train.channels_last: auto goes by.
+    channels_last: bool = False
 
     name: str  # as in `trunk_names()`
     stem_kind: Literal["imagenet", "small"]

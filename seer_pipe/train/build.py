@@ -42,6 +42,7 @@ class Spread:
     network: Network  # its parameters are what is optimised and saved
     objective: Objective
     forward: nn.Module  # what to call in training
+    layout: torch.memory_format  # of its crops
 
 
 def outline(config: settings.Config) -> Network:
@@ -70,14 +71,15 @@ def spread_network(config: settings.Config, world: World, samples: int = 0) -> S
     """
     network = outline(config)
     mode = parallel_mode(config.train.parallel, world)
+    form = layout(config.train, network.trunk, world)
     if mode != "fsdp2":  # it shards contiguous weights alone; of those a convolution of NHWC images makes NHWC copies
-        network.to(memory_format=layout(config.train))  # type: ignore[call-overload]  # the stubs lack it
+        network.to(memory_format=form)  # type: ignore[call-overload]  # the stubs lack it
     ranks, part = syncbn.groups(config.train, world.size)
     if ranks > 1:
         syncbn.convert(network, ranks_in_step(ranks, world))
     elif part is not None:
         syncbn.slice_batches(network, *part)
-    if config.train.compile:
+    if config.train.compile is True:  # auto: no trunk was measured to be faster so
         for block in network.units():
             compile_block(block)
     for block in checkpointed(network.trunk, config.train.activation_checkpointing):
@@ -89,7 +91,7 @@ def spread_network(config: settings.Config, world: World, samples: int = 0) -> S
     objective = config.objective.objective(
         network, Setup(config.views, config.seed, samples, world.device, config.train.batch)
     )
-    return Spread(network, objective, replicate(network, world) if mode == "ddp" else network)
+    return Spread(network, objective, replicate(network, world) if mode == "ddp" else network, form)
 
 
 def checkpointed(trunk: Trunk, wanted: bool | list[int]) -> list[nn.Module]:
@@ -182,12 +184,25 @@ def precision(config: settings.Train, world: World) -> torch.dtype | None:
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
 
 
-def layout(config: settings.Train) -> torch.memory_format:
-    return torch.channels_last if config.channels_last else torch.contiguous_format
+#: Device and precision on which NHWC was measured to be faster, for trunks of the families that say so.
+_NHWC_MEASURED = (("cuda", torch.bfloat16), ("cpu", None))
 
 
-def set_threads(config: settings.Train, world: World) -> None:
-    """CPU threads of the network's arithmetic: sums depend on their number, so an exact resume keeps it."""
+def layout(config: settings.Train, trunk: Trunk, world: World) -> torch.memory_format:
+    """The memory layout of images; auto is NHWC where that was measured to be faster."""
+    wanted = config.channels_last
+    if wanted == "auto":
+        wanted = trunk.channels_last and (world.device.type, precision(config, world)) in _NHWC_MEASURED
+    return torch.channels_last if wanted else torch.contiguous_format
+
+
+def set_up_torch(config: settings.Train, world: World) -> None:
+    """cuDNN's benchmark mode, and CPU threads of the network's arithmetic.
+
+    Sums depend on their number, and on the algorithms that win the benchmark, so an exact resume keeps the one and does
+    without the other.
+    """
+    torch.backends.cudnn.benchmark = config.cudnn_benchmark
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     elif world.size > 1 and world.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:

@@ -50,7 +50,7 @@ def train(
         shards, plan = open_data(config.data, config.train.batch, config.seed)
         build.check_world(settings.derive(config, plan.total, world.size), config.train, world)
         check_boards(config.train.log_to)
-        build.set_threads(config.train, world)
+        build.set_up_torch(config.train, world)
         identity = {"shards": shards.fingerprint, "plan": plan.fingerprint, "views": str(VIEWS_VERSION)}
         agreement = Agreement(Record(hooks.init)) if fresh else world.first(
             lambda: agree(config, run, identity, hooks.init, on_purpose)

@@ -39,8 +39,8 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / 1e9
 
 
-def machine(device: torch.device, precision: torch.dtype | None) -> dict[str, str]:
-    """Host, processor or GPU, precision, and versions, as short words."""
+def machine(device: torch.device, precision: torch.dtype | None, layout: torch.memory_format) -> dict[str, str]:
+    """Host, processor or GPU, precision, memory layout, and versions, as short words."""
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{len(os.sched_getaffinity(0))} CPU cores"
     versions = [f"seer_pipe {seer_pipe.__version__}{_commit()}", f"Python {platform.python_version()}"]
     for name, package in _PACKAGES.items():
@@ -49,7 +49,10 @@ def machine(device: torch.device, precision: torch.dtype | None) -> dict[str, st
         except PackageNotFoundError:
             continue
     kind = "fp32" if precision is None else str(precision).removeprefix("torch.")
-    return {"host": platform.node(), "on": on, "precision": kind, "versions": ", ".join(versions)}
+    form = "NHWC" if layout == torch.channels_last else "NCHW"
+    return {
+        "host": platform.node(), "on": on, "precision": kind, "layout": form, "versions": ", ".join(versions),
+    }  # fmt: skip
 
 
 def _commit() -> str:

@@ -43,7 +43,7 @@ class TrainStep:
         self.refreshed = 0  # number of the objective's last refresh
         self._device = world.device.type
         self._autocast = build.precision(config.train, world)
-        self._layout = build.layout(config.train)
+        self._layout = spread.layout
         #: float16 loses small gradients: they are scaled up. A step whose gradients overflow moves nothing.
         self.scaler = torch.amp.GradScaler(self._device, enabled=self._autocast == torch.float16)
 

@@ -71,7 +71,7 @@ class Trainer:
         self.config, self.plan, self.world, self.say, self.log_event = config, plan, world, say, log_event
         self.path, self.hooks, self.watchdog, self.agreement, self.fresh = run, hooks, watchdog, agreement, fresh
         spread = build.spread_network(config, world, len(shards))
-        self.network, self.objective = spread.network, spread.objective
+        self.network, self.objective, self.layout = spread.network, spread.objective, spread.layout
         parameters = sum(parameter.numel() for parameter in self.network.parameters())
         name, millions = self.network.trunk.name, parameters / 1e6
         say(f"  {name}: {millions:.1f} M parameters with head; {world.size} x {world.device.type}")
@@ -99,7 +99,7 @@ class Trainer:
             build.build_crops(config.views), seed=config.seed, device=world.device.type,
             threads=config.data.threads, ahead=config.data.ahead,
             memory=int(config.data.memory_gb * 1e9), cache=open_cache(config.data),
-            layout=build.layout(config.train), dtype=build.precision(config.train, world) or torch.float32,
+            layout=self.layout, dtype=build.precision(config.train, world) or torch.float32,
         )  # fmt: skip
         self.begun = False  # whether the run's folder was written to
 
@@ -147,7 +147,7 @@ class Trainer:
         self.world.barrier()
         if self.agreement.corrected:
             self.say(f"no step was finished, so the run starts over with {'; '.join(self.agreement.corrected)}")
-        on = machine(self.world.device, build.precision(self.config.train, self.world))
+        on = machine(self.world.device, build.precision(self.config.train, self.world), self.layout)
         if self.found is not None:
             self.say(f"resumed: {self.step} of {self.derived.steps} steps are finished")
             before = read_heartbeat(self.path)  # of the start before, which may have been killed after its checkpoint

@@ -154,6 +154,42 @@ def test_a_trunk_and_a_head_are_drawn_as_torch_would() -> None:
     assert torch.equal(network.state_dict()["head.projection.0.bias"], head.bias)
 
 
+@pytest.mark.parametrize(
+    ("trunk", "device", "precision", "expected"),
+    [
+        ("resnet50", "cuda", "bf16", torch.channels_last),
+        ("regnety_16gf", "cuda", "bf16", torch.channels_last),
+        ("regnety_16gf", "cpu", "auto", torch.channels_last),
+        ("resnext101_32x8d", "cuda", "bf16", torch.contiguous_format),
+        ("resnet50", "cuda", "fp32", torch.contiguous_format),
+        ("resnet50", "cpu", "bf16", torch.contiguous_format),
+    ],
+)
+def test_the_layout_that_was_measured_to_be_fast_is_taken(
+    trunk: str, device: str, precision: str, expected: torch.memory_format
+) -> None:
+    world = World(0, 1, torch.device(device))
+    with torch.device("meta"):
+        made = build_trunk(trunk)
+    assert build.layout(settings.Train(batch=8, precision=precision), made, world) == expected
+    for asked, given in ((True, torch.channels_last), (False, torch.contiguous_format)):
+        train = settings.Train(batch=8, precision=precision, channels_last=asked)
+        assert build.layout(train, made, world) == given
+
+
+def test_nothing_is_compiled_unless_it_is_asked_for() -> None:
+    for asked, replaced in (("auto", False), (True, True)):
+        network = spread_network(recipe(compile=asked), World(0, 1, torch.device("cpu"))).network
+        assert all(("forward" in vars(block)) == replaced for block in network.units())
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_benchmark_mode_of_cudnn_is_what_the_config_says(asked: bool) -> None:
+    with torch.backends.cudnn.flags(benchmark=not asked):
+        build.set_up_torch(settings.Train(batch=8, cudnn_benchmark=asked), World(0, 1, torch.device("cpu")))
+        assert torch.backends.cudnn.benchmark is asked
+
+
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 def test_one_process_alone_is_told_so(parallel: str) -> None:
     with pytest.raises(UserError, match="one process alone has nobody to share with"):

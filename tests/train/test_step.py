@@ -99,7 +99,7 @@ def run(
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(build, "build_trunk", lambda *_, **__: TinyTrunk())
         made = spread_network(config, here)
-    if config.train.channels_last:
+    if config.train.channels_last is True:
         for block in made.network.trunk.blocks():
             block.register_forward_hook(assert_channels_last)
     optimizer = build_optimizer(config.optimizer, made.network)
