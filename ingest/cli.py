@@ -25,6 +25,7 @@ from ingest.run import StoppedError, Summary, finish, pending, sole
 from ingest.sources import Source
 from ingest.sources.archive import ArchiveSource
 from ingest.sources.folder import FolderSource
+from ingest.sources.parquet import ParquetSource
 from ingest.sources.urls import UrlSource
 from ingest.sources.warc import WarcSource
 from ingest.sources.webdataset import WebDatasetSource
@@ -171,6 +172,22 @@ def webdataset(
 ) -> None:
     """Images of an existing set, into new shards."""
     execute(WebDatasetSource(path, names(keep_columns), image.max_bytes), open_store(run.out), run.unit, run, image)
+
+
+@app.command()
+@options
+def parquet(
+    path: Annotated[
+        str, typer.Argument(help="file, pattern or folder, here or s3://: parquet, arrow, feather, jsonl (.gz, .zst)")
+    ],
+    run: RunOptions,
+    image: ImageSettings,
+    image_column: Annotated[str, typer.Option(help="column of the images: bytes, base64, or {bytes, path}")] = "image",
+    keep_columns: Annotated[str, typer.Option(help="columns kept in the sidecar, separated by commas")] = "",
+) -> None:
+    """Images in a column of Parquet, Arrow or JSON Lines files."""
+    source = ParquetSource(path, image_column, names(keep_columns), image.max_bytes)
+    execute(source, open_store(run.out), run.unit, run, image)
 
 
 @app.command()

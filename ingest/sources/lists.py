@@ -12,7 +12,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -197,11 +197,8 @@ def tables(file: str, columns: Sequence[str], types: Sequence[pa.DataType], foun
             if name.endswith(PARQUET):
                 rows = parquet_tables(data, file, columns, found)
             else:
-                stem, dot, last = name.rpartition(".")
-                if codec := CODECS.get(dot + last):
-                    data = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(data, mode="r"), codec))
-                    stem, dot, last = stem.rpartition(".")
-                rows = row_tables(READERS[dot + last](data, file, columns, found))
+                plain_data, suffix = inflated(data, name)
+                rows = row_tables(READERS[suffix](plain_data, file, columns, found))
             for table in rows:
                 *cells, wrong = table.columns
                 cells = [sound(converted(cell, kind)) for cell, kind in zip(cells, types, strict=True)]
@@ -210,6 +207,15 @@ def tables(file: str, columns: Sequence[str], types: Sequence[pa.DataType], foun
         raise
     except DAMAGE as error:
         raise UserError(f"{file}: not readable: {error}") from None
+
+
+def inflated(data: BinaryIO, name: str) -> tuple[BinaryIO, str]:
+    """A file without its compression, and its suffix without that of the compression."""
+    stem, dot, last = name.lower().rpartition(".")
+    if codec := CODECS.get(dot + last):
+        stream = pa.CompressedInputStream(pa.PythonFile(data, mode="r"), codec)
+        return cast(BinaryIO, io.BufferedReader(stream)), "." + stem.rpartition(".")[2]
+    return data, dot + last
 
 
 def row_tables(rows: Rows) -> Iterator[pa.Table]:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -58,14 +60,22 @@ def test_out_to_s3_and_in_from_it(tmp_path: Path, bucket: str) -> None:
     client = boto3.client("s3")
     members = [(f"{number}.jpg", tarfile.REGTYPE, jpeg(number)) for number in range(20)]
     client.upload_file(str(write_tar(tmp_path / "a.tar.gz", members)), bucket, "in/a.tar.gz")
+    table = pa.table({"image": [jpeg(number) for number in range(20)], "n": range(20)})
+    pq.write_table(table.slice(0, 12), tmp_path / "a.parquet", row_group_size=5)
+    with pa.ipc.new_stream(str(tmp_path / "b.arrow"), table.schema) as stream:
+        stream.write_table(table.slice(12), max_chunksize=3)
+    for name in ("a.parquet", "b.arrow"):
+        client.upload_file(str(tmp_path / name), bucket, f"tables/{name}")
     for arguments in (
         ("archive", f"s3://{bucket}/in", "--out", f"s3://{bucket}/from-archive"),
+        ("parquet", f"s3://{bucket}/tables", "--out", f"s3://{bucket}/from-tables", "--keep-columns", "n"),
         ("webdataset", f"s3://{bucket}/set", "--out", f"s3://{bucket}/from-set", "--unit", 8),
         ("index", f"s3://{bucket}/set/00001.tar", "--out", tmp_path / "index"),
     ):
         run = seer_ingest(*arguments)
         assert run.returncode == 0, run.stderr
     assert len(ShardSet.open(f"s3://{bucket}/from-archive")) == 20
+    assert ShardSet.open(f"s3://{bucket}/from-tables").sidecar(0)["n"].to_pylist() == list(range(20))
     assert objects(bucket, "from-set/")["00002.tar"] == files(tmp_path / "out")["00002.tar"]
     index = ShardSet.open(tmp_path / "index")
     assert index.paths == [f"s3://{bucket}/set/00001.tar"]
