@@ -47,7 +47,8 @@ class Batch:
     """``crops``: a tensor [n, 3, size, size] for each crop, normalised; n images in the order of the slots.
 
     ``labels``: what the geometry of the views knows of each, [crops, n] int64; None where crops are independent.
-    ``samples``, ``epochs`` [n] int64: the id of each image in its set or mix of sets, and how often it was seen before.
+    ``samples``, ``epochs`` [n] int64: the id of each image in its set or mix of sets, which stays on the host, and how
+    often it was seen before.
     """
 
     step: int
@@ -151,7 +152,7 @@ class Loader:
                 try:
                     epochs = self._plan.epoch_of(step, self._slots)
                     crops = self._augment(samples, epochs)
-                    ids, seen = (torch.from_numpy(a).to(self._device) for a in (samples.places.sample, epochs))
+                    ids, seen = torch.from_numpy(samples.places.sample), torch.from_numpy(epochs).to(self._device)
                     known = labels(self._crops, len(samples), self._device)
                     return Batch(step, lay_out(crops, self._crops), known, ids, seen, replaced)
                 except BadImages as error:

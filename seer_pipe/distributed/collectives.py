@@ -51,6 +51,15 @@ def all_gather_rows(tensor: Tensor, group: dist.ProcessGroup | None = None) -> T
     return rows
 
 
+def exchange_rows(rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup | None = None) -> Tensor:
+    """Send ``sent[r]`` of the rows [n, …], in order, to each rank r; ``received[r]`` come from each. No gradient."""
+    if world_size(group) == 1:
+        return rows
+    found = rows.new_empty(sum(received), *rows.shape[1:])
+    dist.all_to_all_single(found, rows.contiguous(), received, sent, group)
+    return found
+
+
 def all_mean(tensors: list[Tensor], group: dist.ProcessGroup | None = None) -> list[Tensor]:
     """Means over all ranks of several tensors of one dtype, in one collective."""
     flat = all_sum_(torch.cat([tensor.reshape(-1) for tensor in tensors]), group) / world_size(group)

@@ -9,6 +9,7 @@ from seer_pipe.objectives.byol.settings import ByolSettings
 from seer_pipe.objectives.dino.settings import DinoSettings
 from seer_pipe.objectives.moco_v2.settings import MocoV2Settings
 from seer_pipe.objectives.moco_v3.settings import MocoV3Settings
+from seer_pipe.objectives.npid.settings import NpidSettings
 from seer_pipe.objectives.simclr.settings import SimclrSettings
 from seer_pipe.objectives.simsiam.settings import SimSiamSettings
 from seer_pipe.objectives.swav.settings import SwavSettings
@@ -20,6 +21,7 @@ AnySettings = Annotated[
     | DinoSettings
     | MocoV2Settings
     | MocoV3Settings
+    | NpidSettings
     | SimclrSettings
     | SimSiamSettings
     | SwavSettings

@@ -27,7 +27,8 @@ class Moment:
     total: int
     """That the run will have seen at its end."""
     samples: Tensor = field(default_factory=_no_rows)
-    """Ids [n] of this rank's images, int64: the number of each sample in its set; the same image has the same id."""
+    """Ids [n] of this rank's images, int64, on the host: the number of each sample in its set; the same image has the
+    same id."""
     epochs: Tensor = field(default_factory=_no_rows)
     """How often each of them was seen before, [n] int64."""
     labels: Tensor | None = None

@@ -179,7 +179,11 @@ class Settings(Section):
         return []
 
     def memory(self, views: Views, batch: int, ranks: int) -> float:
-        """Bytes per rank besides the network: of one step on this rank's share of a batch, and of state."""
+        """Bytes per rank besides the network: of one step on this rank's share of a batch, and of state but `kept`."""
+        return 0.0
+
+    def kept(self, samples: int, ranks: int) -> float:
+        """Bytes per rank of what is kept of each sample of the set."""
         return 0.0
 
     def collectives(self, views: Views, batch: int, ranks: int) -> list[Collectives]:

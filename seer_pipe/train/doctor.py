@@ -37,7 +37,7 @@ def examine(
     """
     derived = settings.derive(config, order.total, gpus, correlation=order.correlation[1])
     meta = outlined(config)
-    memory = estimate_memory(config, gpus, meta=meta)
+    memory = estimate_memory(config, gpus, meta=meta, samples=order.total)
     flops = training_flops(config, meta)
     rate = FAST_GPU * 1e12 / flops
     found, sent = problems(config, derived, gpus, memory["total"], gpu_memory), []
@@ -120,14 +120,15 @@ def training_flops(config: settings.Config, meta: Outlined | None = None) -> flo
 
 
 def estimate_memory(
-    config: settings.Config, gpus: int, half: bool = True, meta: Outlined | None = None
+    config: settings.Config, gpus: int, half: bool = True, meta: Outlined | None = None, samples: int = 0
 ) -> dict[str, float]:
     """GB a GPU takes, by part; ``half``: activations in 16 bits, as on a GPU.
 
     Weights, gradients and momentum (two moments for AdamW) are float32, sharded unless train.parallel is none or
     ddp; guard is the copy of weights and moments that a bad step of SGD or AdamW is taken back to; gathered is the
     largest block, whole, twice (the next is fetched meanwhile). Whole gradients of blocks that are not recomputed wait
-    for the last of several resolutions (see `parallel.recompute`). Activations are the outputs of all convolutions,
+    for the last of several resolutions (see `parallel.recompute`). The objective may keep something of each of
+    ``samples``, the images of the set. Activations are the outputs of all convolutions,
     linear layers and BatchNorms, as the layers of the meta network have them.
     """
     meta = meta or outlined(config)
@@ -153,6 +154,7 @@ def estimate_memory(
         "activations": kept,
         # of all pieces: the loss sees the whole batch
         "objective": config.objective.memory(config.views, config.train.batch, gpus),
+        "kept_of_samples": config.objective.kept(samples, gpus),
     }
     return {name: size / GB for name, size in parts.items()} | {"total": sum(parts.values()) / GB}
 

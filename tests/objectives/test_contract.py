@@ -71,6 +71,12 @@ CASES = {
         2,
         (1,),
     ),
+    "npid": Case(
+        {"name": "npid", "head": {"hidden": [16], "dim": 8}, "negatives": 6, "temperature": 0.2},
+        2,
+        (),
+        {"negatives": 2000},  # few of a thousand images have rows
+    ),
     "moco_v3": Case({"name": "moco_v3", "head": {"hidden": [16], "dim": 8}, "predictor": 16}, 2, (1,)),
     "align": Case({"name": "align", "dim": 8}, 2, (1, 3, 8)),
 }
@@ -178,8 +184,13 @@ def test_other_views_are_refused_at_start(name: str) -> None:
             recipe("unused", name, crops)
 
 
+def ids(ranks: int = 1, rank: int = 0) -> Tensor:
+    """Of a batch of different images that lie far apart in the set, this rank's."""
+    return (torch.arange(BATCH) * (TOTAL // BATCH)).chunk(ranks)[rank]
+
+
 def exact(name: str) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and gradient of the global batch in float64, by however many ranks there are."""
+    """Loss and gradient of a global batch in float64, by however many ranks there are, after the state has seen one."""
     config = recipe("unused", name, objective=CASES[name].exact)
     network = outline(config)
     if dist.is_initialized():
@@ -191,11 +202,14 @@ def exact(name: str) -> tuple[Tensor, dict[str, Tensor]]:
     objective = config.objective.objective(network, Setup(config.views, 0, TOTAL, torch.device("cpu"), BATCH))
     generator, ranks = torch.Generator().manual_seed(1), world_size()
     mine = dist.get_rank() if dist.is_initialized() else 0
-    drawn = [torch.randn(BATCH, 3, 16, 16, generator=generator).double() for _ in range(config.views.count)]
-    crops = [crop.chunk(ranks)[mine] for crop in drawn]
-    moment = Moment(0, TOTAL, torch.arange(BATCH).chunk(ranks)[mine], torch.zeros(BATCH // ranks, dtype=torch.int64))
-    objective.before_step(moment)
-    loss, metrics = objective.loss(network(crops), moment, log=True)
+    for step in range(2):
+        drawn = [torch.randn(BATCH, 3, 16, 16, generator=generator).double() for _ in range(config.views.count)]
+        crops = [crop.chunk(ranks)[mine] for crop in drawn]
+        moment = Moment(step * BATCH, TOTAL, ids(ranks, mine), torch.zeros(BATCH // ranks, dtype=torch.int64))
+        if step and objective.refresh_images is not None:
+            objective.refresh(1, moment)
+        objective.before_step(moment)
+        loss, metrics = objective.loss(network(crops), moment, log=True)
     loss.backward()
     gradients = {key: p.grad / ranks for key, p in network.named_parameters() if p.grad is not None}
     if dist.is_initialized():
@@ -246,7 +260,7 @@ def sent(config: settings.Config) -> dict[str, tuple[int, int]]:
     crops = [torch.randn(images, 3, 16, 16) for _ in range(config.views.count)]
     for number in range(4):  # a queue is filled
         with Counted() as mode:
-            step(crops, Moment(number * BATCH, TOTAL, torch.arange(images), torch.zeros(images)), log=False)
+            step(crops, Moment(number * BATCH, TOTAL, ids(world.size, world.rank), torch.zeros(images)), log=False)
     return {kind: (calls, mode.bytes[kind]) for kind, calls in mode.calls.items()}
 
 
@@ -283,7 +297,7 @@ def test_pieces_are_the_whole(name: str) -> None:
         generator = torch.Generator().manual_seed(0)
         for number in range(3):
             crops = [torch.randn(BATCH, 3, 16, 16, generator=generator) for _ in range(config.views.count)]
-            moment = Moment((number + 2) * BATCH, TOTAL, torch.arange(BATCH), torch.zeros(BATCH, dtype=torch.int64))
+            moment = Moment((number + 2) * BATCH, TOTAL, ids(), torch.zeros(BATCH, dtype=torch.int64))
             told = step(crops, moment, log=True)
         found.append((float(told["loss"]), dict(made.network.named_parameters())))
     assert abs(found[0][0] - found[1][0]) < 1e-5

@@ -23,7 +23,8 @@ from tests.train.helpers import small
 from tests.train.test_step import TinyTrunk
 
 BATCH = 16
-KINDS = {"_allgather_base_": "all_gather", "_reduce_scatter_base_": "reduce_scatter", "allreduce_": "all_reduce"}
+KINDS = {"_allgather_base_": "all_gather", "_reduce_scatter_base_": "reduce_scatter", "allreduce_": "all_reduce",
+         "alltoall_base_": "all_to_all"}  # fmt: skip
 Counts = dict[str, tuple[int, int]]  # kind -> calls, bytes
 
 

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seer_pipe.distributed.collectives import all_gather_rows
-from seer_pipe.objectives.base import Moment, take_saved
+from seer_pipe.objectives.base import Moment
 from seer_pipe.objectives.heads import unit
 from seer_pipe.objectives.metrics import retrieval, retrieved
 from seer_pipe.objectives.momentum import MomentumObjective, MomentumOutput
+from seer_pipe.objectives.ring import Ring
 from seer_pipe.objectives.settings import Momentum
 
 
@@ -48,8 +48,7 @@ class MocoV2(MomentumObjective):
         seen = [crop for crop in range(crops) if [crop] != list(targets)]
         self.queries = [[place for place, crop in enumerate(seen) if crop != target] for target in targets]
         self._crops, self.temperature = len(seen), temperature
-        self.queue = unit(torch.randn(queue, dim, generator=torch.Generator().manual_seed(seed))).to(device)
-        self.next = torch.zeros((), dtype=torch.int64, device=device)  # where the next key is written
+        self.queue = Ring(unit(torch.randn(queue, dim, generator=torch.Generator().manual_seed(seed))).to(device))
 
     def loss(self, outputs: MomentumOutput, moment: Moment, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         queries = unit(outputs.online).unflatten(0, (self._crops, -1))
@@ -58,26 +57,17 @@ class MocoV2(MomentumObjective):
         for key, others in zip(keys, self.queries, strict=True):
             rows = torch.cat([queries[other] for other in others])
             own = (rows * key.repeat(len(others), 1)).sum(1, keepdim=True)
-            cosines = torch.cat([own, rows @ self.queue.to(rows.dtype).T], dim=1)
+            cosines = torch.cat([own, rows @ self.queue.rows.to(rows.dtype).T], dim=1)
             places = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
             losses.append(F.cross_entropy(cosines / self.temperature, places))
             if log:
                 found.append(retrieval(cosines, places))
-        self._enqueue(keys)
+        self.queue.push(keys.transpose(0, 1).flatten(0, 1))
         loss = torch.stack(losses).mean()
         return loss, self.logged(loss, queries, moment, **retrieved(found)) if log else {}
 
-    @torch.no_grad()
-    def _enqueue(self, keys: Tensor) -> None:
-        """Write keys [A, n, D] over the oldest, in the order of the global batch: alike for any number of ranks."""
-        fresh = all_gather_rows(keys.transpose(0, 1)).flatten(0, 1).to(self.queue.dtype)
-        places = (self.next + torch.arange(len(fresh), device=fresh.device)) % len(self.queue)
-        self.queue = self.queue.index_copy(0, places, fresh)  # not in place: the gradient needs the keys before
-        self.next = (self.next + len(fresh)) % len(self.queue)
-
     def state_dict(self) -> dict[str, Tensor]:
-        return {"queue": self.queue, "next": self.next}
+        return {"queue": self.queue.rows, "next": self.queue.next}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        take_saved(self.queue, state["queue"], "MoCo's queue", "queue and head")
-        self.next.copy_(state["next"])
+        self.queue.load(state["queue"], state["next"], "MoCo's queue", "queue and head")

@@ -1,0 +1,30 @@
+"""The settings of a memory bank, and what it takes. No torch at import."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from seer_pipe.section import Probability, Section
+
+#: The rows of a set lie in so many shards, or as many as there are samples. Ranks hold whole ones, so the fullest of W
+#: ranks has at most W / SHARDS more than its share.
+SHARDS = 4096
+WIDTHS = {"float16": 2, "float32": 4}
+
+
+class BankSettings(Section):
+    keep: Probability = Field(default=0.5, description="weight of the old row when an image is seen again")
+    dtype: Literal["float16", "float32"] = "float32"
+
+    def bytes(self, samples: int, numbers: int, ranks: int) -> float:
+        """What the fullest of the ranks holds of a row of so many numbers for each sample."""
+        shards, rows = layout(samples)
+        return float(-(-shards // ranks) * rows * numbers * WIDTHS[self.dtype])
+
+
+def layout(samples: int) -> tuple[int, int]:
+    """Shards, and rows in each. Sample i is row i // shards of shard i % shards: neighbours lie apart."""
+    shards = max(1, min(SHARDS, samples))
+    return shards, -(-samples // shards)
