@@ -36,8 +36,8 @@ from seer_pipe.recipes import load_recipe
 from seer_pipe.section import override
 from seer_pipe.train.boards import check_boards
 from seer_pipe.train.build import check_world, outline
+from seer_pipe.train.engines import check_engine
 from seer_pipe.train.folder import agree
-from seer_pipe.train.parallel import parallel_mode
 
 GRACE = 120.0  # seconds that a cancelled run has for its checkpoint
 
@@ -118,8 +118,7 @@ def check_sizes(config: Config, cluster: Cluster) -> None:
                             "tasks; change the batch, nodes or min_nodes")  # fmt: skip
         world = World(0, size, torch.device("cpu"))
         check_world(settings.derive(config, plan.total, size), config.train, world)
-        if size == 1 or config.train.parallel in ("none", "fairscale"):
-            parallel_mode(config.train.parallel, world)
+        check_engine(config.train.parallel, size)
 
 
 def active(run: Path) -> bool:

@@ -8,9 +8,10 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+
+from seer_pipe.distributed.parts import assign, whole_shape
 
 #: Scale 1, shift 0, and where there are running statistics mean 0, variance 1, no batches seen.
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
@@ -48,7 +49,7 @@ def init_weights(network: nn.Module, generator: torch.Generator) -> None:
             if first.keys() != own.keys():
                 raise TypeError(f"{name}: first_weights gives {sorted(first)}, and its tensors are {sorted(own)}")
             for key, tensor in own.items():
-                _assign(tensor, first[key])
+                assign(tensor, first[key])
         elif isinstance(module, _ConvNd):
             window = math.prod(module.kernel_size)
             std = math.sqrt(2 / (window * module.out_channels))
@@ -69,21 +70,14 @@ def init_weights(network: nn.Module, generator: torch.Generator) -> None:
 
 
 def _normal(target: Tensor, std: float, generator: torch.Generator) -> None:
-    _assign(target, _empty(target, generator).normal_(0, std, generator=generator))
+    assign(target, _empty(target, generator).normal_(0, std, generator=generator))
 
 
 def _uniform(target: Tensor | None, fan_in: int, generator: torch.Generator) -> None:
     if target is not None:
         bound = fan_in**-0.5
-        _assign(target, _empty(target, generator).uniform_(-bound, bound, generator=generator))
+        assign(target, _empty(target, generator).uniform_(-bound, bound, generator=generator))
 
 
 def _empty(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.empty(like.shape, dtype=torch.float32, device=generator.device)
-
-
-def _assign(target: Tensor, values: Tensor) -> None:
-    """Copy; of a sharded tensor each rank keeps its part of the values, which all ranks drew alike."""
-    if isinstance(target, DTensor):
-        values = distribute_tensor(values.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
-    target.copy_(values)
+    return torch.empty(whole_shape(like), dtype=torch.float32, device=generator.device)

@@ -16,18 +16,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import ParamsT
 
 from seer_pipe.distributed.collectives import local
+from seer_pipe.distributed.parts import cut_over
 
 
 class Larc(torch.optim.Optimizer):
     """Layer-wise adaptive SGD with momentum.
 
     Args:
-        params: parameters or groups; plain, or DTensors as FSDP2 makes them. Those without gradient are skipped:
-            neither decay nor momentum moves them.
+        params: parameters or groups; whole, or parts as FSDP2 and fairscale make them. Those without gradient are
+            skipped: neither decay nor momentum moves them.
         trust: trust coefficient.
         clip: the local rate never exceeds `lr` (LARC's clipping mode). Without it `lr` multiplies the local rate
             (also known as LARS), which is what SwAV and SEER use.
@@ -154,7 +154,7 @@ def _norms(params: list[Tensor]) -> dict[Tensor, Tensor]:
     """The norms [2] of each parameter and of its gradient, over all of their shards."""
     layouts: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = defaultdict(list)
     for p in params:
-        layouts[_shard_groups(p)].append(p)
+        layouts[cut_over(p)].append(p)
     norms: dict[Tensor, Tensor] = {}
     for groups, members in layouts.items():
         shards = [local(p) for p in members] + [local(p.grad) for p in members]
@@ -163,11 +163,3 @@ def _norms(params: list[Tensor]) -> dict[Tensor, Tensor]:
             dist.all_reduce(squares, group=group)
         norms.update(zip(members, squares.sqrt_().view(2, -1).unbind(dim=1), strict=True))
     return norms
-
-
-def _shard_groups(p: Tensor) -> tuple[dist.ProcessGroup, ...]:
-    """The groups that a parameter's shards are spread over; what is whole or replicated counts once."""
-    if not isinstance(p, DTensor):
-        return ()
-    placements = enumerate(p.placements)
-    return tuple(p.device_mesh.get_group(dim) for dim, placement in placements if placement.is_shard())

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -23,7 +22,8 @@ from seer_pipe.objectives.settings import Setup
 from seer_pipe.optim.larc import Larc, Lars
 from seer_pipe.optim.schedule import constant_learning_rate, learning_rate, weight_decay
 from seer_pipe.train import syncbn
-from seer_pipe.train.parallel import compile_block, parallel_mode, ranks_in_step, recompute, replicate, shard
+from seer_pipe.train.engines import ENGINES, Engine, check_engine, engine_of
+from seer_pipe.train.parallel import compile_block, ranks_in_step, recompute
 
 
 def build_crops(config: settings.Views) -> list[views.CropSpec]:
@@ -42,6 +42,7 @@ class Spread:
     network: Network  # its parameters are what is optimised and saved
     objective: Objective
     forward: nn.Module  # what to call in training
+    engine: Engine
     layout: torch.memory_format  # of its crops
 
 
@@ -70,9 +71,10 @@ def spread_network(config: settings.Config, world: World, samples: int = 0) -> S
     then does a rank give memory to what is its own. So a sharded network never stands whole anywhere.
     """
     network = outline(config)
-    mode = parallel_mode(config.train.parallel, world)
+    check_engine(config.train.parallel, world.size)
+    engine = ENGINES[engine_of(config.train.parallel, world.size)]()
     form = layout(config.train, network.trunk, world)
-    if mode != "fsdp2":  # it shards contiguous weights alone; of those a convolution of NHWC images makes NHWC copies
+    if not engine.sharded:  # cut are contiguous weights alone; of those a convolution of NHWC images makes NHWC copies
         network.to(memory_format=form)  # type: ignore[call-overload]  # the stubs lack it
     ranks, part = syncbn.groups(config.train, world.size)
     if ranks > 1:
@@ -83,15 +85,14 @@ def spread_network(config: settings.Config, world: World, samples: int = 0) -> S
         for block in network.units():
             compile_block(block)
     for block in checkpointed(network.trunk, config.train.activation_checkpointing):
-        recompute(block, at_once=mode == "fsdp2")
-    if mode == "fsdp2":
-        shard(network, network.units(), world, config.train.shard_within)
-        register_fsdp_forward_method(network, "features")  # the probe's way in
+        recompute(block, at_once=engine.sharded)
+    engine.spread(network, config.train, world)
     materialise(network, config.seed, world.device)
+    forward = engine.ready(network, world)
     objective = config.objective.objective(
         network, Setup(config.views, config.seed, samples, world.device, config.train.batch)
     )
-    return Spread(network, objective, replicate(network, world) if mode == "ddp" else network, form)
+    return Spread(network, objective, forward, engine, form)
 
 
 def checkpointed(trunk: Trunk, wanted: bool | list[int]) -> list[nn.Module]:

@@ -14,6 +14,7 @@ from seer_pipe.data.sources import Mix, Order, apportion, open_data, order_of
 from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk, multiply_adds
 from seer_pipe.train.build import checkpointed
+from seer_pipe.train.engines import ENGINES, engine_of
 from seer_pipe.train.traffic import IMAGES, Outlined, outlined, resolutions, shard_ranks, traffic
 
 GB = 1e9
@@ -124,8 +125,8 @@ def estimate_memory(
 ) -> dict[str, float]:
     """GB a GPU takes, by part; ``half``: activations in 16 bits, as on a GPU.
 
-    Weights, gradients and momentum (two moments for AdamW) are float32, sharded unless train.parallel is none or
-    ddp; guard is the copy of weights and moments that a bad step of SGD or AdamW is taken back to; gathered is the
+    Weights, gradients and momentum (two moments for AdamW) are float32, sharded if the engine does
+    that; guard is the copy of weights and moments that a bad step of SGD or AdamW is taken back to; gathered is the
     largest block, whole, twice (the next is fetched meanwhile). Whole gradients of blocks that are not recomputed wait
     for the last of several resolutions (see `parallel.recompute`). The objective may keep something of each of
     ``samples``, the images of the set. Activations are the outputs of all convolutions,
@@ -135,7 +136,7 @@ def estimate_memory(
     network, trunk = meta.network, meta.network.trunk
     parameters = sum(parameter.numel() for parameter in network.parameters())
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    sharded = gpus > 1 and config.train.parallel in ("auto", "fsdp2")
+    sharded = gpus > 1 and ENGINES[engine_of(config.train.parallel, gpus)].sharded
     share = shard_ranks(config, gpus) if sharded else 1
     recomputed = checkpointed(trunk, config.train.activation_checkpointing)
     late = [block for block in trunk.blocks() if block not in recomputed] if sharded and resolutions(config) > 1 else []

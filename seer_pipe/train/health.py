@@ -18,11 +18,11 @@ from typing import Literal, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from seer_pipe import config as settings
 from seer_pipe.distributed.collectives import all_sum_, local, world_size
+from seer_pipe.distributed.parts import cut_over
 from seer_pipe.objectives.base import Objective
 from seer_pipe.objectives.settings import Sign
 from seer_pipe.optim.larc import Larc
@@ -106,7 +106,7 @@ class Guard:
     def _whole_norm(self, norms: Tensor) -> Tensor:
         """The root of the sum of squares over all ranks, in which each part counts once, however many ranks hold it."""
         ranks = world_size()
-        once = [_parts(p) / ranks for p in self._parameters if p.grad is not None]
+        once = [math.prod(map(world_size, cut_over(p))) / ranks for p in self._parameters if p.grad is not None]
         weights = torch.tensor(once, pin_memory=norms.is_cuda).to(norms.device, non_blocking=True)
         return all_sum_((norms.square() * weights).sum()).sqrt()
 
@@ -131,14 +131,6 @@ class Guard:
     def forget(self) -> None:
         """Drop the verdicts under way, after the steps themselves were discarded."""
         self._sent.clear()
-
-
-def _parts(tensor: Tensor) -> int:
-    """Over how many ranks a tensor is cut into parts."""
-    if not isinstance(tensor, DTensor):
-        return 1
-    mesh = tensor.device_mesh
-    return math.prod(mesh.size(dim) for dim, placement in enumerate(tensor.placements) if placement.is_shard())
 
 
 @dataclass

@@ -13,33 +13,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.train.syncbn import bn_safe_checkpoint_context
-
-
-def parallel_mode(wanted: str, world: World) -> str:
-    """How a network is spread over the processes: none (one process only), ddp or fsdp2.
-
-    ``wanted`` may also be auto: fsdp2 where there are several processes.
-    """
-    if wanted == "fairscale":
-        raise UserError(
-            "train.parallel fairscale: its FullyShardedDataParallel keeps every parameter as a flat piece without its "
-            "shape (and runs on CUDA only), so LARC, checkpoints and a change of the world size would be wrong; use "
-            "fsdp2, which shards the same and keeps the shapes"
-        )
-    if wanted == "auto":
-        return "none" if world.size == 1 else "fsdp2"
-    if wanted == "none" and world.size > 1:
-        raise UserError(f"train.parallel none: {world.size} processes need ddp or fsdp2")
-    if wanted != "none" and not dist.is_initialized():
-        raise UserError(f"train.parallel {wanted}: one process alone has nobody to share with; use none or auto")
-    return wanted
 
 
 def shard(network: nn.Module, units: Iterable[nn.Module], world: World, within: int | str | None = None) -> None:
@@ -136,17 +115,3 @@ class _AtOnce(torch.autograd.Function):
             output = ctx.block(input)
         torch.autograd.backward(output, gradients)
         return None, None, input.grad
-
-
-def assign(tensor: Tensor, value: Tensor) -> None:
-    """Copy the logical ``value`` into ``tensor``, sharded as it is."""
-    with torch.no_grad():
-        tensor.copy_(like(value, tensor))
-
-
-def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """The logical ``value``, which every rank has, placed and sharded as ``parameter``."""
-    value = value.to(parameter.device)
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return value

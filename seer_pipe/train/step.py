@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -43,9 +42,10 @@ class TrainStep:
         self.refreshed = 0  # number of the objective's last refresh
         self._device = world.device.type
         self._autocast = build.precision(config.train, world)
+        self._engine = spread.engine
         self._layout = spread.layout
         #: float16 loses small gradients: they are scaled up. A step whose gradients overflow moves nothing.
-        self.scaler = torch.amp.GradScaler(self._device, enabled=self._autocast == torch.float16)
+        self.scaler = spread.engine.scaler(self._device, enabled=self._autocast == torch.float16)
 
     def __call__(self, crops: Sequence[Tensor], moment: Moment, log: bool) -> Mapping[str, float | Tensor]:
         """Train on this rank's ``crops``, each [n, 3, S, S].
@@ -126,8 +126,8 @@ class TrainStep:
 
     def _outputs(self, crops: Sequence[Tensor]) -> Any:
         # Autocast would keep a half-precision copy of every weight until its end, so of a sharded network the whole.
-        cache = not isinstance(self._forward, FSDPModule)
-        with torch.autocast(self._device, self._autocast, enabled=self._autocast is not None, cache_enabled=cache):
+        half, cache = self._autocast is not None, not self._engine.sharded
+        with torch.autocast(self._device, self._autocast, enabled=half, cache_enabled=cache):
             return self._forward([crop.contiguous(memory_format=self._layout) for crop in crops])
 
     def _without_reduction(self) -> AbstractContextManager[None]:

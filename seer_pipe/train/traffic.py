@@ -18,6 +18,7 @@ from seer_pipe.distributed.traffic import FLOAT, Collectives
 from seer_pipe.models import Trunk
 from seer_pipe.objectives.base import Network
 from seer_pipe.train.build import checkpointed, outline, parameter_groups
+from seer_pipe.train.engines import check_engine, engine_of
 from seer_pipe.train.syncbn import groups
 
 GPUS_OF_A_NODE = 8  # for train.shard_within: node
@@ -60,10 +61,12 @@ def outlined(config: settings.Config) -> Outlined:
 
 
 def traffic(config: settings.Config, gpus: int, meta: Outlined | None = None) -> list[Collectives]:
-    """All collectives of a step on so many GPUs; none for one. UserError where train.sync_bn does not fit them."""
+    """All collectives of a step on so many GPUs; none for one. UserError where train.sync_bn or train.parallel does not
+    fit them."""
     ranks, _ = groups(config.train, gpus)
     if gpus == 1:
         return []
+    check_engine(config.train.parallel, gpus)
     network, runs = meta or outlined(config)
     found = [
         *config.objective.collectives(config.views, config.train.batch, gpus),
@@ -73,11 +76,7 @@ def traffic(config: settings.Config, gpus: int, meta: Outlined | None = None) ->
         found.append(Collectives("norm of the gradient", "all_reduce", gpus, 1, FLOAT))
     if ranks > 1:
         found += _batch_norm(config, network, runs, ranks)
-    if config.train.parallel == "ddp":
-        size = FLOAT * sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-        buckets = max(1, -(-size // (25 << 20)))  # DDP's bucket_cap_mb; how it fills them is its own
-        return [*found, Collectives("gradients", "all_reduce", gpus, buckets, size)]
-    return found + _sharded(config, network, runs, gpus)
+    return found + SENT[engine_of(config.train.parallel, gpus)](config, network, runs, gpus)
 
 
 def shard_ranks(config: settings.Config, gpus: int) -> int:
@@ -89,6 +88,12 @@ def shard_ranks(config: settings.Config, gpus: int) -> int:
 def resolutions(config: settings.Config) -> int:
     """How often the trunk runs in a step."""
     return len({crop.size for crop in config.views.crops})
+
+
+def _replicated(_config: settings.Config, network: Network, _runs: Calls, gpus: int) -> list[Collectives]:
+    size = FLOAT * sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    buckets = max(1, -(-size // (25 << 20)))  # DDP's bucket_cap_mb; how it fills them is its own
+    return [Collectives("gradients", "all_reduce", gpus, buckets, size)]
 
 
 def _sharded(config: settings.Config, network: Network, runs: Calls, gpus: int) -> list[Collectives]:
@@ -150,3 +155,7 @@ def _batch_norm(config: settings.Config, network: Network, runs: Calls, ranks: i
         Collectives("BatchNorm", "all_gather", ranks, gathers, gathered),
         Collectives("BatchNorm", "all_reduce", ranks, sums, summed),
     ]
+
+
+#: What each engine sends for weights and gradients, and for norms of parameters that it has cut.
+SENT = {"ddp": _replicated, "fsdp2": _sharded}

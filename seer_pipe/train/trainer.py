@@ -19,6 +19,7 @@ from seer_pipe.config import Config
 from seer_pipe.data.loader import Batch, Loader
 from seer_pipe.data.order import slots_of
 from seer_pipe.data.sources import Order, Shards, open_cache
+from seer_pipe.distributed.parts import assign, whole_shape
 from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk, build_trunk
@@ -31,7 +32,6 @@ from seer_pipe.train.folder import Agreement, lay_out, set_aside
 from seer_pipe.train.health import Guard, Policy, Watchdog
 from seer_pipe.train.heartbeat import State, read_heartbeat
 from seer_pipe.train.machine import machine, peak_flops, peak_memory
-from seer_pipe.train.parallel import assign
 from seer_pipe.train.records import Records
 from seer_pipe.train.restore import Saver, zero_state
 from seer_pipe.train.signals import StopRequest, Wait
@@ -72,7 +72,7 @@ class Trainer:
         self.path, self.hooks, self.watchdog, self.agreement, self.fresh = run, hooks, watchdog, agreement, fresh
         spread = build.spread_network(config, world, len(shards))
         self.network, self.objective, self.layout = spread.network, spread.objective, spread.layout
-        parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        parameters = sum(whole_shape(parameter).numel() for parameter in self.network.parameters())
         name, millions = self.network.trunk.name, parameters / 1e6
         say(f"  {name}: {millions:.1f} M parameters with head; {world.size} x {world.device.type}")
         self.optimizer: Optimizer = build.build_optimizer(config.optimizer, self.network)
@@ -116,7 +116,7 @@ class Trainer:
         elif self.hooks.initialise is not None:
             trunk = build_trunk(self.config.model.name, stem=self.config.model.stem)
             self.hooks.initialise(trunk)
-            for name, tensor in self.network.trunk.state_dict().items():
+            for name, tensor in self.network.trunk.state_dict(keep_vars=True).items():
                 assign(tensor, trunk.state_dict()[name])
             build.begin_copies(self.network)
         return found

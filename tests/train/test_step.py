@@ -282,7 +282,7 @@ def fairscale_shard() -> list[int]:
 def test_fairscale_is_refused_for_reasons_that_hold() -> None:
     """When this fails, fairscale has changed and may be worth another look."""
     with pytest.raises(UserError, match=r"train\.parallel fairscale: .*flat piece.*use fsdp2"):
-        build.parallel_mode("fairscale", ALONE)
+        build.check_engine("fairscale", 1)
     # 15 weights, padded and cut in two: neither the layer's shape nor a part of it
     assert run_ranks(2, fairscale_shard) == [[8], [8]]
 

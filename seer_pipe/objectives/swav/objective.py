@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from seer_pipe.distributed.collectives import all_gather_rows, all_max_, all_mean, local, rank, world_size
+from seer_pipe.distributed.collectives import all_gather_rows, all_max_, all_mean, rank, world_size
+from seer_pipe.distributed.parts import change_rows, whole, whole_shape
 from seer_pipe.errors import UserError
 from seer_pipe.objectives.base import Moment, Objective, take_saved
 from seer_pipe.objectives.heads import full_precision, projection
@@ -99,15 +99,14 @@ class Swav(Objective):
         self.freeze_images = freeze_images
         self.queue_start = queue_start
         self.group = group
-        prototypes, dim = head.prototypes.weight.shape
+        prototypes, dim = whole_shape(head.prototypes.weight)
         self.queue = torch.zeros(len(assignment), queue_length, dim, device=device)
         self.last_nearest = torch.full((prototypes,), -1, device=device)
 
     @torch.no_grad()
     def before_step(self, moment: Moment) -> None:
-        """Normalises the prototypes. FSDP shards them by rows, so this needs no communication."""
-        weight = local(self.head.prototypes.weight)
-        weight.copy_(F.normalize(weight, dim=1))
+        """Normalises the prototypes. FSDP2 shards them by rows, so this needs no communication."""
+        change_rows(self.head.prototypes.weight, lambda rows: F.normalize(rows, dim=1))
 
     def loss(self, outputs: SwavOutput, moment: Moment, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         with full_precision(outputs.scores):
@@ -150,8 +149,7 @@ class Swav(Objective):
         """Scores of this rank's share of the queue: every rank holds all of it, but it counts once. -inf where a row
         is not filled."""
         share = self.queue.tensor_split(world_size(self.group), dim=1)[rank(self.group)]
-        weight = self.head.prototypes.weight
-        scores: Tensor = share @ (weight.full_tensor() if isinstance(weight, DTensor) else weight).T
+        scores: Tensor = share @ whole(self.head.prototypes.weight).T
         return scores.masked_fill_((share == 0).all(dim=2, keepdim=True), -torch.inf)
 
     def _enqueue(self, embeddings: Tensor) -> None:
