@@ -109,7 +109,9 @@ def _row(kind: type[Section], group: str, key: str, field: FieldInfo, default: A
     else:
         plain = json.loads(json.dumps(default), parse_float=lambda number: float(f"{float(number):.4g}"))
         text = yaml.safe_dump(plain, default_flow_style=True).removesuffix("\n...\n").strip()
-    about = field.description or " ".join((next(iter(sections(field.annotation))).__doc__ or "").split())
+    about = field.description or next(
+        (" ".join((kind.__doc__ or "").split()) for kind in sections(field.annotation)), ""
+    )
     return Setting(group, key, kind_of(field.annotation, field.metadata), text, about, resume, why)
 
 

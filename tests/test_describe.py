@@ -12,19 +12,11 @@ from typer.testing import CliRunner
 
 from seer_pipe import config as settings
 from seer_pipe.cli import app
-from seer_pipe.describe import page
 from seer_pipe.describe import settings as described
 from seer_pipe.errors import UserError
 from seer_pipe.launch.cluster import Cluster
 from seer_pipe.recipes import recipes
 from tests.train.helpers import make_pictures, small
-
-ROOT = Path(__file__).parents[1]
-
-
-def test_the_page_is_what_the_fields_give() -> None:
-    """Write it again with: python -m seer_pipe.describe > docs/settings.md"""
-    assert (ROOT / "docs/settings.md").read_text() == page()
 
 
 def test_every_setting_is_described() -> None:

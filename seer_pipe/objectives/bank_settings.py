@@ -16,7 +16,9 @@ WIDTHS = {"float16": 2, "float32": 4}
 
 class BankSettings(Section):
     keep: Probability = Field(default=0.5, description="weight of the old row when an image is seen again")
-    dtype: Literal["float16", "float32"] = "float32"
+    dtype: Literal["float16", "float32"] = Field(
+        default="float32", description="of the rows; float16 for a set whose bank would not fit otherwise"
+    )
 
     def bytes(self, samples: int, numbers: int, ranks: int) -> float:
         """What the fullest of the ranks holds of a row of so many numbers for each sample."""

@@ -1,5 +1,7 @@
 """What every objective keeps, whatever it minimises: one contract, over the union and over one that a test brings."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -140,6 +142,14 @@ def test_every_objective_of_the_union_is_here() -> None:
     kinds = [kind for kind in members(AnySettings) if issubclass(kind, Settings)]
     names = {get_args(kind.model_fields["name"].annotation)[0] for kind in kinds}
     assert CASES.keys() == names | {"align"}
+
+
+def test_every_setting_is_on_the_page() -> None:
+    """Those of a new objective too: python -m seer_pipe.describe > docs/settings.md, where every field has a
+    description (tests/test_describe.py)."""
+    words = [sys.executable, "-m", "seer_pipe.describe"]  # a process of its own: here the union has one more
+    page = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert (Path(__file__).parents[2] / "docs/settings.md").read_text() == page
 
 
 @every

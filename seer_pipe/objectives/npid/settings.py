@@ -34,11 +34,15 @@ ID = 8  # bytes of a sample's id
 class NpidSettings(Settings):
     """The bank holds a row for every sample of the set."""
 
-    name: Literal["npid"]
+    name: Literal["npid"] = Field(description="NPID, arXiv 1805.01978")
     head: Head = Head(hidden=[], dim=128, batch_norm=False)
-    loss: Literal["infonce", "nce"] = "infonce"
+    loss: Literal["infonce", "nce"] = Field(
+        "infonce", description="infonce: one row among the negatives; nce: each against noise, as first published"
+    )
     negatives: Positive = Field(4096, description="rows of other images that a step is told from, over all ranks")
-    temperature: Annotated[float, Field(gt=0)] = 0.07
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        0.07, description="of the cosines; lower tells near images apart more sharply, and is less stable"
+    )
     bank: BankSettings = BankSettings()
 
     panels: ClassVar[Sequence[Panel]] = (
