@@ -98,7 +98,7 @@ def recipe(trunk: str, args: argparse.Namespace, data: str, way: str) -> setting
         "views": {"crops": [{"count": int(count), "size": int(size), "scale": scale}
                             for (count, size), scale in zip(plan, SCALES, strict=False)]},
         "model": {"name": trunk},
-        "objective": {"allow_empty_prototypes": True},
+        "objective": {"name": "swav", "allow_empty_prototypes": True},
         "optimizer": {"name": "larc", "lr": 0.3},
         "train": {"batch": args.batch, "images": 10**9, **chosen},
     }, "benchmark")  # fmt: skip
