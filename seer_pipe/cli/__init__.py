@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import typer
 
-from seer_pipe.cli import config, data, doctor, embed, evaluate, export, launch, quickstart, report, show, train
+from seer_pipe.cli import (
+    config,
+    curate,
+    data,
+    doctor,
+    embed,
+    evaluate,
+    export,
+    launch,
+    quickstart,
+    report,
+    show,
+    train,
+)
 from seer_pipe.cli.common import run_cli
 
 ABOUT = """Pretrain a vision backbone on uncurated images, and take it elsewhere.
@@ -31,7 +44,7 @@ for launch; OMP_NUM_THREADS, the threads of a training on a CPU.
 #: The verbs as the help has them.
 PANELS = {
     "Start": (quickstart,),
-    "Data": (data,),
+    "Data": (data, curate),
     "Training": (config, doctor, train),
     "Cluster": (launch,),
     "Evaluation and export": (evaluate, embed, export),

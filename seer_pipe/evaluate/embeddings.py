@@ -80,6 +80,19 @@ def features(table: pa.Table, *, unit: bool) -> torch.Tensor:
     return F.normalize(found) if unit else found
 
 
+def rows_of(data: pq.ParquetFile, rows: Ints, columns: list[str]) -> pa.Table:
+    """These rows of a file, by their numbers, which rise; a row group at a time."""
+    found = [data.schema_arrow.empty_table().select(columns)]
+    start = 0
+    for group in range(data.num_row_groups):
+        stop = start + data.metadata.row_group(group).num_rows
+        own = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] - start
+        if len(own):
+            found.append(data.read_row_group(group, columns).take(own))
+        start = stop
+    return pa.concat_tables(found)
+
+
 def feature_map(data: pq.ParquetFile, groups: list[int], folder: Path, *, unit: bool) -> torch.Tensor:
     """The features of these row groups, [n, width], as a map of a nameless file in ``folder``, which goes with it.
 

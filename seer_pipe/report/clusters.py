@@ -95,7 +95,7 @@ def clusters(
     order = order[(sizes[order] > 0) & (seen[order] > 0)]
     cohesion = np.bincount(rows.cluster, cosine, len(sizes)) / np.maximum(seen, 1)
     by = labeller(shards, labels) if labels else Labeller("source", domain)
-    named, hashes = _sidecars(shards, rows, by.column)
+    named, hashes = sidecars_of(shards, rows, by.column)
     known = hashes != 0
     _, at, times = np.unique(hashes, return_inverse=True, return_counts=True)
     again = (times[at] > 1) & known
@@ -142,7 +142,7 @@ def _centres(data: pq.ParquetFile, naming: pq.ParquetFile, groups: list[int], k:
     return Sample(keys, paths, np.concatenate(index), np.concatenate(clusters)), sums
 
 
-def _sidecars(shards: ShardSet, rows: Sample, column: str) -> tuple[list[str], npt.NDArray[np.uint64]]:
+def sidecars_of(shards: ShardSet, rows: Sample, column: str) -> tuple[list[str], npt.NDArray[np.uint64]]:
     """What stands in a column and the perceptual hash (0: none) of each image, a sidecar at a time."""
     numbers = {path: number for number, path in enumerate(shards.paths)}
     named = [""] * len(rows.key)

@@ -15,6 +15,7 @@ import pytest
 
 from seer_pipe.report.atlas import write_atlas
 from seer_pipe.report.compare import read_sides, write_comparison
+from seer_pipe.report.curated import write_curation
 from seer_pipe.report.page import write_report
 from seer_pipe.shards import ShardSet
 from seer_pipe.train.loop import train
@@ -39,6 +40,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (root / "mine.jpg").write_bytes(shards.read(0, shards.sidecar(0).slice(3, 1).to_pylist()[0]))
     searched = write_atlas(root / "run", root / "searched", search=[root / "mine.jpg"])
     by_kmeans = write_atlas(root / "run", root / "by-kmeans", clusters=7)
+    curated = write_curation(root / "run", root / "curated", threshold=0.5, keep=20, labels="folder")
+    assert curated is not None
     evaluation = {"evaluation": "knn", "k": 20, "data": "val", "accuracy": 0.5, "images_seen": 48}
     (root / "run/evaluation").mkdir()
     (root / "run/evaluation/knn-48.json").write_text(json.dumps(evaluation))
@@ -46,10 +49,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         shutil.copytree(root / "run", root / f"runs/{number}")
     compared = write_comparison(read_sides([root / "runs"]), root / "compared")
     return {"compared": compared, "report": write_report(root / "run"), "atlas": atlas, "searched": searched,
-            "by-kmeans": by_kmeans}  # fmt: skip
+            "by-kmeans": by_kmeans, "curated": Path(curated["page"])}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["compared", "report", "atlas", "searched", "by-kmeans"])
+@pytest.mark.parametrize("name", ["compared", "report", "atlas", "searched", "by-kmeans", "curated"])
 @pytest.mark.parametrize(("width", "height", "scheme"), SCREENS)
 def test_readable(browser: Any, pages: dict[str, Path], name: str, width: int, height: int, scheme: str) -> None:
     from axe_core_python.selenium import Axe

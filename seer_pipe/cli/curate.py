@@ -1,0 +1,51 @@
+"""Which images of a set are worth training on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seer_pipe.cli.common import AsJson, Labels, show
+from seer_pipe.cli.job import as_job
+
+verbs = typer.Typer()
+
+
+@verbs.command()
+@as_job
+def curate(
+    source: Annotated[
+        Path, typer.Argument(help="A run's folder, an exported backbone's, or a file of [bold]seer-pipe embed[/bold].")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for keep.parquet, exclude.parquet and the page.")],
+    data: Annotated[
+        str | None, typer.Argument(help="Shard set; by default the one of the embeddings, or of the run.")
+    ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Images to keep; by default so many that no group gives more than the median one holds."
+        ),
+    ] = None,
+    duplicates: Annotated[
+        float,
+        typer.Option(
+            min=-1.0, max=1.0,
+            help="Two images are one where the cosine of their features, less the mean of all, is above this; with 1 "
+            "none are.",
+        ),
+    ] = 0.9,
+    labels: Labels = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Choose a balanced part of a shard set without near duplicates, and list the rest for seer-ingest exclude."""
+    from seer_pipe.report.curated import write_curation
+
+    result = write_curation(
+        source, out, data, keep=keep, threshold=duplicates, labels=labels, say=lambda line: print(line, file=sys.stderr)
+    )
+    if result is not None:
+        show(result, as_json)

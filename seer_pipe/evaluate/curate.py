@@ -1,0 +1,148 @@
+"""Which images of a shard set to keep: balanced over clusters of clusters, without semantic duplicates.
+
+OUT/keep.parquet      key, shard, index, cluster, group: of the images to train on
+OUT/exclude.parquet   the same of all others, with why (duplicate, surplus), the key of what a duplicate repeats, and
+                      its cosine to the nearest earlier image; for seer-ingest exclude
+OUT/                  also what `cluster` writes, of the lowest level
+
+``cluster`` is of the lowest level, ``group`` of the highest. Images that the set excludes are in neither file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from seer_pipe.data.order import Ints
+from seer_pipe.distributed.world import join
+from seer_pipe.errors import UserError
+from seer_pipe.evaluate.balance import allot, choose, default_levels, default_target, hierarchy
+from seer_pipe.evaluate.centroids import read_centroids
+from seer_pipe.evaluate.cluster import ITERATIONS, cluster, embedded
+from seer_pipe.evaluate.duplicates import Duplicates, coarsest, duplicates
+from seer_pipe.evaluate.embeddings import (
+    clusters_of,
+    feature_map,
+    open_clusters,
+    open_embeddings,
+    rows_of,
+    weights_of,
+)
+
+PIECE = 1 << 16  # rows at once, for their mean
+KEPT = pa.schema([("key", pa.string()), ("shard", pa.string()), ("index", pa.int32()), ("cluster", pa.int32()),
+                  ("group", pa.int32())])  # fmt: skip
+LEFT = (
+    KEPT.append(pa.field("why", pa.string()))
+    .append(pa.field("of", pa.string()))
+    .append(pa.field("cosine", pa.float32()))
+)
+
+
+@dataclass(frozen=True)
+class Curation:
+    """Of each image of a file of embeddings, in its order, [n]."""
+
+    embeddings: Path
+    data: str  # the shard set
+    levels: list[int]  # clusters of each level, the lowest first
+    cluster: Ints  # of the lowest level
+    group: Ints  # of the highest
+    duplicates: Duplicates
+    kept: npt.NDArray[np.bool_]
+
+    def groups(self) -> tuple[Ints, Ints]:
+        """Images of each group, and those of them that are kept."""
+        had = np.bincount(self.group)
+        return had, np.bincount(self.group, self.kept, len(had)).astype(np.int64)
+
+    def summary(self) -> dict[str, Any]:
+        repeated = int(self.duplicates.found.sum())
+        left = {"duplicates": repeated, "surplus": len(self.kept) - repeated - int(self.kept.sum())}
+        return {"images": len(self.kept), "kept": int(self.kept.sum()), "left_out": left, "levels": self.levels}
+
+
+def curate(
+    source: Path,
+    data: str | None,
+    out: Path,
+    *,
+    keep: int | None = None,
+    threshold: float = 0.9,
+    say: Callable[[str], None] = lambda _: None,
+) -> Curation | None:
+    """Choose the images of a set to keep, and write them into folder ``out``; None but on the first rank.
+
+    ``source``, ``data``: as `embedded` takes them. ``keep``: how many images; by default so many that no group gives
+    more than the median one holds. ``threshold``: the cosine of centred features above which two images are one.
+    The same features give the same choice.
+    """
+    with join() as world:
+        file, data = embedded(source, data, out, say)
+        world.barrier()  # the first rank has put the parts together
+        images = open_embeddings(file).metadata.num_rows
+        if images < (keep or 2):
+            raise UserError(f"{file}: has {images} images, too few to keep {keep or 'some'} of; give fewer by --keep")
+        levels = default_levels(images)
+        named = cluster(file, out, levels[0], world=world, say=say)
+        if not world.is_first:
+            return None
+        device = world.device
+    centroids = read_centroids(out, weights_of(file)).matrix
+    lowest = np.concatenate(list(clusters_of(open_clusters(named))))
+    sizes = np.bincount(lowest, minlength=levels[0])
+    parents = hierarchy(centroids.to(device), levels[1:], seed=0)
+    say(f"clusters of clusters: {', '.join(map(str, levels))}")
+    opened = open_embeddings(file)
+    rows = feature_map(opened, list(range(opened.num_row_groups)), out, unit=True)
+    mean = torch.stack([piece.double().sum(0) for piece in rows.split(PIECE)]).sum(0) / images
+    within = coarsest(sizes, parents, float(images) * levels[0] * ITERATIONS)  # no more work than the k-means was
+    repeated = duplicates(rows, mean.float(), within[lowest], threshold, device)
+    say(f"duplicates: {int(repeated.found.sum())} of {images}, sought within {len(np.unique(within))} clusters")
+    rng = np.random.default_rng(0)
+    single = np.where(repeated.found, -1, lowest)
+    left = np.bincount(single[single >= 0], minlength=levels[0])
+    taken = allot(left, parents, default_target(left, parents) if keep is None else keep, rng)
+    group = np.arange(levels[0])
+    for parent in parents:
+        group = parent[group]
+    found = Curation(file, data, levels, lowest, group[lowest], repeated, choose(single, taken, rng))
+    _write(found, out)
+    return found
+
+
+def _write(found: Curation, out: Path) -> None:
+    """The two lists, a row group at a time."""
+    opened = open_embeddings(found.embeddings)
+    firsts = np.unique(found.duplicates.first[found.duplicates.found])
+    keys = rows_of(opened, firsts, ["key"])["key"]
+    partial = {name: out / f".{name}.parquet" for name in ("keep", "exclude")}
+    start = 0
+    with (
+        pq.ParquetWriter(partial["keep"], KEPT, compression="zstd") as keep,
+        pq.ParquetWriter(partial["exclude"], LEFT, compression="zstd") as exclude,
+    ):
+        for group in range(opened.num_row_groups):
+            table = opened.read_row_group(group, ["key", "shard", "index"])
+            here = slice(start, start + table.num_rows)
+            for name, column in (("cluster", found.cluster), ("group", found.group)):
+                table = table.append_column(name, pa.array(column[here], pa.int32()))
+            kept, first = found.kept[here], found.duplicates.first[here]
+            keep.write_table(table.filter(kept).cast(KEPT))
+            repeats = pa.array(np.searchsorted(firsts, first), mask=first < 0)
+            cosine = pa.array(found.duplicates.cosine[here], mask=first < 0)
+            why = pa.array(np.where(first < 0, "surplus", "duplicate"))
+            for name, values in (("why", why), ("of", keys.take(repeats)), ("cosine", cosine)):
+                table = table.append_column(name, values)
+            exclude.write_table(table.filter(~kept).cast(LEFT))
+            start = here.stop
+    for name, file in partial.items():
+        file.replace(out / f"{name}.parquet")
