@@ -1,6 +1,9 @@
 """Everything that only a GPU can prove, in one command and within eight minutes: `make gpu-check`.
 
     python benchmarks/gpu_check.py [--data IMAGES] [--only PART …] [--out build/gpu-check] [--cpu]
+    python benchmarks/gpu_check.py --only step
+
+The second tries what may make a step faster, in up to ten minutes; it has its turn only where it is named.
 
 Each part (`benchmarks/gpu_parts.py`) is a process with a time limit of its own; one that fails does not keep the next
 from its turn. What they found is printed as a table and written to results.json, beside each part's log. Exit code 1
@@ -33,7 +36,9 @@ LIMITS = {
     "data": 40, "tests": 55, "kernels": 40, "loader": 30, "batch": 25, "train": 85, "memory": 15, "resume": 75,
     "learn": 60, "export": 30, "fsdp2": 25,
 }  # fmt: skip
-ON_CPU = ("data", "resume", "learn", "export", "fsdp2")
+#: Those that are run only where they are named, and that need no images.
+APART = {"step": 580}
+ON_CPU = ("data", "resume", "learn", "export", "fsdp2", "step")
 MARK = ".gpu-check"  # in a folder of ours, which may be replaced
 
 
@@ -58,7 +63,7 @@ class Result:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--only", nargs="+", choices=LIMITS, metavar="PART", help=", ".join(LIMITS))
+    parser.add_argument("--only", nargs="+", choices=LIMITS | APART, metavar="PART", help=", ".join(LIMITS | APART))
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-check")
     parser.add_argument("--cpu", action="store_true")
     args = parser.parse_args()
@@ -67,13 +72,13 @@ def main() -> None:
     name = "CPU" if args.cpu else gpu()
     make_room(args.out, keep=args.only is not None)
     chosen = [part for part in (args.only or LIMITS) if part in ON_CPU or not args.cpu]
-    if "data" not in chosen and not (args.out / "shards").exists():
+    if "data" not in chosen and not APART.keys() >= set(chosen) and not (args.out / "shards").exists():
         chosen.insert(0, "data")
     options = [*(["--data", str(args.data.resolve())] if args.data else []), *(["--cpu"] if args.cpu else [])]
     parts = [
         Part(
             part,
-            300 if args.cpu else LIMITS[part],
+            300 if args.cpu else (LIMITS | APART)[part],
             [sys.executable, str(PARTS), part, str(args.out.resolve()), *options],
         )
         for part in chosen

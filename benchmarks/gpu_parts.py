@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,15 @@ TINY = (
     "objective.prototypes=8",
     "train.threads=1",
 )  # without a GPU
+#: Ways of a step (benchmarks/train.py), those of a process together, by promise. The first are what users have.
+CANDIDATES = (
+    ("channels_last", "fsdp2+channels_last"), ("channels_last+cudnn_benchmark",), ("channels_last+compile_trunk",),
+    ("channels_last+compile",), ("channels_last+cuda_graphs",), ("channels_last+max_autotune",),
+    ("channels_last+cudnn_benchmark+compile_trunk",), ("cudnn_benchmark",),
+)  # fmt: skip
+OTHER_TRUNKS = ("resnext101_32x8d", "regnety_32gf")
+OTHER_CANDIDATES = (("eager", "channels_last"), ("channels_last+cudnn_benchmark",))
+SECONDS_OF_STEP, SECONDS_OF_TRIAL, LEAST_SECONDS = 560, 120, 15
 INGEST = ("-c", "from ingest.cli import main; main()")
 AGREE = 0.02  # share by which losses may differ that are computed in another order
 
@@ -294,9 +304,64 @@ def fsdp2(check: Check) -> Figures:
     return {"largest difference of a loss": apart(losses(two), losses(one))}
 
 
+def step(check: Check) -> Figures:
+    """Candidates for a faster step beside the plain step, ratios to it, and the bound.
+
+    The most promising first; what there is no time for is said, and neither a failure nor a hang costs the others.
+    """
+    end, figures = time.monotonic() + SECONDS_OF_STEP, Figures()
+    trunks, more, ways = TRUNKS, OTHER_TRUNKS, CANDIDATES
+    size: tuple[object, ...] = ("--crops", CROPS, "--batch", BATCH, "--rounds", 3)
+    steps: tuple[object, ...] = ("--synthetic", "--steps", 5)
+    if check.cpu:
+        trunks, more, ways = ("resnet18",), (), CANDIDATES[:1]
+        size, steps = ("--crops", "2x32", "--batch", 4, "--rounds", 1), ("--synthetic", "--steps", 1)
+    plan: list[tuple[str, tuple[str, ...]]] = [(trunk, some) for some in ways[:2] for trunk in trunks]
+    plan += [(trunk, ()) for trunk in trunks]  # the bound
+    plan += [(trunk, some) for some in OTHER_CANDIDATES for trunk in more]
+    plan += [(trunk, some) for some in ways[2:] for trunk in trunks]
+    for trunk, some in plan:
+        command = ("train.py", trunk, "--ways", *some, *size, *steps) if some else ("roofline.py", trunk, *size)
+        found = trial(check, command, min(SECONDS_OF_TRIAL, end - time.monotonic()))
+        if isinstance(found, str):
+            figures |= {f"{trunk}, {way}": found for way in some or ("bound",)}
+        elif some:
+            for way in some:
+                figures[f"{trunk}, {way}, to the plain step"] = found[trunk][f"ours, {way}"]["to_plain"]
+                figures[f"{trunk}, {way}, images/s"] = found[trunk][f"ours, {way}"]["images_per_s"]
+        else:
+            bound = found["trunks"][trunk]
+            figures |= {f"{trunk}, bound, {key}": bound[key] for key in ("arithmetic_ms", "fused_ms", "separate_ms")}
+            figures |= {f"{trunk}, step in {layout}, ms": ms for layout, ms in bound["step_ms"].items()}
+            figures |= {f"{trunk}, convolutions alone in {way}, ms": ms for way, ms in bound["alone_ms"].items()}
+    if not any(isinstance(value, float) for value in figures.values()):
+        raise SystemExit(f"no candidate could be measured: {figures}")
+    return figures
+
+
+def trial(check: Check, command: Sequence[object], seconds: float) -> Any:
+    """What a benchmark found, or in words why nothing. All that it started ends with it."""
+    if seconds < LEAST_SECONDS:
+        return "no time left"
+    out = check.folder / "trial.json"
+    out.unlink(missing_ok=True)
+    words = [sys.executable, f"benchmarks/{command[0]}", *map(str, command[1:]), "--json", str(out)]
+    with subprocess.Popen(words, process_group=0) as process:
+        try:
+            code: int | None = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    if code is None:
+        return f"stopped after {seconds:.0f} s"
+    return json.loads(out.read_text()) if code == 0 and out.exists() else f"failed, exit code {code}"
+
+
 PARTS: dict[str, Callable[[Check], Figures]] = {
     part.__name__: part
-    for part in (data, tests, kernels, loader, batch, train, memory, resume, learn, export, fsdp2)
+    for part in (data, tests, kernels, loader, batch, train, memory, resume, learn, export, fsdp2, step)
 }  # fmt: skip
 
 

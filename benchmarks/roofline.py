@@ -34,11 +34,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from marks import Marks, matrix_peak  # beside this file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.module_tracker import ModuleTracker
-from train import Marks, matrix_peak, ours, recipe, synthetic  # beside this file
+from train import ours, recipe, synthetic  # beside this file
 
 from seer_pipe.distributed.world import World
 from seer_pipe.models import build_trunk

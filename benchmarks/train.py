@@ -2,11 +2,15 @@
 
     python benchmarks/train.py [TRUNK …] [--crops 2x224+6x96] [--batch 64] [--ways …] [--data SHARDS] [--json FILE]
 
+A way is words joined by +: `eager`, or any of the settings `channels_last`, `cudnn_benchmark`, `compile` and `fsdp2`
+(of one rank), and the whole trunk compiled: `compile_trunk`, `max_autotune`, `cuda_graphs`. cuDNN keeps the plan that
+it first had for a shape, so ways with and without `cudnn_benchmark` of one layout want a process each.
+
 The plain step is what SwAV's published code amounts to: fp16 autocast with a scaler (float32 on a CPU), NCHW, nothing
 compiled, LARC parameter by parameter, Sinkhorn crop by crop with its collectives, one forward a crop size. Ours is
-tried in several ways, each of which is a setting of `train`. Steps are taken in turns, so that a busy machine slows
-all alike; figures are medians of the rounds. Then the best way takes its crops from the real loader. On a CPU one
-thread trains, and seconds are of its processor time; those with the loader, which works beside it, of the clock.
+tried in several ways. Steps are taken in turns, so that a busy machine slows all alike; figures are medians of the
+rounds. Then, unless --synthetic, the best way takes its crops from the real loader. On a CPU one thread trains, and
+seconds are of its processor time; those with the loader, which works beside it, of the clock.
 
     images/s   of one step
     forward, head, loss, backward, update: milliseconds. Head is projection and prototypes, both ways; update is all
@@ -20,24 +24,22 @@ thread trains, and seconds are of its processor time; those with the loader, whi
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import math
 import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from marks import Marks, Memory, matrix_peak  # beside this file
 from torch import Tensor, nn
 
 from seer_pipe import config as settings
@@ -55,6 +57,10 @@ from seer_pipe.train.step import TrainStep
 
 PARTS = ("wait", "forward", "head", "loss", "backward", "update")
 WAYS = ("eager", "channels_last", "compile", "channels_last+compile")
+SETTINGS = ("channels_last", "cudnn_benchmark", "compile")
+#: torch.compile's mode for the whole trunk, by word.
+MODES = {"compile_trunk": "default", "max_autotune": "max-autotune-no-cudagraphs", "cuda_graphs": "reduce-overhead"}
+WORDS = ("eager", *SETTINGS, "fsdp2", *MODES)
 SCALES = ([0.14, 1.0], [0.05, 0.14])
 WARM_UP = 3
 
@@ -68,10 +74,11 @@ def main() -> None:
     parser.add_argument("trunks", nargs="*", metavar="TRUNK", default=large if on_gpu else little)
     parser.add_argument("--crops", default="2x224+6x96" if on_gpu else "2x64+6x32", help="COUNTxSIZE, the large first")
     parser.add_argument("--batch", type=int, default=64 if on_gpu else 8)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS if on_gpu else WAYS[:2])
+    parser.add_argument("--ways", nargs="+", type=known, default=WAYS if on_gpu else WAYS[:2])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=10 if on_gpu else 1, help="a round")
     parser.add_argument("--threads", type=int, default=8 if on_gpu else 1, help="of the loader")
+    parser.add_argument("--synthetic", action="store_true", help="without the real loader")
     parser.add_argument("--data", help="shard set for the real loader (default: pictures drawn for it)")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -79,7 +86,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="train-") as scratch, join("auto") as world:
         # a group of one, so that the collectives of a step are there
         dist.init_process_group("nccl" if on_gpu else "gloo", f"file://{scratch}/group", rank=0, world_size=1)
-        data = args.data or draw_set(Path(scratch))
+        data = args.data or ("unused" if args.synthetic else draw_set(Path(scratch)))
         peak = matrix_peak(world.device)
         name = torch.cuda.get_device_name() if on_gpu else "one CPU core"
         print(f"{name}: matrix product {peak / 1e12:.3g} TFLOP/s; {args.crops}, batch {args.batch}")
@@ -89,9 +96,17 @@ def main() -> None:
         args.json.write_text(json.dumps(results, indent=1))
 
 
+def known(way: str) -> str:
+    if unknown := set(way.split("+")) - set(WORDS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: a way is made of {', '.join(WORDS)}")
+    return way
+
+
 def recipe(trunk: str, args: argparse.Namespace, data: str, way: str) -> settings.Config:
     plan = [part.split("x") for part in args.crops.split("+")]
-    chosen = {name: name in way.split("+") for name in ("channels_last", "compile")}
+    words = way.split("+")
+    chosen: dict[str, Any] = {name: name in words for name in SETTINGS}
+    chosen["parallel"] = "fsdp2" if "fsdp2" in words else "none"
     return settings.parse({
         "name": "benchmark",
         "data": {"path": data, "threads": args.threads},
@@ -104,52 +119,11 @@ def recipe(trunk: str, args: argparse.Namespace, data: str, way: str) -> setting
     }, "benchmark")  # fmt: skip
 
 
-class Marks:
-    """Seconds between marks, by the name of the later one. On a GPU marks are events in its stream: nothing waits."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu, self._marks = device.type == "cuda", list[tuple[str, Any]]()
-        self.clock: Callable[[], float] = time.process_time
-
-    def __call__(self, name: str) -> None:
-        moment: Any = self.clock()
-        if self._on_gpu:
-            moment = torch.cuda.Event(enable_timing=True)
-            moment.record()
-        self._marks.append((name, moment))
-
-    def take(self) -> dict[str, float]:
-        if self._on_gpu:
-            torch.cuda.synchronize()
-        found: dict[str, float] = defaultdict(float)
-        for (_, before), (name, after) in pairwise(self._marks):
-            found[name] += before.elapsed_time(after) / 1e3 if self._on_gpu else after - before
-        self._marks.clear()
-        return found
-
-    def around_head(self, head: nn.Module) -> None:
-        """The trunk's part of forward and backward apart from the head's."""
-
-        def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self("forward")
-            if inputs[0].requires_grad:
-                inputs[0].register_hook(lambda _: self("head"))
-
-        head.register_forward_pre_hook(before)
-
-    def after(self, name: str, function: Callable[..., Any], before: str | None = None) -> Callable[..., Any]:
-        def marked(*args: Any, **options: Any) -> Any:
-            if before is not None:
-                self(before)
-            result = function(*args, **options)
-            self(name)
-            return result
-
-        return marked
-
-
-def ours(config: settings.Config, world: World, marks: Marks) -> Callable[[Crops], Tensor]:
+def ours(config: settings.Config, world: World, marks: Marks, way: str = "eager") -> Callable[[Crops], Tensor]:
     made = build.spread_network(config, world)
+    trunk = made.network.trunk
+    for word in MODES.keys() & set(way.split("+")):
+        trunk.forward = torch.compile(trunk.forward, dynamic=False, mode=MODES[word])  # type: ignore[method-assign]
     optimizer = build.build_optimizer(config.optimizer, made.network)
     zero_state(optimizer)
     objective, guard = made.objective, Guard(made.network, optimizer, made.objective, world.device)
@@ -163,6 +137,7 @@ def ours(config: settings.Config, world: World, marks: Marks) -> Callable[[Crops
 
     def once(crops: Crops) -> Tensor:
         nonlocal seen
+        torch.backends.cudnn.benchmark = config.train.cudnn_benchmark
         told = step(crops, Moment(seen, derived.images), log=seen == 0)
         guard.verdicts()
         marks("update")
@@ -172,7 +147,7 @@ def ours(config: settings.Config, world: World, marks: Marks) -> Callable[[Crops
     return once
 
 
-def plain(config: settings.Config, world: World, marks: Marks) -> Callable[[Crops], Tensor]:
+def plain(config: settings.Config, world: World, marks: Marks, _way: str) -> Callable[[Crops], Tensor]:
     """SwAV's step as published (Caron et al. 2020), with torch's own mixed precision in the place of apex's."""
     network, wanted = build.build_network(config).to(world.device), config.objective
     head: SwavHead = network.head  # type: ignore[assignment]
@@ -184,6 +159,7 @@ def plain(config: settings.Config, world: World, marks: Marks) -> Callable[[Crop
 
     def once(crops: Crops) -> Tensor:
         nonlocal seen
+        torch.backends.cudnn.benchmark = False
         for group in optimizer.param_groups:
             group["lr"] = build.rate_at(config.optimizer, derived, seen)
         with torch.no_grad():
@@ -239,29 +215,6 @@ def plain_larc(parameters: list[nn.Parameter], trust: float, decay: float) -> No
                 p.grad.add_(p, alpha=decay).mul_(trust * weight / (gradient + decay * weight + 1e-8))
 
 
-class Memory:
-    """Peak GB since it was made."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
-        gc.collect()
-        if self._on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-            self._held = float(torch.cuda.memory_allocated())
-        else:
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
-            self._held = resident("VmRSS")
-
-    def peak(self) -> float:
-        return ((torch.cuda.max_memory_allocated() if self._on_gpu else resident("VmHWM")) - self._held) / 1e9
-
-
-def resident(which: str) -> float:
-    status = Path("/proc/self/status").read_text()
-    return 1024.0 * int(status.split(f"{which}:")[1].split()[0])
-
-
 def measure(trunk: str, args: argparse.Namespace, world: World, data: str, peak: float) -> dict[str, Any]:
     marks = Marks(world.device)
     ways = {"plain SwAV": (plain, "eager"), **{f"ours, {way}": (ours, way) for way in args.ways}}
@@ -271,7 +224,7 @@ def measure(trunk: str, args: argparse.Namespace, world: World, data: str, peak:
     crops = synthetic(recipe(trunk, args, data, "eager"), world)
     for name, (make, way) in ways.items():
         held = Memory(world.device)
-        steps[name] = make(recipe(trunk, args, data, way), world, marks)
+        steps[name] = make(recipe(trunk, args, data, way), world, marks, way)
         first[name] = float(steps[name](crops))
         for _ in range(WARM_UP - 1):
             steps[name](crops)
@@ -285,6 +238,11 @@ def measure(trunk: str, args: argparse.Namespace, world: World, data: str, peak:
     flops = training_flops(recipe(trunk, args, data, "eager"))
     print(f"\n{trunk:28} images/s" + "".join(f"{part:>9}" for part in PARTS) + "  outside      GB  TFLOP/s   share")
     table = {name: line(name, of, flops, peak, memory[name], args) for name, of in rounds.items()}
+    for name in [name for name in ways if name != "plain SwAV"]:
+        table[name]["to_plain"] = ratio(rounds[name], rounds["plain SwAV"])
+        print(f"{name} / plain SwAV: {table[name]['to_plain']:.2f}")
+    if args.synthetic:
+        return table
     best = max(table, key=lambda name: table[name]["images_per_s"] if name != "plain SwAV" else 0.0)
     config = recipe(trunk, args, data, ways[best][1])
     loaded, alone = [], []
@@ -295,8 +253,6 @@ def measure(trunk: str, args: argparse.Namespace, world: World, data: str, peak:
             loaded.append(timed(steps[best], (batch.crops for batch in batches), args, marks))
             alone.append(timed(steps[best], iter([crops] * args.steps), args, marks))
     table["real loader"] = line(f"{best}, real loader", loaded, flops, peak, math.nan, args)
-    for name in [name for name in ways if name != "plain SwAV"]:
-        print(f"{name} / plain SwAV: {ratio(rounds[name], rounds['plain SwAV']):.2f}")
     print(f"real loader / synthetic: {ratio(loaded, alone):.3f}")
     return table
 
@@ -370,20 +326,6 @@ def draw_set(root: Path) -> str:
     writer.commit()
     write_manifest(store, ["00000.tar"])
     return str(root / "set")
-
-
-def matrix_peak(device: torch.device) -> float:
-    """FLOP/s of a large matrix product, the best of ten."""
-    on_gpu = device.type == "cuda"
-    size, dtype = (8192, torch.bfloat16) if on_gpu else (1024, torch.float32)
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    marks, best = Marks(device), math.inf
-    for _ in range(10):
-        marks("start")
-        a @ b
-        marks("product")
-        best = min(best, marks.take()["product"])
-    return 2 * size**3 / best
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """The frame of `make gpu-check` with parts that pass, fail, hang and are skipped; most of its own want a GPU."""
 
+import argparse
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
@@ -79,7 +82,8 @@ def test_figures_of_an_earlier_run_are_not_shown_again(frame: ModuleType, tmp_pa
 def test_all_parts_together_keep_to_eight_minutes(frame: ModuleType) -> None:
     parts = subprocess.run([sys.executable, "benchmarks/gpu_parts.py", "--help"], cwd=ROOT, text=True,
                            capture_output=True, check=True).stdout  # fmt: skip
-    assert all(name in parts for name in frame.LIMITS)
+    assert all(name in parts for name in frame.LIMITS | frame.APART)
+    assert not frame.LIMITS.keys() & frame.APART.keys()
     assert sum(frame.LIMITS.values()) <= 8 * 60
 
 
@@ -123,3 +127,56 @@ def test_the_parts_that_need_no_gpu(tmp_path: Path) -> None:
     result = subprocess.run(command, text=True, capture_output=True, timeout=880, check=False)
     assert result.returncode == 0, result.stdout
     assert result.stdout.count("| passed |") == 5
+    assert "| step |" not in result.stdout
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(PROGRAM.parent))
+    import gpu_parts
+
+    return gpu_parts
+
+
+def test_a_trial_that_fails_or_hangs_is_said_and_leaves_nothing(
+    parts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parts.sys, "executable", "/bin/sh")
+    monkeypatch.setattr(parts, "LEAST_SECONDS", 2)
+    for name, script in (("found", "echo 1 > $3"), ("fails", "exit 3"), ("hangs", "sleep 300 & echo $! > child; wait")):
+        Path(f"benchmarks/{name}").write_text(script)
+    check = parts.Check(tmp_path, None, True)
+    assert parts.trial(check, ["found", "a"], 60) == 1
+    assert parts.trial(check, ["fails"], 60) == "failed, exit code 3", "and not what the one before had found"
+    assert parts.trial(check, ["found", "a"], 1) == "no time left"
+    assert parts.trial(check, ["hangs"], 3) == "stopped after 3 s"
+    child = int(Path("child").read_text())
+    for _ in range(600):
+        if not alive(child):
+            return
+        time.sleep(0.05)
+    raise AssertionError("a child of the trial outlives it")
+
+
+def test_every_candidate_is_a_way_of_the_benchmark(parts: ModuleType) -> None:
+    import train
+
+    for way in chain(*parts.CANDIDATES, *parts.OTHER_CANDIDATES):
+        assert train.known(way) == way
+    with pytest.raises(argparse.ArgumentTypeError, match="foo: a way is made of eager, channels_last"):
+        train.known("foo+compile")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_candidates_for_a_faster_step_on_a_cpu(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = check("--cpu", "--only", "step", "--out", out)
+    assert result.returncode == 0, result.stdout
+    assert not (out / "shards").exists()
+    (part,) = json.loads((out / "results.json").read_text())["results"]
+    for way in ("channels_last", "fsdp2+channels_last"):
+        assert part["figures"][f"resnet18, {way}, to the plain step"] > 0
+    assert part["figures"]["resnet18, bound, separate_ms"] > part["figures"]["resnet18, bound, fused_ms"]
