@@ -6,10 +6,12 @@ from pydantic import Field
 
 from seer_pipe.objectives.barlow_twins.settings import BarlowTwinsSettings
 from seer_pipe.objectives.byol.settings import ByolSettings
+from seer_pipe.objectives.deepcluster.settings import DeepClusterSettings
 from seer_pipe.objectives.dino.settings import DinoSettings
 from seer_pipe.objectives.moco_v2.settings import MocoV2Settings
 from seer_pipe.objectives.moco_v3.settings import MocoV3Settings
 from seer_pipe.objectives.npid.settings import NpidSettings
+from seer_pipe.objectives.sela.settings import SelaSettings
 from seer_pipe.objectives.simclr.settings import SimclrSettings
 from seer_pipe.objectives.simsiam.settings import SimSiamSettings
 from seer_pipe.objectives.swav.settings import SwavSettings
@@ -18,10 +20,12 @@ from seer_pipe.objectives.vicreg.settings import VicregSettings
 AnySettings = Annotated[
     BarlowTwinsSettings
     | ByolSettings
+    | DeepClusterSettings
     | DinoSettings
     | MocoV2Settings
     | MocoV3Settings
     | NpidSettings
+    | SelaSettings
     | SimclrSettings
     | SimSiamSettings
     | SwavSettings

@@ -11,6 +11,7 @@ from seer_pipe.section import Probability, Section
 #: The rows of a set lie in so many shards, or as many as there are samples. Ranks hold whole ones, so the fullest of W
 #: ranks has at most W / SHARDS more than its share.
 SHARDS = 4096
+ID = 8  # bytes of a sample's id
 WIDTHS = {"float16": 2, "float32": 4}
 
 

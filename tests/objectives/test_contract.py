@@ -79,6 +79,23 @@ CASES = {
         (),
         {"negatives": 2000},  # few of a thousand images have rows
     ),
+    "deepcluster": Case(
+        {"name": "deepcluster", "head": {"hidden": [16], "dim": 8}, "prototypes": 3, "heads": 3, "refresh_images": 16},
+        3,
+        (1,),
+    ),
+    "sela": Case(
+        {
+            "name": "sela",
+            "head": {"hidden": [16], "dim": 8},
+            "prototypes": 4,
+            "heads": 3,
+            "refresh_images": 16,
+            "ring": 20,
+        },
+        3,
+        (1,),
+    ),
     "moco_v3": Case({"name": "moco_v3", "head": {"hidden": [16], "dim": 8}, "predictor": 16}, 2, (1,)),
     "align": Case({"name": "align", "dim": 8}, 2, (1, 3, 8)),
 }

@@ -65,11 +65,10 @@ def written_out(
     terms = []
     for v in range(crops):
         for n, i in enumerate(samples):
-            if i not in rows and v == 0:
+            if i not in rows:
                 continue
-            own = rows.get(i, z[n].detach())
             others = [rows[j] for j in drawn if j in rows and j != i]
-            e = [(z[v * IMAGES + n] @ row / T).exp() for row in (own, *others)]
+            e = [(z[v * IMAGES + n] @ row / T).exp() for row in (rows[i], *others)]
             if loss == "infonce":
                 terms.append(-(e[0] / sum(e)).log())
                 continue
@@ -98,8 +97,9 @@ def test_is_the_papers_loss_over_steps(loss: str, crops: int) -> None:
             rows[i] = moved / moved.norm()
 
 
-def test_of_a_single_crop_the_first_visit_only_writes() -> None:
-    npid, z = objective(1), outputs(1, 0)
+@pytest.mark.parametrize("crops", [1, 3])
+def test_the_first_visit_only_writes(crops: int) -> None:
+    npid, z = objective(crops), outputs(crops, 0)
     loss, _ = npid.loss(z, Moment(0, 1000, torch.arange(IMAGES)))
     loss.backward()
     assert loss == 0

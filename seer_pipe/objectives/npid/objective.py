@@ -7,10 +7,12 @@ rows m_j of images drawn at random, those with no row yet and i itself left out:
     nce:      -log h(i, v) - sum over j of log (1 - h(j, v)),                   (equations 4 and 7)
               h(i, v) = P / (P + K / N),  P = exp(v · m_i / T) / Z
 
-averaged over all crops of all images. An image's first crop is written. Where an image has no row yet, its other crops
-look for what the first one writes, so a single crop only enters the bank. N images are in the set. Z is kept as it is
-for a bank of random directions, N times the mean of exp(cos / T), as Wu et al. took it from the first batches of
-theirs. The K images are the same for all rows and ranks, and follow from (seed, images seen).
+averaged over the crops of those images that have a row: an image's first visit only writes one. (Its other crops could
+look for what is being written instead. But a fresh row among old ones is found by what time does to a network:
+embeddings then drift away from the bank, and fill ever fewer directions.) An image's first crop is written. N images
+are in the set. Z is kept as it is for a bank of random directions, N times the mean of exp(cos / T), as Wu et al. took
+it from the first batches of theirs. The K images are the same for all rows and ranks, and follow from (seed, images
+seen).
 """
 
 from __future__ import annotations
@@ -43,17 +45,15 @@ class Npid(Objective):
         visit, drawn = self.bank.visit(moment.samples), self._draw(moment)
         own, others = self.bank.read(visit).to(z.dtype), self.bank.at(drawn.numpy()).to(z.dtype)
         known = own.any(1)
-        own = torch.where(known[:, None], own, z[0].detach())
-        looks = known.expand(self._crops, -1).clone()
-        looks[1:] = True
         foreign = (moment.samples[:, None] != drawn).to(z.device, non_blocking=True)
         usable = foreign & others.any(1)  # [n, K]
         positive, negative = (z * own).sum(2), z @ others.T  # [V, n], [V, n, K]
         losses = (self._infonce if self.settings.loss == "infonce" else self._nce)(positive, negative, usable)
-        total = all_sum_(looks.sum().to(z.dtype)).clamp_min(1)
-        loss = (losses * looks).sum() * world_size() / total
+        total = all_sum_(known.sum().to(z.dtype)).clamp_min(1)
+        loss = (losses.mean(0) * known).sum() * world_size() / total
         self.bank.write(visit, z[0])
-        return loss, self._metrics(loss, z, positive, negative, usable & looks[..., None], known) if log else {}
+        met = (usable & known[:, None]).expand_as(negative)
+        return loss, self._metrics(loss, z, positive, negative, met, known) if log else {}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"bank": self.bank.logical}
@@ -81,8 +81,8 @@ class Npid(Objective):
     def _metrics(
         self, loss: Tensor, z: Tensor, positive: Tensor, negative: Tensor, met: Tensor, known: Tensor
     ) -> dict[str, Tensor]:
-        """Of the crops that look for a row and ``met`` [V, n, K] others: cosines with their own and with those, and how
-        often their own is the nearest. ``remembered``: what share of the batch has a row."""
+        """Of the crops that look for their row among others, which they ``met`` [V, n, K]: cosines with their own and
+        with those, and how often their own is the nearest. ``remembered``: what share of the batch has a row."""
         nearest = positive >= negative.masked_fill(~met, -torch.inf).amax(2)
         looks = met.any(2)
         sums = torch.stack([

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from seer_pipe.distributed.traffic import FLOAT, Collectives
-from seer_pipe.objectives.bank_settings import WIDTHS, BankSettings
+from seer_pipe.objectives.bank_settings import ID, WIDTHS, BankSettings
 from seer_pipe.objectives.settings import (
     EMBEDDING_PANELS,
     EMBEDDING_SIGNS,
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from seer_pipe.models import Trunk
     from seer_pipe.objectives.base import Network
     from seer_pipe.objectives.npid.objective import Npid
-
-ID = 8  # bytes of a sample's id
 
 
 class NpidSettings(Settings):

@@ -1,0 +1,168 @@
+"""Clusters of a memory as labels: what DeepCluster and SeLa have in common.
+
+Each of H heads has K unit centroids c_k and offsets o_k, which follow from the memory at a refresh and stay until the
+next. Head h labels an image by the row x that the memory has of its crop a_h (the assignment crops in turn), and all
+crops v predict that label with scores s_v::
+
+    label = argmax_k  x · c_k + o_k
+    loss  = mean over h, v, and images that have a row, of  -log softmax(s_v / temperature)[label]
+
+With a bank the row is what an earlier visit wrote. In a stream images come once: x is then the embedding of crop a_h
+itself, without gradient, and the other crops predict its label; the ring of the last images is what is clustered.
+Before the first refresh nothing has a label, and only the memory is filled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seer_pipe.distributed.collectives import all_sum_, rank, world_size
+from seer_pipe.objectives.bank import Bank, Visit
+from seer_pipe.objectives.base import Moment, Objective, take_saved
+from seer_pipe.objectives.cluster_settings import ClusterSettings
+from seer_pipe.objectives.heads import full_precision
+from seer_pipe.objectives.metrics import entropy, logged
+from seer_pipe.objectives.ring import Ring
+from seer_pipe.objectives.settings import Setup
+
+#: Scores in flight at once.
+PIECE = 1 << 25
+SAME = "views, shard set, head, ring, heads and prototypes"
+
+
+class Clustered(Objective):
+    """What implementations bring: the scores of a batch, and a head's centroids and offsets at a refresh."""
+
+    def __init__(self, settings: ClusterSettings, setup: Setup) -> None:
+        self.settings, self.refresh_images = settings, settings.refresh_images
+        heads, k, dim, device = settings.heads, settings.prototypes, settings.head.dim, setup.device
+        self._crops, self._seed = setup.views.count, setup.seed
+        self._turns = [h % len(settings.assign) for h in range(heads)]  # which of the assignment crops a head takes
+        self.centroids = torch.zeros(heads, k, dim, device=device)
+        self.offsets = torch.zeros(heads, k, device=device)
+        self.health = torch.zeros(len(HEALTH), device=device)  # of the last refresh
+        shape = len(settings.assign), dim
+        self.memory: Bank | Ring = (
+            Ring(torch.zeros(settings.ring, *shape, device=device))
+            if settings.ring
+            else Bank(settings.bank, setup.samples, shape, device)
+        )
+
+    def embedded(self, outputs: object) -> Tensor:
+        """Unit embeddings [V · n, D] of what the network returned."""
+        raise NotImplementedError
+
+    def scores(self, outputs: object, embeddings: Tensor, head: int) -> Tensor:
+        """Of a head [V · n, K]."""
+        raise NotImplementedError
+
+    def recluster(self, head: int, rows: Tensor, number: int) -> None:
+        """Set the centroids and offsets of a head by this rank's rows [m, D] of the memory. All ranks call it."""
+        raise NotImplementedError
+
+    def loss(self, outputs: object, moment: Moment, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        z = self.embedded(outputs)
+        with full_precision(z):
+            fresh = z.detach().unflatten(0, (self._crops, -1))[self.settings.assign].transpose(0, 1)  # [n, A, D]
+            visit = self.memory.visit(moment.samples) if isinstance(self.memory, Bank) else None
+            rows = self._read(visit, fresh)
+            labelled = rows.flatten(1).any(1) & self.centroids.any()
+            weights = labelled.to(z.dtype) / all_sum_(labelled.sum().to(z.dtype)).clamp_min(1) * world_size()
+            losses, right = [], []
+            for head, turn in enumerate(self._turns):
+                label = (rows[:, turn] @ self.centroids[head].to(z.dtype).T + self.offsets[head]).argmax(1)
+                scores = self.scores(outputs, z, head)
+                costs = F.cross_entropy(scores / self.settings.temperature, label.repeat(self._crops), reduction="none")
+                others = [v for v in range(self._crops) if visit is not None or v != self.settings.assign[turn]]
+                losses.append((costs.unflatten(0, (self._crops, -1))[others].mean(0) * weights).sum())
+                if log:
+                    found = (scores.argmax(1) == label.repeat(self._crops)).unflatten(0, (self._crops, -1))
+                    right.append((found[others].to(z.dtype).mean(0) * weights).sum())
+            loss = torch.stack(losses).mean()
+            self._write(visit, fresh)
+            return loss, self._metrics(loss, z, labelled, torch.stack(right).mean()) if log else {}
+
+    @torch.no_grad()
+    def refresh(self, number: int, moment: Moment) -> None:
+        rows = self._rows_here()
+        if not all_sum_(torch.tensor(len(rows), device=rows.device)):
+            return  # every step so far was taken back
+        found = []
+        for head, turn in enumerate(self._turns):
+            mine = rows[:, turn]
+            before = self._labels(mine, head)
+            self.recluster(head, mine, number)
+            found.append(compared(before, self._labels(mine, head), self.settings.prototypes))
+        self.health = torch.stack(found).mean(0).to(self.health)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        memory = self.memory
+        kept = {"bank": memory.logical} if isinstance(memory, Bank) else {"ring": memory.rows, "next": memory.next}
+        return {"centroids": self.centroids, "offsets": self.offsets, "health": self.health, **kept}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, own in ("centroids", self.centroids), ("offsets", self.offsets), ("health", self.health):
+            take_saved(own, state[name], f"the {name} of the clusters", SAME)
+        if isinstance(self.memory, Bank):
+            self.memory.load(state.get("bank"), self.settings.name)
+        else:
+            self.memory.load(state["ring"], state["next"], "the ring", SAME)
+
+    def _read(self, visit: Visit | None, fresh: Tensor) -> Tensor:
+        """What this rank's images are labelled by [n, A, D], zeros where nothing is."""
+        if visit is None or not isinstance(self.memory, Bank):
+            return fresh
+        return self.memory.read(visit).to(fresh.dtype)
+
+    def _write(self, visit: Visit | None, fresh: Tensor) -> None:
+        if isinstance(self.memory, Ring):
+            self.memory.push(fresh)
+        elif visit is not None:
+            self.memory.write(visit, fresh)
+
+    def _rows_here(self) -> Tensor:
+        """This rank's share of what the memory holds, [m, A, D], in an order that no number of ranks changes."""
+        memory = self.memory
+        rows = memory.rows if isinstance(memory, Bank) else memory.rows.tensor_split(world_size())[rank()]
+        return rows[rows.flatten(1).any(1)]
+
+    def _labels(self, rows: Tensor, head: int) -> Tensor:
+        """Of a head, [m]."""
+        found = [
+            (piece @ self.centroids[head].T + self.offsets[head]).argmax(1)
+            for piece in pieces(rows, self.settings.prototypes)
+        ]
+        return torch.cat([torch.zeros(0, dtype=torch.int64, device=rows.device), *found])
+
+    @torch.no_grad()
+    def _metrics(self, loss: Tensor, z: Tensor, labelled: Tensor, right: Tensor) -> dict[str, Tensor]:
+        """Of the memory at the last refresh, means over heads: see `compared`. Of the batch: the share of images that
+        have a label, and of their crops that predict it."""
+        metrics = logged(loss, z, labelled=labelled.to(z.dtype).mean(), label_accuracy=right)
+        return metrics | dict(zip(HEALTH, self.health.unbind(), strict=True))
+
+
+HEALTH = ("cluster_perplexity", "clusters_empty", "cluster_largest", "refresh_nmi")
+
+
+def pieces(rows: Tensor, clusters: int) -> Iterator[Tensor]:
+    """Rows [m, D] as float32, in pieces whose scores have bounded memory."""
+    for piece in rows.split(max(1, PIECE // clusters)):
+        yield piece.float()
+
+
+def compared(before: Tensor, after: Tensor, clusters: int) -> Tensor:
+    """Of the clusters [m] of this rank's rows before and after a refresh, over all ranks, [4] float64: the perplexity
+    of the sizes as a share of all clusters (1: even), the shares of clusters that are empty and of rows in the largest,
+    and the normalised mutual information 2 I(before; after) / (H(before) + H(after)), 1 where both are one cluster."""
+    table = all_sum_(torch.bincount(before * clusters + after, minlength=clusters**2)).view(clusters, clusters)
+    joint = table.double() / table.sum()
+    sizes = joint.sum(0)
+    own = entropy(joint.sum(1)) + entropy(sizes)
+    shared = own - entropy(joint.flatten())
+    nmi = torch.where(own > 1e-12, 2 * shared / own.clamp_min(1e-12), torch.ones_like(own))
+    return torch.stack([entropy(sizes).exp() / clusters, (sizes == 0).double().mean(), sizes.max(), nmi])
