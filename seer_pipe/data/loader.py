@@ -21,25 +21,12 @@ from seer_pipe.data.dali import Augmenter, BadImages
 from seer_pipe.data.layouts import labels, lay_out
 from seer_pipe.data.order import Ints
 from seer_pipe.data.sources import Order, Shards
+from seer_pipe.data.stream import Replaced as Replaced
 from seer_pipe.data.stream import Stream
 from seer_pipe.data.views import CropSpec, draw
-from seer_pipe.errors import UserError
 
-#: One place asks for so many substitutes before the run stops: the set must be broken throughout.
-ATTEMPTS = 16
 POLL = 0.2  # seconds
 PATIENCE = 5.0  # seconds that closing waits for a request that hangs
-
-
-@dataclass(frozen=True)
-class Replaced:
-    """An image that could not be used at ``slot`` of the global batch of ``step``."""
-
-    step: int
-    slot: int
-    shard: str
-    index: int  # number of the sample in its shard
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -83,7 +70,7 @@ class Loader:
         layout: torch.memory_format = torch.contiguous_format,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._shards, self._plan, self._slots = shards, plan, slots
+        self._plan, self._slots = plan, slots
         self._crops, self._seed, self._ahead, self._device = crops, seed, ahead, device
         self._stream = Stream(shards, plan, slots, threads=max(4, threads), ahead=ahead, memory=memory, cache=cache)
         self._augmenter = Augmenter(
@@ -157,19 +144,7 @@ class Loader:
                     return Batch(step, lay_out(crops, self._crops), known, ids, seen, replaced)
                 except BadImages as error:
                     bad = dict(zip(error.indices, error.reasons, strict=True))
-            rows = np.array(sorted(bad))
-            for row in rows.tolist():
-                shard = self._shards.paths[int(samples.places.shard[row])]
-                index = int(samples.places.index[row])
-                replaced.append(Replaced(step, int(self._slots[row]), shard, index, bad[row]))
-            if attempts.max() == ATTEMPTS:
-                raise UserError(
-                    f"{ATTEMPTS} substitutes in a row cannot be used, the last for: "
-                    f"{replaced[-1].shard}: {replaced[-1].reason}; run seer-ingest verify on the set"
-                )
-            substitutes = self._plan.substitute(step, self._slots[rows], attempts[rows])
-            samples.put(rows, self._stream.read(substitutes))
-            attempts[rows] += 1
+            replaced += self._stream.replace(step, samples, bad, attempts)
 
     def _augment(self, samples: Samples, epochs: Ints) -> list[torch.Tensor]:
         views = draw(self._seed, epochs, samples.places.sample, samples.height, samples.width, self._crops)

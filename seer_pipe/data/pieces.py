@@ -37,10 +37,12 @@ def piece_size(chunk: int, tracks: int, mean: float, memory: float, *, cached: b
 class Pieces:
     """Reads ahead, by the threads of ``pool``, while what is held is less than ``memory`` bytes.
 
-    ``tracks``: that are read, a chunk of each at a time.
+    ``tracks``: that are read, a chunk of each at a time; ``every``: one step in so many is read.
     """
 
-    def __init__(self, shards: Shards, plan: Order, tracks: int, pool: Pool, memory: int, cache: Cache | None) -> None:
+    def __init__(
+        self, shards: Shards, plan: Order, tracks: int, pool: Pool, memory: int, cache: Cache | None, every: int = 1
+    ) -> None:  # fmt: skip
         self._pool, self._memory = pool, memory
         self._chunks = Chunks(shards, plan, 2 * tracks + REQUESTS)
         self._remote = Remote(shards)
@@ -51,7 +53,8 @@ class Pieces:
         self._parts = -(-plan.chunk // self._size)  # pieces a chunk
         self._guess = int(self._size * mean)  # bytes a piece
         # A track takes of its piece once a round, of as many steps as it has draws for the lane.
-        self._stale = -(-2 * plan.window * plan.lanes // plan.batch)
+        self._stale = -(-2 * plan.window * plan.lanes // plan.batch) * every
+        self._swept = 0  # when pieces were looked for that no lane is in any more, in SWEEPs
         self._pieces: dict[int, _Held] = {}
         self._held = 0  # bytes, of those
         # glibc gives freed memory back to the system at once, and getting it again takes a good part of a read's time,
@@ -113,7 +116,8 @@ class Pieces:
             piece.left -= 1
             if piece.left == 0:
                 self._drop(piece)
-        if step % SWEEP == 0:  # what was left before its end: at an edge of a lane, say
+        if step // SWEEP != self._swept:  # what was left before its end: at an edge of a lane, say
+            self._swept = step // SWEEP
             for piece in [piece for piece in self._pieces.values() if piece.step < step - self._stale]:
                 self._drop(piece)
         return _samples(places, contents, (places.inside % self._size).tolist())

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from seer_pipe.config import Data
 from seer_pipe.data.cache import Cache
@@ -54,6 +55,10 @@ class ShardSets:
     def index(self, shard: int) -> ShardIndex:
         shards, number = self._find(shard)
         return shards.index(number)
+
+    def sidecar(self, shard: int) -> pa.Table:
+        shards, number = self._find(shard)
+        return shards.sidecar(number)
 
     def url(self, shard: int) -> str:
         shards, number = self._find(shard)

@@ -68,6 +68,9 @@ def test_s3_gives_what_the_folder_gives(pictures: Path, remote: str, lanes: int,
         stream = Stream(shards, plan, np.arange(8), threads=3)
         read.append([told(samples) for samples in stream.batches(2, 11)])
         stream.close()
+        third = Stream(shards, plan, np.arange(8), threads=3, every=3)  # as one of three workers reads
+        assert [told(samples) for samples in third.batches(3, 11)] == read[-1][1::3]
+        third.close()
     assert read[0] == read[1]
     assert all(data for batch in read[0] for _, data in batch)
 
