@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from ingest.files import REMOTE, open_file
 from ingest.reasons import Reason, UnfetchedError
-from ingest.sources.lists import CODECS, DAMAGE, LONGEST_SHOWN, find, inflated, key_of, plain
+from ingest.sources.lists import CODECS, DAMAGE, LONGEST_SHOWN, find, inflated, key_of, of_values, plain
 from seer_pipe.errors import UserError
 
 ROWS = 10_000  # of a table that lists inputs
@@ -78,17 +78,18 @@ def path_of(schema: pa.Schema | pa.StructType, name: str, file: str) -> Path:
 
 
 def type_at(schema: pa.Schema, path: Path) -> pa.DataType:
-    """That of a column, without its being a dictionary."""
     kind = schema.field(path[0]).type
     for name in path[1:]:
         kind = kind.field(name).type
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+    return kind
 
 
 def demand_images(kind: pa.DataType, column: str, file: str) -> None:
+    kind = of_values(kind)
     holds = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
-    holds = holds.value_type if pa.types.is_dictionary(holds) else holds
-    name = str(holds)  # binary, large_binary, binary_view, fixed_size_binary[n], string, large_string, string_view
+    name = str(
+        of_values(holds)
+    )  # binary, large_binary, binary_view, fixed_size_binary[n], string, large_string, string_view
     if not name.removeprefix("large_").startswith(("binary", "fixed_size_binary", "string")):
         raise UserError(f"{file}: column {column!r} is {kind}: an image is bytes, base64, or a structure with bytes; "
                         "name another with --image-column")  # fmt: skip

@@ -277,8 +277,15 @@ def column_types(files: Sequence[str], keep: Sequence[str]) -> list[pa.Field]:
     return fields
 
 
+def of_values(kind: pa.DataType) -> pa.DataType:
+    """The type of a column's values: a dictionary is a way to write them."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 def common(field: pa.Field, other: pa.Field, file: str) -> pa.Field:
     """A field whose type holds the values of both."""
+    if field.type != other.type:
+        field, other = (one.with_type(of_values(one.type)) for one in (field, other))
     try:
         both = pa.unify_schemas([pa.schema([field]), pa.schema([other])], promote_options="permissive")
     except pa.ArrowException:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
+import seer_pipe
 from seer_pipe.data.chunks import Samples
 from seer_pipe.data.dali import Augmenter
 from seer_pipe.data.loader import Batch, Loader
@@ -73,6 +75,14 @@ def test_s3_gives_what_the_folder_gives(pictures: Path, remote: str, lanes: int,
         third.close()
     assert read[0] == read[1]
     assert all(data for batch in read[0] for _, data in batch)
+
+
+def test_workers_read_from_s3_what_the_folder_holds(pictures: Path, remote: str) -> None:
+    """Each opens the store anew: a connection that was made before the fork is none of its own."""
+    there, here = seer_pipe.stream(remote, 8, seed=1), seer_pipe.stream(pictures, 8, seed=1)
+    batches = DataLoader(there, batch_size=8, num_workers=2, collate_fn=list)
+    named = [[(sample["__key__"], sample["jpg"]) for sample in batch] for batch in batches]
+    assert sum(named, []) == [(sample["__key__"], sample["jpg"]) for sample in here]  # noqa: RUF017
 
 
 def test_any_start_and_any_prefetch_give_the_same_batches(pictures: Path) -> None:

@@ -205,11 +205,12 @@ def test_text_that_is_not_utf8_costs_nothing_else(tmp_path: Path) -> None:
 
 
 def test_types_are_those_that_hold_all_files(tmp_path: Path) -> None:
-    for number, column in enumerate([pa.nulls(1), pa.array(["x"]), pa.array(["y"], pa.large_string())]):
+    texts = [pa.nulls(1), pa.array(["w"]).dictionary_encode(), pa.array(["x"]), pa.array(["y"], pa.large_string())]
+    for number, column in enumerate(texts):
         pq.write_table(pa.table({"url": [f"http://a/{number}"], "c": column}), tmp_path / f"{number}.parquet")
-    assert [row["c"] for row in read(tmp_path, ("c",))] == [None, "x", "y"]
-    pq.write_table(pa.table({"url": ["http://a/"], "c": [[1]]}), tmp_path / "3.parquet")
-    with pytest.raises(UserError, match=r"3.parquet: column 'c' is list<.*> here and large_string in a file before"):
+    assert [row["c"] for row in read(tmp_path, ("c",))] == [None, "w", "x", "y"]
+    pq.write_table(pa.table({"url": ["http://a/"], "c": [[1]]}), tmp_path / "4.parquet")
+    with pytest.raises(UserError, match=r"4.parquet: column 'c' is list<.*> here and large_string in a file before"):
         read(tmp_path, ("c",))
 
 

@@ -170,6 +170,18 @@ def test_a_group_that_is_the_whole_file_is_not_held_in_memory(tmp_path: Path, na
     assert max(held) < 24 << 20  # 17 measured, of 40
 
 
+def test_kept_columns_are_as_they_are_where_all_files_agree(tmp_path: Path) -> None:
+    coded = pa.array(["a"]).dictionary_encode()
+    for name, kept in {"0.parquet": coded, "1.arrow": coded, "2.feather": pa.array(["b"])}.items():
+        write(tmp_path / name, pa.table({"image": [b"x"], "c": kept}))
+    agreeing = ParquetSource(str(tmp_path / "[01].*"), "image", ("c",), 9)
+    assert [field.type for field in agreeing.kept] == [coded.type]
+    (tmp_path / "3.jsonl").write_text('{"image": "eA==", "c": "d"}')
+    source = ParquetSource(str(tmp_path), "image", ("c",), 9)
+    assert [field.type for field in source.kept] == [pa.string()]
+    assert [row for table in source.tables() for row in table["kept:c"].to_pylist()] == ["a", "a", "b", "d"]
+
+
 def test_damage_costs_what_is_behind_it(tmp_path: Path) -> None:
     images = [np.random.default_rng(row).bytes(40_000) for row in range(60)]
     whole = write(tmp_path / "whole.parquet", pa.table({"image": images}), rows=20).read_bytes()
