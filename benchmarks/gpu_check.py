@@ -33,12 +33,12 @@ PARTS = ROOT / "benchmarks" / "gpu_parts.py"
 
 #: Seconds that each part may take: 8 minutes in all.
 LIMITS = {
-    "data": 40, "tests": 55, "kernels": 40, "loader": 30, "batch": 25, "train": 85, "memory": 15, "resume": 75,
-    "learn": 60, "export": 30, "fsdp2": 25,
+    "data": 40, "tests": 55, "kernels": 40, "loader": 30, "batch": 25, "train": 85, "memory": 15, "resume": 70,
+    "learn": 55, "export": 25, "engines": 40,
 }  # fmt: skip
 #: Those that are run only where they are named, and that need no images.
 APART = {"step": 580}
-ON_CPU = ("data", "resume", "learn", "export", "fsdp2", "step")
+ON_CPU = ("data", "resume", "learn", "export", "engines", "step")
 MARK = ".gpu-check"  # in a folder of ours, which may be replaced
 
 

@@ -286,22 +286,25 @@ def export(check: Check) -> Figures:
     return figures
 
 
-def fsdp2(check: Check) -> Figures:
-    """Two ranks, sharded, beside one."""
+def engines(check: Check) -> Figures:
+    """One rank and, where there are two GPUs, two, by each engine that shards, beside a process alone."""
     import torch
 
-    if torch.cuda.device_count() < 2 and not check.cpu:
-        return {"skipped": "it needs two GPUs"}
+    gpus = torch.cuda.device_count()
+    ways = [(2, "fsdp2")] if check.cpu else [(1, "fairscale")] if gpus < 2 else [(2, "fsdp2"), (2, "fairscale")]
     batch, steps = (8, 3) if check.cpu else (32, 20)
     settings = ["train.precision=fp32", "train.epochs=null", f"train.batch={batch}", f"train.images={batch * steps}",
                 "train.log_every=1", "train.log_to=[]", "train.channels_last=false",
                 *(TINY if check.cpu else ())]  # fmt: skip
     command = recipe(check, "quickstart", *settings)[1:]
-    one, two = fresh(check.folder / "one-rank"), fresh(check.folder / "two-ranks")
-    python(*command, "--out", one)
-    python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *command, "train.parallel=fsdp2",
-           "--out", two)  # fmt: skip
-    return {"largest difference of a loss": apart(losses(two), losses(one))}
+    alone, figures = fresh(check.folder / "alone"), Figures()
+    python(*command, "--out", alone)
+    for ranks, engine in ways:
+        spread = fresh(check.folder / engine)
+        python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, *command,
+               f"train.parallel={engine}", "--out", spread)  # fmt: skip
+        figures[f"{engine}, {ranks} ranks: largest difference of a loss"] = apart(losses(spread), losses(alone))
+    return figures
 
 
 def step(check: Check) -> Figures:
@@ -361,7 +364,7 @@ def trial(check: Check, command: Sequence[object], seconds: float) -> Any:
 
 PARTS: dict[str, Callable[[Check], Figures]] = {
     part.__name__: part
-    for part in (data, tests, kernels, loader, batch, train, memory, resume, learn, export, fsdp2, step)
+    for part in (data, tests, kernels, loader, batch, train, memory, resume, learn, export, engines, step)
 }  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from seer_pipe.distributed import parts
 
 _TIMEOUT = timedelta(seconds=900)  # of a slow test on a busy machine; a test has a limit of its own
 # A server that has imported what ranks need (fully_shard loads the compiler) and forks every rank: milliseconds
@@ -78,6 +79,4 @@ def _rank(rank: int, world: int, folder: str, function: Callable[..., Any], args
 
 def whole(tensor: Tensor) -> Tensor:
     """The logical tensor on the CPU, whatever its sharding. All ranks must call it."""
-    if isinstance(tensor, DTensor):
-        tensor = tensor.full_tensor()
-    return tensor.detach().cpu().contiguous()
+    return parts.whole(tensor).detach().cpu().contiguous()

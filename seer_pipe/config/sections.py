@@ -299,7 +299,7 @@ class Train(Section):
     )  # fmt: skip
     parallel: Annotated[Literal["auto", "none", "ddp", "fsdp2", "fairscale"], FREE] = Field(
         "auto", description="over several processes: auto is fsdp2, which shards the network; ddp sends less where a "
-        "GPU holds it whole; fairscale is refused with the reason"
+        "GPU holds it whole; fairscale shards as VISSL did, on GPUs, and is an extra"
     )  # fmt: skip
     shard_within: Annotated[Literal["node"] | Positive | None, FREE] = Field(
         None, description="fsdp2: shard over the ranks of a node, or so many, and replicate across; default: over all"

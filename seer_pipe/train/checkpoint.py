@@ -34,6 +34,7 @@ from seer_pipe import config as settings
 from seer_pipe.config import Config
 from seer_pipe.errors import UserError
 from seer_pipe.store import Store, open_store
+from seer_pipe.train.plans import LoadPlanner, SavePlanner, separated
 from seer_pipe.train.storage import (
     DamagedError,
     Files,
@@ -74,9 +75,11 @@ class Checkpoint:
         DamagedError, on all ranks, where a file is not what was committed.
         """
         reader = PartReader(self.store, self.folder, self.files, self.index)
-        planner = dcp.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        plain, flats = separated(tensors)
         with _plain_errors():
-            dcp.load(tensors, storage_reader=reader, planner=planner, process_group=group, no_dist=group is None)
+            dcp.load(
+                plain, storage_reader=reader, planner=LoadPlanner(flats), process_group=group, no_dist=group is None
+            )
 
     def whole(self, part: str) -> Tensors:
         """All of ``network``, ``optimizer`` or ``objective`` in this process, by the names without that prefix."""
@@ -152,7 +155,7 @@ class Checkpoints:
         another thread, when the checkpoint exists.
         """
         assert self._saving is None
-        folder = _folder(step)
+        folder, (plain, flats) = _folder(step), separated(tensors)
 
         def commit(files: Files, index: Index) -> None:
             own = {
@@ -170,9 +173,9 @@ class Checkpoints:
 
         def saved(by: Callable[..., Any], **how: Any) -> Any:
             return by(
-                cast(dict[str, Any], tensors),
+                cast(dict[str, Any], plain),
                 storage_writer=Writer(self.store, folder, self._rank, commit),
-                planner=dcp.DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+                planner=SavePlanner(flats),
                 process_group=self._group,
                 no_dist=self._group is None,
                 **how,

@@ -125,18 +125,19 @@ def estimate_memory(
 ) -> dict[str, float]:
     """GB a GPU takes, by part; ``half``: activations in 16 bits, as on a GPU.
 
-    Weights, gradients and momentum (two moments for AdamW) are float32, sharded if the engine does
-    that; guard is the copy of weights and moments that a bad step of SGD or AdamW is taken back to; gathered is the
-    largest block, whole, twice (the next is fetched meanwhile). Whole gradients of blocks that are not recomputed wait
-    for the last of several resolutions (see `parallel.recompute`). The objective may keep something of each of
-    ``samples``, the images of the set. Activations are the outputs of all convolutions,
-    linear layers and BatchNorms, as the layers of the meta network have them.
+    Weights, gradients and momentum (two moments for AdamW) are float32, sharded if the engine does that; guard is the
+    copy of weights and moments that a bad step of SGD or AdamW is taken back to; gathered is the largest block, whole,
+    twice (the next is fetched meanwhile). Whole gradients of blocks that are not recomputed wait for the last of
+    several resolutions (see `parallel.recompute`), and some engines' whole weights with them. The objective may keep
+    something of each of ``samples``, the images of the set. Activations are the outputs of all convolutions, linear
+    layers and BatchNorms, as the layers of the meta network have them.
     """
     meta = meta or outlined(config)
     network, trunk = meta.network, meta.network.trunk
     parameters = sum(parameter.numel() for parameter in network.parameters())
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    sharded = gpus > 1 and ENGINES[engine_of(config.train.parallel, gpus)].sharded
+    engine = ENGINES[engine_of(config.train.parallel, gpus)]
+    sharded = gpus > 1 and engine.sharded
     share = shard_ranks(config, gpus) if sharded else 1
     recomputed = checkpointed(trunk, config.train.activation_checkpointing)
     late = [block for block in trunk.blocks() if block not in recomputed] if sharded and resolutions(config) > 1 else []
@@ -145,13 +146,14 @@ def estimate_memory(
     width = 2 if half and config.train.precision != "fp32" else 4
     kept = images * width * activations(config, meta)
     moments = 2 if config.optimizer.name == "adamw" else 1
+    waiting = 4.0 * sum(p.numel() for block in late for p in block.parameters())
     parts = {
         "weights": 4 * parameters / share,
         "gradients": 4 * trained / share,
-        "gradients_not_yet_reduced": 4.0 * sum(p.numel() for block in late for p in block.parameters()),
+        "gradients_not_yet_reduced": waiting,
         "optimizer": 4 * moments * trained / share,
         "guard": 0.0 if config.optimizer.name in ("larc", "lars") else 4 * (1 + moments) * trained / share,
-        "gathered": 2 * (4 + width) * largest if sharded else 0.0,
+        "gathered": (2 * (4 + width) * largest if sharded else 0.0) + (waiting if engine.weights_wait else 0.0),
         "activations": kept,
         # of all pieces: the loss sees the whole batch
         "objective": config.objective.memory(config.views, config.train.batch, gpus),

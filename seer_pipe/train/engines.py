@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -19,6 +21,9 @@ class Engine:
 
     sharded = False
     """Ranks hold a part of each parameter (see `distributed.parts`), and gather the whole to compute with it."""
+
+    weights_wait = False
+    """Where gradients of a block wait for the last of several resolutions, its weights stay whole as long."""
 
     def spread(self, network: Network, train: settings.Train, world: World) -> None:
         """Of a network on the meta device: all that must be done before its parameters have memory and values."""
@@ -49,7 +54,31 @@ class Fsdp2(Engine):
         register_fsdp_forward_method(network, "features")  # the probe's way in
 
 
-ENGINES: dict[str, type[Engine]] = {"none": Engine, "ddp": Ddp, "fsdp2": Fsdp2, "fairscale": Fsdp2}
+class Fairscale(Engine):
+    """As fsdp2, by fairscale's FullyShardedDataParallel. The package is imported where it is asked for."""
+
+    sharded = weights_wait = True
+
+    def spread(self, network: Network, train: settings.Train, world: World) -> None:
+        from seer_pipe.train import fairscale
+
+        if train.shard_within is not None:
+            raise UserError("train.shard_within: fairscale shards over all ranks; leave it out, or use fsdp2")
+        fairscale.shard(network, world)
+
+    def ready(self, network: Network, world: World) -> nn.Module:
+        from seer_pipe.train import fairscale
+
+        fairscale.clear_padding(network.parameters())
+        return network
+
+    def scaler(self, device: str, *, enabled: bool) -> torch.amp.GradScaler:
+        from seer_pipe.train import fairscale
+
+        return fairscale.Scaler(device, enabled=enabled)
+
+
+ENGINES: dict[str, type[Engine]] = {"none": Engine, "ddp": Ddp, "fsdp2": Fsdp2, "fairscale": Fairscale}
 
 
 def engine_of(wanted: str, ranks: int) -> str:
@@ -59,13 +88,9 @@ def engine_of(wanted: str, ranks: int) -> str:
 
 def check_engine(wanted: str, ranks: int) -> None:
     """UserError where ``train.parallel`` does not fit so many ranks, or its package is not installed."""
-    if wanted == "fairscale":
-        raise UserError(
-            "train.parallel fairscale: its FullyShardedDataParallel keeps every parameter as a flat piece without its "
-            "shape (and runs on CUDA only), so LARC, checkpoints and a change of the world size would be wrong; use "
-            "fsdp2, which shards the same and keeps the shapes"
-        )
     if wanted == "none" and ranks > 1:
         raise UserError(f"train.parallel none: {ranks} processes need ddp or fsdp2")
+    if wanted == "fairscale" and importlib.util.find_spec("fairscale") is None:
+        raise UserError("train.parallel fairscale: it is not installed: pip install 'seer-pipe[fairscale]'")
     if wanted not in ("auto", "none") and ranks == 1 and not dist.is_initialized():
         raise UserError(f"train.parallel {wanted}: one process alone has nobody to share with; use none or auto")

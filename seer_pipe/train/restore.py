@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from seer_pipe import config as settings
 from seer_pipe.distributed.collectives import local
+from seer_pipe.distributed.parts import flat_part, mark, whole_shape
 from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.objectives.base import Objective
@@ -55,9 +56,9 @@ def zero_state(optimizer: Optimizer) -> None:
 def run_state(network: nn.Module, optimizer: Optimizer, objective: Objective) -> Tensors:
     """All tensors of a run by their names in a checkpoint, as they live here. All ranks must call it."""
     return {
-        **{f"network/{name}": tensor for name, tensor in network.state_dict().items()},
+        **{f"network/{name}": tensor for name, tensor in network.state_dict(keep_vars=True).items()},
         **{
-            f"optimizer/{name}/{key}": value
+            f"optimizer/{name}/{key}": _cut_as(parameter, value)
             for name, parameter in network.named_parameters()
             if parameter in optimizer.state  # momentum copies have none
             for key, value in sorted(optimizer.state[parameter].items())
@@ -65,6 +66,11 @@ def run_state(network: nn.Module, optimizer: Optimizer, objective: Objective) ->
         },
         **{f"objective/{name}": tensor for name, tensor in objective.state_dict().items()},
     }
+
+
+def _cut_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """What an optimiser keeps of a parameter, known as a part where the parameter is one."""
+    return mark(value.detach(), flat_part(parameter)) if value.shape == parameter.shape else value
 
 
 def agreed_statistics(network: nn.Module) -> Tensors:
@@ -104,7 +110,7 @@ def restore(
         if not name.startswith("objective/") or isinstance(tensor, DTensor)  # a rank's part is enough for it
     }
     kept = {name: stored.shape for name, stored in found.index.items() if not name.startswith("objective/")}
-    own = {name: tuple(tensor.shape) for name, tensor in target.items() if not name.startswith("objective/")}
+    own = {name: tuple(whole_shape(tensor)) for name, tensor in target.items() if not name.startswith("objective/")}
     if kept != own:
         differing = sorted(name for name in kept.keys() | own.keys() if kept.get(name) != own.get(name))
         name = differing[0]

@@ -123,11 +123,54 @@ def _sharded(config: settings.Config, network: Network, runs: Calls, gpus: int) 
     ]
     if gpus > ranks:
         found.append(Collectives("gradients across groups", "all_reduce", gpus // ranks, count, size // ranks))
-    if config.optimizer.name in ("larc", "lars"):
-        groups = parameter_groups(network, config.optimizer.exclude)
-        adapted = sum(len(group["params"]) for group in groups if group.get("adapt", True))
-        found.append(Collectives("norms", "all_reduce", ranks, 1, FLOAT * 2 * adapted))
-    return found
+    return found + _norms(config, network, ranks)
+
+
+def _norms(config: settings.Config, network: Network, ranks: int) -> list[Collectives]:
+    if config.optimizer.name not in ("larc", "lars"):
+        return []
+    groups = parameter_groups(network, config.optimizer.exclude)
+    adapted = sum(len(group["params"]) for group in groups if group.get("adapt", True))
+    return [Collectives("norms", "all_reduce", ranks, 1, FLOAT * 2 * adapted)]
+
+
+def _flat(config: settings.Config, network: Network, runs: Calls, gpus: int) -> list[Collectives]:
+    """fairscale gathers and reduces each parameter on its own, but that small gradients share a bucket.
+
+    The units are gathered in each forward, and in backward once, or once per resolution where they are recomputed; so
+    often their gradients are reduced. What is in no unit is gathered in forward and backward. Not counted is what an
+    objective asks for whole.
+    """
+    pieces = config.train.accumulate
+    again = checkpointed(network.trunk, config.train.activation_checkpointing)
+    rest = dict.fromkeys(network.parameters())
+    times: list[tuple[list[nn.Parameter], int, int]] = []  # parameters, how often gathered, how often reduced
+    for unit in network.units():
+        own = list(unit.parameters())
+        backwards = sum(call.gradient for call in runs[unit])
+        backwards = backwards if unit in again else min(1, backwards)
+        times.append((own, len(runs[unit]) * (1 + (pieces > 1)) + backwards, backwards))
+        for parameter in own:
+            del rest[parameter]
+    times.append((list(rest), 2 + (pieces > 1), 1))
+    gathered = [p for own, often, _ in times for p in own * often]
+    reduced = [_filled(p, gpus) for own, _, often in times for p in own * often if p.requires_grad]
+    bucket = (25 << 20) // FLOAT  # its bucket_cap_mb
+    alone = sum(size > bucket for size in reduced)
+    shared = -(-sum(size for size in reduced if size <= bucket) // bucket)
+    found = [
+        Collectives("weights", "all_gather", gpus, pieces * len(gathered),
+                    FLOAT * pieces * sum(_filled(p, gpus) for p in gathered)),
+        Collectives("gradients", "reduce_scatter", gpus, pieces * (alone + shared), FLOAT * pieces * sum(reduced)),
+    ]  # fmt: skip
+    if config.train.precision == "fp16":
+        found.append(Collectives("overflow", "all_reduce", gpus, 1, FLOAT))
+    return found + _norms(config, network, gpus)
+
+
+def _filled(parameter: Tensor, ranks: int) -> int:
+    """Numbers of a parameter, filled up to a multiple of the ranks."""
+    return -(-parameter.numel() // ranks) * ranks
 
 
 def _padded(parameters: Iterable[Tensor], ranks: int) -> int:
@@ -158,4 +201,4 @@ def _batch_norm(config: settings.Config, network: Network, runs: Calls, ranks: i
 
 
 #: What each engine sends for weights and gradients, and for norms of parameters that it has cut.
-SENT = {"ddp": _replicated, "fsdp2": _sharded}
+SENT = {"ddp": _replicated, "fsdp2": _sharded, "fairscale": _flat}

@@ -128,7 +128,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"train": {"accumulate": 4}}, {"tasks_per_node": 2}, "train.accumulate 4: must cut a rank's 4 images"),
         ({"train": {"parallel": "none"}}, {"tasks_per_node": 2}, "2 processes need ddp or fsdp2"),
         ({"train": {"parallel": "ddp"}}, {}, "one process alone"),
-        ({"train": {"parallel": "fairscale"}}, {"tasks_per_node": 2}, "fairscale"),
+        ({"train": {"parallel": "fairscale"}}, {}, "fairscale: one process alone"),
         ({"probe": {"path": "/nowhere", "every_images": 8}}, {}, "/nowhere"),
     ],
 )

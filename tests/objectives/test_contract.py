@@ -37,6 +37,7 @@ from tests.objectives.align import AlignSettings
 from tests.objectives.runs import quiet, resumed_from, spoil
 from tests.objectives.union import join, joined
 from tests.train.helpers import assert_same_run, losses, make_pictures, small, weights
+from tests.train.null_streams import null_streams
 from tests.train.test_step import ALONE
 from tests.train.test_traffic import Counted
 
@@ -291,6 +292,14 @@ def sent(config: settings.Config) -> dict[str, tuple[int, int]]:
     return {kind: (calls, mode.bytes[kind]) for kind, calls in mode.calls.items()}
 
 
+def predicted(config: settings.Config, world: int) -> dict[str, tuple[int, int]]:
+    calls: dict[str, tuple[int, int]] = {}
+    for some in traffic(config, world):
+        before = calls.get(some.kind, (0, 0))
+        calls[some.kind] = before[0] + some.calls, before[1] + some.bytes
+    return calls
+
+
 @on_ranks
 def test_ranks_are_one_process_and_send_what_is_predicted(
     world: int, names: list[str], runs: Callable[[str], Path], pictures: Path, tmp_path: Path
@@ -298,16 +307,29 @@ def test_ranks_are_one_process_and_send_what_is_predicted(
     counted = run_ranks(world, as_ranks, names, str(pictures), str(tmp_path))[0]
     for name, found in zip(names, counted, strict=True):
         assert first_steps_agree(runs(name), tmp_path / name), name
-        calls = dict.fromkeys(found, (0, 0))
-        for some in traffic(recipe(pictures, name, parallel="fsdp2"), world):
-            calls[some.kind] = calls[some.kind][0] + some.calls, calls[some.kind][1] + some.bytes
-        assert found == calls, name
+        assert found == predicted(recipe(pictures, name, parallel="fsdp2"), world), name
 
 
 @slow
 def test_replicas_are_one_process(runs: Callable[[str], Path], pictures: Path, tmp_path: Path) -> None:
     run_ranks(2, as_replicas, list(CASES), str(pictures), str(tmp_path))
     assert not [name for name in CASES if not first_steps_agree(runs(name), tmp_path / name)]
+
+
+def by_fairscale(names: list[str], pictures: str, folder: str) -> list[dict[str, tuple[int, int]]]:
+    with null_streams():
+        as_replicas(names, pictures, folder, "fairscale")
+        return [sent(recipe(pictures, name, parallel="fairscale")) for name in names]
+
+
+@slow
+def test_ranks_of_fairscale_are_one_process_and_send_what_is_predicted(
+    runs: Callable[[str], Path], pictures: Path, tmp_path: Path
+) -> None:
+    counted = run_ranks(2, by_fairscale, list(CASES), str(pictures), str(tmp_path))[0]
+    for name, found in zip(CASES, counted, strict=True):
+        assert first_steps_agree(runs(name), tmp_path / name), name
+        assert name == "swav" or found == predicted(recipe(pictures, name, parallel="fairscale"), 2), name
 
 
 @every

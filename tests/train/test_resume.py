@@ -15,6 +15,7 @@ from seer_pipe.train.loop import train
 from seer_pipe.train.step import TrainStep
 from tests.distributed import run_ranks
 from tests.train.helpers import assert_same_run, losses, on_the_board, small, spoiled_pictures, weights
+from tests.train.null_streams import null_streams
 
 STEPS, ASKED = 7, 3
 
@@ -63,7 +64,8 @@ def test_one_process(pictures: Path, tmp_path: Path, variant: str) -> None:
 
 
 def as_rank(pictures: str, folder: str, parallel: str) -> None:
-    straight_and_stopped(recipe(pictures, train={"parallel": parallel}), Path(folder))
+    with null_streams():
+        straight_and_stopped(recipe(pictures, train={"parallel": parallel}), Path(folder))
 
 
 def spy_on_batches(seen: list[torch.Tensor]) -> Callable[..., Any]:
@@ -77,7 +79,9 @@ def spy_on_batches(seen: list[torch.Tensor]) -> Callable[..., Any]:
     return honest
 
 
-@pytest.mark.parametrize("parallel", ["fsdp2", pytest.param("ddp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "parallel", ["fsdp2", *(pytest.param(w, marks=pytest.mark.slow) for w in ("ddp", "fairscale"))]
+)
 def test_two_ranks(pictures: Path, tmp_path: Path, parallel: str) -> None:
     run_ranks(2, as_rank, str(pictures), str(tmp_path), parallel)
     assert_same_run(tmp_path / "straight", tmp_path / "stopped")

@@ -110,7 +110,7 @@ def run(
         losses.append(float(told["loss"]))
         programs = programs or counters["stats"]["unique_graphs"]
     later = counters["stats"]["unique_graphs"] - programs
-    return losses, {name: whole(tensor) for name, tensor in made.network.state_dict().items()}, later
+    return losses, {name: whole(tensor) for name, tensor in made.network.state_dict(keep_vars=True).items()}, later
 
 
 #: A shift before a BatchNorm has no gradient but what rounding leaves of it, which LARC stretches to a full step.
@@ -271,20 +271,6 @@ def refused(train: dict[str, Any]) -> str:
 def test_what_does_not_divide_is_refused() -> None:
     assert "3 ranks are no whole number of groups of 2" in run_ranks(3, refused, {"shard_within": 2})[0]
     assert "3 ranks are no whole number of such groups" in run_ranks(3, refused, {"sync_bn": 2})[0]
-
-
-def fairscale_shard() -> list[int]:
-    from fairscale.nn import FullyShardedDataParallel
-
-    return list(FullyShardedDataParallel(nn.Linear(3, 5), flatten_parameters=False).module.weight.shape)
-
-
-def test_fairscale_is_refused_for_reasons_that_hold() -> None:
-    """When this fails, fairscale has changed and may be worth another look."""
-    with pytest.raises(UserError, match=r"train\.parallel fairscale: .*flat piece.*use fsdp2"):
-        build.check_engine("fairscale", 1)
-    # 15 weights, padded and cut in two: neither the layer's shape nor a part of it
-    assert run_ranks(2, fairscale_shard) == [[8], [8]]
 
 
 def test_compiled_blocks_equal_plain_ones_and_compile_only_in_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from seer_pipe.train.traffic import Collectives, traffic
 from tests.distributed import run_ranks
 from tests.objectives.moments import at
 from tests.train.helpers import small
+from tests.train.null_streams import null_streams
 from tests.train.test_step import TinyTrunk
 
 BATCH = 16
@@ -96,6 +97,23 @@ SHARDED: list[dict[str, Any]] = [
 def test_sharded_ranks_call_what_is_told(world: int) -> None:
     for choice, found in zip(SHARDED, run_ranks(world, counted_each, SHARDED)[0], strict=True):
         assert found == told(choice, world), choice
+
+
+FLAT: list[dict[str, Any]] = [
+    {"precision": "fp16", "optimizer": "sgd"},
+    {"activation_checkpointing": [2], "accumulate": 2, "clip_norm": 1.0, "exclude": ["norm"]},
+]
+
+
+def counted_flat(choices: list[dict[str, Any]]) -> list[Counts]:
+    with null_streams():
+        return counted_each(choices)
+
+
+def test_ranks_of_fairscale_call_what_is_told() -> None:
+    choices = [{"parallel": "fairscale", **choice} for choice in FLAT]
+    for choice, found in zip(choices, run_ranks(2, counted_flat, choices)[0], strict=True):
+        assert found == told(choice, 2), choice
 
 
 def test_replicated_ranks_call_what_is_told() -> None:
