@@ -14,6 +14,7 @@ from seer_pipe.objectives.settings import (
     EMBEDDING_PANELS,
     EMBEDDING_SIGNS,
     Head,
+    Momentum,
     Panel,
     Settings,
     Sign,
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 class ClusterSettings(Settings):
     """Of an objective that predicts which cluster of a memory an image belongs to.
 
-    The memory is a bank with a row for each image of the set, or with ``ring`` the last images of a stream.
+    The memory is a bank with a row for each image of the set; or with ``ring`` the last images of a stream, as a
+    momentum copy of the network sees them.
     """
 
     head: Head = Head()
@@ -37,6 +39,7 @@ class ClusterSettings(Settings):
     temperature: Annotated[float, Field(gt=0)] = Field(0.1, description="of the predictions")
     assign: list[Count] = Field([0, 1], min_length=1, description="crops that are remembered; heads take them in turn")
     ring: Count = Field(0, description="last images of a stream that are clustered; 0: all of the set, in a bank")
+    momentum: Momentum = Momentum(start=0.99, end=0.99, batch=256)
     bank: BankSettings = BankSettings(keep=0.0)
     refresh_images: Positive = Field(1_281_167, description="images between two refreshes of the clusters")
 
@@ -65,6 +68,10 @@ class ClusterSettings(Settings):
     def settled_images(self) -> int:
         """Nothing is predicted before the first refresh, and no two are compared before the second."""
         return 2 * self.refresh_images
+
+    @property
+    def knows_its_end(self) -> bool:
+        return bool(self.ring) and self.momentum.start != self.momentum.end
 
     def derived(self, batch: int) -> dict[str, float]:
         return {"refresh_steps": math.ceil(self.refresh_images / batch)}

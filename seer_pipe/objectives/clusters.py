@@ -7,25 +7,29 @@ crops v predict that label with scores s_v::
     label = argmax_k  x · c_k + o_k
     loss  = mean over h, v, and images that have a row, of  -log softmax(s_v / temperature)[label]
 
-With a bank the row is what an earlier visit wrote. In a stream images come once: x is then the embedding of crop a_h
-itself, without gradient, and the other crops predict its label; the ring of the last images is what is clustered.
-Before the first refresh nothing has a label, and only the memory is filled.
+With a bank the row is what an earlier visit wrote. In a stream images come once: x is then what a momentum copy of the
+network makes of crop a_h, the other crops predict its label, and the ring of the copy's last embeddings is clustered.
+(With labels by the network itself all images move to few clusters between two refreshes, and the loss to 0: the copy
+must move less between them.) Before the first refresh nothing has a label, and only the memory is filled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from seer_pipe.distributed.collectives import all_sum_, rank, world_size
+from seer_pipe.models import Trunk
 from seer_pipe.objectives.bank import Bank, Visit
-from seer_pipe.objectives.base import Moment, Objective, take_saved
+from seer_pipe.objectives.base import Moment, Network, Objective, take_saved
 from seer_pipe.objectives.cluster_settings import ClusterSettings
-from seer_pipe.objectives.heads import full_precision
+from seer_pipe.objectives.heads import full_precision, projection, unit
 from seer_pipe.objectives.metrics import entropy, logged
+from seer_pipe.objectives.momentum import MomentumNetwork, momentum_at
 from seer_pipe.objectives.ring import Ring
 from seer_pipe.objectives.settings import Setup
 
@@ -40,7 +44,7 @@ class Clustered(Objective):
     def __init__(self, settings: ClusterSettings, setup: Setup) -> None:
         self.settings, self.refresh_images = settings, settings.refresh_images
         heads, k, dim, device = settings.heads, settings.prototypes, settings.head.dim, setup.device
-        self._crops, self._seed = setup.views.count, setup.seed
+        self._crops, self._seed, self._batch = setup.views.count, setup.seed, setup.batch
         self._turns = [h % len(settings.assign) for h in range(heads)]  # which of the assignment crops a head takes
         self.centroids = torch.zeros(heads, k, dim, device=device)
         self.offsets = torch.zeros(heads, k, device=device)
@@ -52,11 +56,11 @@ class Clustered(Objective):
             else Bank(settings.bank, setup.samples, shape, device)
         )
 
-    def embedded(self, outputs: object) -> Tensor:
-        """Unit embeddings [V · n, D] of what the network returned."""
+    def embedded(self, outputs: Any) -> Tensor:
+        """Unit embeddings [V · n, D] of what trunk and head returned."""
         raise NotImplementedError
 
-    def scores(self, outputs: object, embeddings: Tensor, head: int) -> Tensor:
+    def scores(self, outputs: Any, embeddings: Tensor, head: int) -> Tensor:
         """Of a head [V · n, K]."""
         raise NotImplementedError
 
@@ -64,10 +68,18 @@ class Clustered(Objective):
         """Set the centroids and offsets of a head by this rank's rows [m, D] of the memory. All ranks call it."""
         raise NotImplementedError
 
-    def loss(self, outputs: object, moment: Moment, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    def momentum(self, moment: Moment) -> float:
+        schedule = self.settings.momentum
+        return momentum_at(schedule.start, schedule.end, moment, self._batch, schedule.batch)
+
+    def loss(self, outputs: Any, moment: Moment, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        outputs, copied = outputs if self.settings.ring else (outputs, None)
         z = self.embedded(outputs)
         with full_precision(z):
-            fresh = z.detach().unflatten(0, (self._crops, -1))[self.settings.assign].transpose(0, 1)  # [n, A, D]
+            crops = z.unflatten(0, (self._crops, -1))[self.settings.assign]
+            if copied is not None:
+                crops = unit(copied).unflatten(0, (len(self.settings.assign), -1))
+            fresh = crops.detach().transpose(0, 1)  # [n, A, D]
             visit = self.memory.visit(moment.samples) if isinstance(self.memory, Bank) else None
             rows = self._read(visit, fresh)
             labelled = rows.flatten(1).any(1) & self.centroids.any()
@@ -144,6 +156,20 @@ class Clustered(Objective):
         have a label, and of their crops that predict it."""
         metrics = logged(loss, z, labelled=labelled.to(z.dtype).mean(), label_accuracy=right)
         return metrics | dict(zip(HEALTH, self.health.unbind(), strict=True))
+
+
+def network_of(
+    settings: ClusterSettings, trunk: Callable[[], Trunk], head: Callable[[list[int]], tuple[nn.Module, nn.Module]]
+) -> Network:
+    """The network, with momentum copies where there is a ring. ``head`` makes, of the widths from features to
+    embeddings, the head and the projection in it."""
+    made = trunk()
+    dims = [made.width, *settings.head.hidden, settings.head.dim]
+    whole, project = head(dims)
+    if not settings.ring:
+        return Network(made, whole)
+    copied = projection(dims, settings.head.batch_norm)
+    return MomentumNetwork(made, whole, trunk(), copied, original=project, targets=settings.assign)
 
 
 HEALTH = ("cluster_perplexity", "clusters_empty", "cluster_largest", "refresh_nmi")

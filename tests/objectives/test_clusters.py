@@ -17,7 +17,7 @@ from seer_pipe.config import Config
 from seer_pipe.errors import UserError
 from seer_pipe.objectives.base import Moment
 from seer_pipe.objectives.clusters import Clustered, compared
-from seer_pipe.objectives.deepcluster.objective import DeepCluster
+from seer_pipe.objectives.momentum import MomentumOutput
 from seer_pipe.objectives.sela import objective as sela_module
 from seer_pipe.objectives.sela.objective import Sela, evened
 from seer_pipe.objectives.settings import Setup
@@ -72,12 +72,16 @@ def embeddings(step: int) -> Tensor:
 
 
 def outputs(made: Clustered, raw: Tensor) -> Any:
-    """What the network would return for embeddings ``raw``."""
-    if isinstance(made, DeepCluster):
-        return raw
-    assert isinstance(made, Sela)
-    z = raw / raw.norm(dim=1, keepdim=True)
-    return SwavOutput(z, z @ made.head.prototypes.weight.detach().double().T)
+    """What the network would return for embeddings ``raw``: with a ring also those of the copies, crops 0 and 1."""
+    online: Any = raw
+    if isinstance(made, Sela):
+        z = raw / raw.norm(dim=1, keepdim=True)
+        online = SwavOutput(z, z @ made.head.prototypes.weight.detach().double().T)
+    return MomentumOutput(online, copied(raw)) if made.settings.ring else online
+
+
+def copied(raw: Tensor) -> Tensor:
+    return (raw.detach() + embeddings(99))[: 2 * IMAGES]
 
 
 def written_out(made: Clustered, raw: Tensor, samples: list[int], rows: dict[int, Tensor], ring: bool) -> Tensor:
@@ -92,7 +96,7 @@ def written_out(made: Clustered, raw: Tensor, samples: list[int], rows: dict[int
         for n, i in enumerate(samples):
             if not ring and i not in rows:
                 continue
-            x = z[a * IMAGES + n].detach() if ring else rows[i][a]
+            x = F.normalize(copied(raw)[a * IMAGES + n], dim=0) if ring else rows[i][a]
             label = int((centroids @ x + offsets).argmax())
             for v in [v for v in range(3) if not ring or v != a]:
                 scores = vectors @ z[v * IMAGES + n] / T

@@ -12,6 +12,8 @@ from seer_pipe.objectives.settings import Setup
 from seer_pipe.section import Positive
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from seer_pipe.models import Trunk
     from seer_pipe.objectives.base import Network
     from seer_pipe.objectives.deepcluster.objective import DeepCluster
@@ -22,11 +24,14 @@ class DeepClusterSettings(ClusterSettings):
     kmeans_iterations: Positive = Field(10, description="times that the centroids move at a refresh")
 
     def network(self, trunk: Callable[[], Trunk]) -> Network:
-        from seer_pipe.objectives.base import Network
+        from seer_pipe.objectives.clusters import network_of
         from seer_pipe.objectives.heads import projection
 
-        made = trunk()
-        return Network(made, projection([made.width, *self.head.hidden, self.head.dim], self.head.batch_norm))
+        def head(dims: list[int]) -> tuple[nn.Module, nn.Module]:
+            made = projection(dims, self.head.batch_norm)
+            return made, made
+
+        return network_of(self, trunk, head)
 
     def objective(self, network: Network, setup: Setup) -> DeepCluster:
         from seer_pipe.objectives.deepcluster.objective import DeepCluster

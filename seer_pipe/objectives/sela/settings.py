@@ -12,6 +12,8 @@ from seer_pipe.objectives.settings import Setup
 from seer_pipe.section import Positive
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from seer_pipe.models import Trunk
     from seer_pipe.objectives.base import Network
     from seer_pipe.objectives.sela.objective import Sela
@@ -23,12 +25,14 @@ class SelaSettings(ClusterSettings):
     sinkhorn_iterations: Positive = Field(30, description="times that a refresh evens the clusters out")
 
     def network(self, trunk: Callable[[], Trunk]) -> Network:
-        from seer_pipe.objectives.base import Network
+        from seer_pipe.objectives.clusters import network_of
         from seer_pipe.objectives.swav.objective import SwavHead
 
-        made = trunk()
-        dims = [made.width, *self.head.hidden, self.head.dim]
-        return Network(made, SwavHead(dims, self.heads * self.prototypes, self.head.batch_norm))
+        def head(dims: list[int]) -> tuple[nn.Module, nn.Module]:
+            made = SwavHead(dims, self.heads * self.prototypes, self.head.batch_norm)
+            return made, made.projection
+
+        return network_of(self, trunk, head)
 
     def objective(self, network: Network, setup: Setup) -> Sela:
         from seer_pipe.objectives.sela.objective import Sela
