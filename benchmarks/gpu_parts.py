@@ -33,6 +33,7 @@ CANDIDATES = (
     ("channels_last+compile",), ("channels_last+cuda_graphs",), ("channels_last+max_autotune",),
     ("channels_last+cudnn_benchmark+compile_trunk",), ("cudnn_benchmark",),
 )  # fmt: skip
+FUSED = "channels_last+fused_bn"  # RegNets alone have the pairs that it joins
 OTHER_TRUNKS = ("resnext101_32x8d", "regnety_32gf")
 OTHER_CANDIDATES = (("eager", "channels_last"), ("channels_last+cudnn_benchmark",))
 SECONDS_OF_STEP, SECONDS_OF_TRIAL, LEAST_SECONDS = 560, 120, 15
@@ -320,6 +321,7 @@ def step(check: Check) -> Figures:
         trunks, more, ways = ("resnet18",), (), CANDIDATES[:1]
         size, steps = ("--crops", "2x32", "--batch", 4, "--rounds", 1), ("--synthetic", "--steps", 1)
     plan: list[tuple[str, tuple[str, ...]]] = [(trunk, some) for some in ways[:2] for trunk in trunks]
+    plan += [(trunk, (FUSED,)) for trunk in trunks if trunk.startswith("regnet")]
     plan += [(trunk, ()) for trunk in trunks]  # the bound
     plan += [(trunk, some) for some in OTHER_CANDIDATES for trunk in more]
     plan += [(trunk, some) for some in ways[2:] for trunk in trunks]

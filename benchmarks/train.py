@@ -2,9 +2,9 @@
 
     python benchmarks/train.py [TRUNK …] [--crops 2x224+6x96] [--batch 64] [--ways …] [--data SHARDS] [--json FILE]
 
-A way is words joined by +: `eager`, or any of the settings `channels_last`, `cudnn_benchmark`, `compile` and `fsdp2`
-(of one rank), and the whole trunk compiled: `compile_trunk`, `max_autotune`, `cuda_graphs`. cuDNN keeps the plan that
-it first had for a shape, so ways with and without `cudnn_benchmark` of one layout want a process each.
+A way is words joined by +: `eager`, or any of the settings `channels_last`, `cudnn_benchmark`, `fused_bn`, `compile`
+and `fsdp2` (of one rank), and the whole trunk compiled: `compile_trunk`, `max_autotune`, `cuda_graphs`. cuDNN keeps the
+plan that it first had for a shape, so ways with and without `cudnn_benchmark` of one layout want a process each.
 
 The plain step is what SwAV's published code amounts to: fp16 autocast with a scaler (float32 on a CPU), NCHW, nothing
 compiled, LARC parameter by parameter, Sinkhorn crop by crop with its collectives, one forward a crop size. Ours is
@@ -57,7 +57,7 @@ from seer_pipe.train.step import TrainStep
 
 PARTS = ("wait", "forward", "head", "loss", "backward", "update")
 WAYS = ("eager", "channels_last", "compile", "channels_last+compile")
-SETTINGS = ("channels_last", "cudnn_benchmark", "compile")
+SETTINGS = ("channels_last", "cudnn_benchmark", "fused_bn", "compile")
 #: torch.compile's mode for the whole trunk, by word.
 MODES = {"compile_trunk": "default", "max_autotune": "max-autotune-no-cudagraphs", "cuda_graphs": "reduce-overhead"}
 WORDS = ("eager", *SETTINGS, "fsdp2", *MODES)

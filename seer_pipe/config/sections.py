@@ -328,6 +328,10 @@ class Train(Section):
         False, description="cuDNN tries its algorithms for every shape and keeps the fastest; false where bits must "
         "repeat, for others may win in another start"
     )  # fmt: skip
+    fused_bn: Annotated[bool, FREE] = Field(
+        False, description="BatchNorm and the ReLU behind it in one kernel, of RegNetY in NHWC on a GPU; try it where "
+        "a GPU is busy. Results are equal up to rounding"
+    )  # fmt: skip
     activation_checkpointing: bool | list[Annotated[int, Field(ge=1, le=4)]] = Field(
         False, description="recompute blocks in backward: all, or those of these stages; less memory for a third more "
         "arithmetic"

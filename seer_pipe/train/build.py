@@ -81,6 +81,10 @@ def spread_network(config: settings.Config, world: World, samples: int = 0) -> S
         syncbn.convert(network, ranks_in_step(ranks, world))
     elif part is not None:
         syncbn.slice_batches(network, *part)
+    if config.train.fused_bn:
+        from seer_pipe.train.fused_bn import fuse_trunks  # Triton is not everywhere
+
+        fuse_trunks(network, world.device, form)
     if config.train.compile is True:  # auto: no trunk was measured to be faster so
         for block in network.units():
             compile_block(block)

@@ -67,15 +67,22 @@ class SyncBatchNorm(_BatchNorm):
         if not self.training or world == 1:
             return super().forward(input)
         self._check_input_dim(input)
-        momentum = self.momentum
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if momentum is None:  # a cumulative average
-                momentum = 1 / float(self.num_batches_tracked)
+        momentum = count_batch(self)
         group = dist.group.WORLD if self.process_group is None else self.process_group
         function = _NativeSyncBatchNorm if input.is_cuda else _SyncBatchNorm
         statistics = self.running_mean, self.running_var
         return _apply(function, input, self.weight, self.bias, *statistics, self.eps, momentum, group, world)
+
+
+def count_batch(layer: _BatchNorm) -> float:
+    """Count one more, and return the momentum of its statistics."""
+    momentum: float | None = layer.momentum
+    if layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+        if momentum is None:  # a cumulative average
+            momentum = 1 / float(layer.num_batches_tracked)
+    assert momentum is not None
+    return momentum
 
 
 @torch.compiler.disable  # compiled blocks are cut here: the collectives run as they are
@@ -100,19 +107,9 @@ class _SyncBatchNorm(torch.autograd.Function):
         group: dist.ProcessGroup,
         world: int,
     ) -> Tensor:
-        channels = input.shape[1]
         var, mean = torch.var_mean(_wide(input), _all_but_channels(input), correction=0)
-        count = mean.new_tensor([input.numel() // channels])
-        gathered = mean.new_empty(world * (2 * channels + 1))
-        all_gather_single(gathered, torch.cat([mean, var, count]), group)
-        means, variances, counts = gathered.view(world, -1).split([channels, channels, 1], dim=1)
-        # Joined as moments about the common mean: a sum of squares would lose a spread small beside its mean.
-        total = counts.sum()
-        mean = (counts * means).sum(dim=0) / total
-        var = (counts * (variances + (means - mean).square())).sum(dim=0) / total
-        if running_mean is not None and running_var is not None:
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_((var * total / (total - 1)).to(running_var.dtype), momentum)
+        mean, var, total = join_moments(mean, var, input.numel() // input.shape[1], group, world)
+        follow_moments(running_mean, running_var, mean, var, total, momentum)
         ctx.save_for_backward(input, weight, mean, (var + eps).rsqrt(), total)
         ctx.group = group
         return F.batch_norm(input, mean, var, weight, bias, training=False, eps=eps)
@@ -131,6 +128,28 @@ class _SyncBatchNorm(torch.autograd.Function):
         of_input = (gradient - shift - normalized * slope) * scale.view(shape)
         learned = (None, None) if weight is None else (of_weight, of_bias)
         return of_input.to(input.dtype), *learned, *[None] * 6
+
+
+def join_moments(
+    mean: Tensor, var: Tensor, count: int, group: dist.ProcessGroup, world: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance and number of the values of all ranks, from those of each; one collective."""
+    channels = len(mean)
+    gathered = mean.new_empty(world * (2 * channels + 1))
+    all_gather_single(gathered, torch.cat([mean, var, mean.new_full([1], count)]), group)
+    means, variances, counts = gathered.view(world, -1).split([channels, channels, 1], dim=1)
+    # Joined as moments about the common mean: a sum of squares would lose a spread small beside its mean.
+    total = counts.sum()
+    mean = (counts * means).sum(dim=0) / total
+    return mean, (counts * (variances + (means - mean).square())).sum(dim=0) / total, total
+
+
+def follow_moments(
+    running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, total: Tensor, momentum: float
+) -> None:
+    if running_mean is not None and running_var is not None:
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((var * total / (total - 1)).to(running_var.dtype), momentum)
 
 
 def _wide(tensor: Tensor) -> Tensor:

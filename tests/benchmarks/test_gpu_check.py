@@ -163,7 +163,7 @@ def test_a_trial_that_fails_or_hangs_is_said_and_leaves_nothing(
 def test_every_candidate_is_a_way_of_the_benchmark(parts: ModuleType) -> None:
     import train
 
-    for way in chain(*parts.CANDIDATES, *parts.OTHER_CANDIDATES):
+    for way in chain([parts.FUSED], *parts.CANDIDATES, *parts.OTHER_CANDIDATES):
         assert train.known(way) == way
     with pytest.raises(argparse.ArgumentTypeError, match="foo: a way is made of eager, channels_last"):
         train.known("foo+compile")

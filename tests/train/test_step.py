@@ -1,5 +1,6 @@
 """A training step in every combination of what it can be: FSDP2 ranks against one process, in float32."""
 
+import os
 from contextlib import nullcontext
 from typing import Any
 
@@ -281,6 +282,13 @@ def test_compiled_blocks_equal_plain_ones_and_compile_only_in_the_first_step(mon
     assert counters["stats"]["unique_graphs"] >= 4  # resolutions, with and without gradient; 2.13: a block its own
     assert compiled[2] == 0
     assert_equal(plain, compiled, 1e-5)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="tensors of a CPU")
+def test_fused_batchnorm_and_relu_equal_both() -> None:
+    """In Triton's interpreter, which is slow: one step, of a network whose blocks are recomputed."""
+    choice = EVERYTHING | {"accumulate": 1}
+    assert_equal(run(choice, {}, 1), run(choice, {"fused_bn": True, "channels_last": True}, 1), 1e-5)
 
 
 def compiled_rank() -> tuple[Any, ...]:
