@@ -22,6 +22,7 @@ from seer_pipe.evaluate.centroids import FILE, Centroids
 from seer_pipe.evaluate.embed import embed
 from seer_pipe.evaluate.embeddings import (
     CLUSTERS,
+    check_set,
     clusters_of,
     data_of,
     feature_map,
@@ -55,7 +56,12 @@ def embedded(source: Path, data: str | None, out: Path, say: Say) -> tuple[Path,
     one that the embeddings are of, or that the run was trained on.
     """
     if source.is_file():
+        check_set(source, data)
         return source, data or data_of(source)
+    if not source.is_dir():
+        raise UserError(f"{source}: no such run, exported backbone or file of embeddings")
+    if data is None and not (source / "config.yaml").is_file():
+        raise UserError(f"{source}: not a run, so it does not say which shard set is meant; give the set too")
     data = data or open_data_of(source).store.url
     out.mkdir(parents=True, exist_ok=True)
     embed(source, data, out / "embeddings.parquet", say=say)

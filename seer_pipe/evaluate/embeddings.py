@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from seer_pipe.data.order import Ints
 from seer_pipe.errors import UserError
+from seer_pipe.shards import ShardSet
 
 IDENTITY = b"seer_pipe.embeddings"  # in the file's metadata: SHA-256 of the weights, fingerprints of set and choice
 DATA = b"seer_pipe.data"  # the shard set, as it was named
@@ -63,6 +64,13 @@ def data_of(file: Path) -> str:
     if not found:
         raise UserError(f"{file}: does not say which shard set it is of; give the set too")
     return found
+
+
+def check_set(file: Path, data: str | None) -> None:
+    """UserError where a file of embeddings says that it is of another shard set than ``data``."""
+    words = (open_embeddings(file).schema_arrow.metadata or {}).get(IDENTITY, b"").decode().split()
+    if data is not None and len(words) > 1 and words[1] != ShardSet.open(data).fingerprint:
+        raise UserError(f"{file}: embeddings of another shard set than {data}, or of this one before it changed")
 
 
 def sampled(data: pq.ParquetFile, images: int) -> list[int]:

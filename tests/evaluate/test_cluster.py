@@ -17,6 +17,7 @@ from seer_pipe.evaluate import cluster as module
 from seer_pipe.evaluate.assign import assign_files
 from seer_pipe.evaluate.centroids import read_centroids
 from seer_pipe.evaluate.cluster import cluster, cluster_set, default_clusters
+from seer_pipe.evaluate.embed import embed
 from seer_pipe.evaluate.subject import load_subject
 from seer_pipe.export import export_backbone
 from seer_pipe.models import build_trunk
@@ -24,6 +25,7 @@ from seer_pipe.report.atlas import write_atlas, write_keys
 from seer_pipe.shards import ShardSet
 from tests.distributed import run_ranks
 from tests.report.test_atlas import write_embeddings
+from tests.train.helpers import make_pictures
 
 KINDS, EACH, WIDTH = 6, 50, 12
 
@@ -146,3 +148,15 @@ def test_two_ranks_cluster_as_one_does(backbone: Path, shards: Path, file: Path,
     assert shared["confidence"].to_pylist() == pytest.approx(alone["confidence"].to_pylist(), abs=1e-6)
     with pytest.raises(UserError, match="does not say which shard set it is of; give the set too"):
         cluster_set(file, None, tmp_path / "three")
+
+
+def test_which_set_and_which_features_are_meant(backbone: Path, shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run, so it does not say which shard set is meant; give the set too"):
+        cluster_set(backbone, None, tmp_path / "out")
+    with pytest.raises(UserError, match="no such run, exported backbone or file of embeddings"):
+        cluster_set(tmp_path / "none", None, tmp_path / "out")
+    embed(backbone, str(shards), tmp_path / "e.parquet")
+    other = make_pictures(tmp_path / "other", [24])
+    with pytest.raises(UserError, match="embeddings of another shard set than"):
+        cluster_set(tmp_path / "e.parquet", str(other), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -225,3 +228,16 @@ def test_so_many_are_kept_and_the_page_tells_what_was_taken(backbone: Path, lops
     assert again["images"] == 280
     with pytest.raises(UserError, match="has 280 images, too few to keep 281 of; give fewer by --keep"):
         curate(tmp_path / "out/embeddings.parquet", None, tmp_path / "more", keep=281)
+
+
+@pytest.mark.slow
+def test_two_ranks_choose_what_one_does(backbone: Path, lopsided: Path, tmp_path: Path) -> None:
+    curate(backbone, str(lopsided), tmp_path / "one")
+    torchrun = Path(sys.executable).with_name("torchrun")
+    command = [torchrun, "--nproc-per-node", "2", "-m", "seer_pipe", "curate", backbone, lopsided]
+    subprocess.run([*command, "--out", tmp_path / "two"], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    for name in ("keep", "exclude"):
+        one, two = (pq.read_table(tmp_path / f"{ranks}/{name}.parquet", columns=["key", "group"])
+                    for ranks in ("one", "two"))  # fmt: skip
+        assert one.equals(two)
+    assert (tmp_path / "two/index.html").exists()
