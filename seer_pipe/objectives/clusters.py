@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seer_pipe.distributed.collectives import all_sum_, rank, world_size
+from seer_pipe.distributed.collectives import all_gather_rows, all_max_, all_sum_, rank, world_size
 from seer_pipe.models import Trunk
 from seer_pipe.objectives.bank import Bank, Visit
 from seer_pipe.objectives.base import Moment, Network, Objective, take_saved
@@ -185,10 +185,20 @@ def compared(before: Tensor, after: Tensor, clusters: int) -> Tensor:
     """Of the clusters [m] of this rank's rows before and after a refresh, over all ranks, [4] float64: the perplexity
     of the sizes as a share of all clusters (1: even), the shares of clusters that are empty and of rows in the largest,
     and the normalised mutual information 2 I(before; after) / (H(before) + H(after)), 1 where both are one cluster."""
-    table = all_sum_(torch.bincount(before * clusters + after, minlength=clusters**2)).view(clusters, clusters)
-    joint = table.double() / table.sum()
-    sizes = joint.sum(0)
-    own = entropy(joint.sum(1)) + entropy(sizes)
-    shared = own - entropy(joint.flatten())
+    pairs, count = _pairs(before * clusters + after)
+    joint = count.double() / count.sum()
+    first, sizes = (torch.bincount(part, joint, clusters) for part in (pairs // clusters, pairs % clusters))
+    own = entropy(first) + entropy(sizes)
+    shared = own - entropy(joint)
     nmi = torch.where(own > 1e-12, 2 * shared / own.clamp_min(1e-12), torch.ones_like(own))
     return torch.stack([entropy(sizes).exp() / clusters, (sizes == 0).double().mean(), sizes.max(), nmi])
+
+
+def _pairs(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """The different ones of all ranks' numbers, and how often each is there. A table of all pairs of 16,000 clusters
+    would be 2 GB, and hardly any of them is there: clusters stay what they were."""
+    own, count = codes.unique(return_counts=True)
+    most = int(all_max_(torch.tensor(len(own), device=own.device)))
+    found = all_gather_rows(F.pad(torch.stack([own, count], 1), (0, 0, 0, most - len(own))))  # zeros: none of pair 0
+    pairs, place = found[:, 0].unique(return_inverse=True)
+    return pairs, torch.zeros_like(pairs).index_add_(0, place, found[:, 1])
