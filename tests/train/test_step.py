@@ -291,6 +291,12 @@ def test_fused_batchnorm_and_relu_equal_both() -> None:
     assert_equal(run(choice, {}, 1), run(choice, {"fused_bn": True, "channels_last": True}, 1), 1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="tensors of a CPU")
+def test_fused_sharded_and_synchronous_together() -> None:
+    compare([EVERYTHING | {"accumulate": 1, "sharded": {"channels_last": True, "fused_bn": True}}], 2, 3)
+
+
 def compiled_rank() -> tuple[Any, ...]:
     compiler = torch.compile
     torch.compile = lambda f, **kw: compiler(f, backend="aot_eager", **kw)
