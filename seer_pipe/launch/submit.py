@@ -118,7 +118,7 @@ def check_sizes(config: Config, cluster: Cluster) -> None:
                             "tasks; change the batch, nodes or min_nodes")  # fmt: skip
         world = World(0, size, torch.device("cpu"))
         check_world(settings.derive(config, plan.total, size), config.train, world)
-        check_engine(config.train.parallel, size)
+        check_engine(config.train, size)
 
 
 def active(run: Path) -> bool:

@@ -71,7 +71,7 @@ def spread_network(config: settings.Config, world: World, samples: int = 0) -> S
     then does a rank give memory to what is its own. So a sharded network never stands whole anywhere.
     """
     network = outline(config)
-    check_engine(config.train.parallel, world.size)
+    check_engine(config.train, world.size)
     engine = ENGINES[engine_of(config.train.parallel, world.size)]()
     form = layout(config.train, network.trunk, world)
     if not engine.sharded:  # cut are contiguous weights alone; of those a convolution of NHWC images makes NHWC copies

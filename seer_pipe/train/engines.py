@@ -55,27 +55,24 @@ class Fsdp2(Engine):
 
 
 class Fairscale(Engine):
-    """As fsdp2, by fairscale's FullyShardedDataParallel. The package is imported where it is asked for."""
+    """As fsdp2, by fairscale's FullyShardedDataParallel. The package is imported where one is made."""
 
     sharded = weights_wait = True
 
-    def spread(self, network: Network, train: settings.Train, world: World) -> None:
+    def __init__(self) -> None:
         from seer_pipe.train import fairscale
 
-        if train.shard_within is not None:
-            raise UserError("train.shard_within: fairscale shards over all ranks; leave it out, or use fsdp2")
-        fairscale.shard(network, world)
+        self._with = fairscale
+
+    def spread(self, network: Network, train: settings.Train, world: World) -> None:
+        self._with.shard(network, world)
 
     def ready(self, network: Network, world: World) -> nn.Module:
-        from seer_pipe.train import fairscale
-
-        fairscale.clear_padding(network.parameters())
+        self._with.clear_padding(network.parameters())
         return network
 
     def scaler(self, device: str, *, enabled: bool) -> torch.amp.GradScaler:
-        from seer_pipe.train import fairscale
-
-        return fairscale.Scaler(device, enabled=enabled)
+        return self._with.Scaler(device, enabled=enabled)
 
 
 ENGINES: dict[str, type[Engine]] = {"none": Engine, "ddp": Ddp, "fsdp2": Fsdp2, "fairscale": Fairscale}
@@ -86,11 +83,14 @@ def engine_of(wanted: str, ranks: int) -> str:
     return wanted if wanted != "auto" else "none" if ranks == 1 else "fsdp2"
 
 
-def check_engine(wanted: str, ranks: int) -> None:
-    """UserError where ``train.parallel`` does not fit so many ranks, or its package is not installed."""
+def check_engine(train: settings.Train, ranks: int) -> None:
+    """UserError where ``train.parallel`` does not fit so many ranks or another setting, or is not installed."""
+    wanted = train.parallel
     if wanted == "none" and ranks > 1:
         raise UserError(f"train.parallel none: {ranks} processes need ddp or fsdp2")
     if wanted == "fairscale" and importlib.util.find_spec("fairscale") is None:
         raise UserError("train.parallel fairscale: it is not installed: pip install 'seer-pipe[fairscale]'")
+    if wanted == "fairscale" and train.shard_within is not None:
+        raise UserError("train.shard_within: fairscale shards over all ranks; leave it out, or use fsdp2")
     if wanted not in ("auto", "none") and ranks == 1 and not dist.is_initialized():
         raise UserError(f"train.parallel {wanted}: one process alone has nobody to share with; use none or auto")

@@ -66,7 +66,7 @@ def traffic(config: settings.Config, gpus: int, meta: Outlined | None = None) ->
     ranks, _ = groups(config.train, gpus)
     if gpus == 1:
         return []
-    check_engine(config.train.parallel, gpus)
+    check_engine(config.train, gpus)
     network, runs = meta or outlined(config)
     found = [
         *config.objective.collectives(config.views, config.train.batch, gpus),

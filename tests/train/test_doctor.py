@@ -65,6 +65,17 @@ def test_weights_and_optimizer_are_counted_by_sharding() -> None:
     assert estimate_memory(small("unused", train={"parallel": "ddp"}), 4)["weights"] == alone["weights"]
 
 
+def test_under_fairscale_weights_wait_with_their_gradients() -> None:
+    for recomputed, waiting in ((False, True), (True, False)):
+        fsdp2, fairscale = (
+            estimate_memory(small("unused", train={"parallel": way, "activation_checkpointing": recomputed}), 4)
+            for way in ("fsdp2", "fairscale")
+        )
+        more = fairscale["gathered"] - fsdp2["gathered"]
+        assert more == pytest.approx(fsdp2["gradients_not_yet_reduced"])
+        assert bool(more) == waiting
+
+
 def test_activations_are_near_what_autograd_keeps() -> None:
     config = small("unused", model={"name": "regnety_200mf", "stem": "imagenet"},
                    views={"crops": [{"count": 2, "size": 64, "scale": [0.3, 1]}]})  # fmt: skip
@@ -98,6 +109,8 @@ def test_activations_are_near_what_autograd_keeps() -> None:
         ({"objective": {"freeze_images": 10_000}}, 1, "the prototypes never move"),
         ({"data": {"path": "unused", "window": 4}}, 1, "correlate by up to 0.17; take 20, or shuffle"),
         ({"train": {"sync_bn": {"images": 3}}}, 2, "train.sync_bn {images: 3}: 2 ranks that normalise 4 images each"),
+        ({"train": {"parallel": "none"}}, 2, "train.parallel none: 2 processes need ddp or fsdp2"),
+        ({"train": {"parallel": "fairscale", "shard_within": 2}}, 2, "fairscale shards over all ranks"),
         ({"data": {"path": "unused", "lanes": 8}}, 3, "data.lanes 8 and 3 GPUs"),
     ],
 )

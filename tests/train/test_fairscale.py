@@ -94,8 +94,8 @@ def test_compiled_blocks_equal_plain_ones() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "choices"),
-    [(2, SWITCHES[::2]), (2, SWITCHES[1::2]), (4, [EVERYTHING, NOTHING, CLIPPED])],
-    ids=["two ranks, some", "two ranks, others", "four ranks"],
+    [(1, [EVERYTHING, CLIPPED]), (2, SWITCHES[::2]), (2, SWITCHES[1::2]), (4, [EVERYTHING, NOTHING, CLIPPED])],
+    ids=["one rank", "two ranks, some", "two ranks, others", "four ranks"],
 )
 def test_fairscale_equals_one_process_over_twenty_steps(choices: list[dict[str, Any]], world: int) -> None:
     compare(choices, world, 20)
@@ -295,7 +295,7 @@ def test_what_it_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="shard_within: fairscale shards over all ranks"):
         spread_network(recipe(NOTHING, **FAIRSCALE, shard_within=1), two)
     with pytest.raises(UserError, match="one process alone"):
-        check_engine("fairscale", 1)
+        check_engine(recipe(NOTHING, **FAIRSCALE).train, 1)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(UserError, match=r"fairscale: it is not installed: pip install 'seer-pipe\[fairscale\]'"):
-        check_engine("fairscale", 2)
+        check_engine(recipe(NOTHING, **FAIRSCALE).train, 2)
