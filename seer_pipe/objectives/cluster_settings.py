@@ -83,12 +83,10 @@ class ClusterSettings(Settings):
 
     def memory(self, views: Views, batch: int, ranks: int) -> float:
         """Scores of a head with their softmax and gradient, all heads' kept for the backward pass; the centroids, and
-        what a bad step goes back to; the ring; the table that two clusterings are compared by."""
+        what a bad step goes back to; the ring, and the ring after its next write."""
         scores = 3 * views.count * (batch // ranks) * self.heads * self.prototypes
         width = len(self.assign) * self.head.dim
-        return FLOAT * (scores + 2 * self.heads * self.prototypes * (self.head.dim + 1) + 2 * self.ring * width) + (
-            8.0 * self.prototypes**2
-        )
+        return FLOAT * (scores + 2 * self.heads * self.prototypes * (self.head.dim + 1) + 2 * self.ring * width)
 
     def kept(self, samples: int, ranks: int) -> float:
         return 0.0 if self.ring else self.bank.bytes(samples, len(self.assign) * self.head.dim, ranks)
