@@ -72,8 +72,11 @@ class TensorBoard:
     def __init__(self, opening: Opening) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = str(opening.run / "tensorboard")
-        self._writer = SummaryWriter(folder, purge_step=opening.after + 1, flush_secs=30)
+        folder = opening.run / "tensorboard"
+        # Readers go through the files by name, which begins with the second: of two in one, the older might be last.
+        while any(folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
+            time.sleep(0.05)
+        self._writer = SummaryWriter(str(folder), purge_step=opening.after + 1, flush_secs=30)
         self.last_step = opening.after
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

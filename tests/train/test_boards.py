@@ -107,3 +107,11 @@ def test_a_board_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: 
     with pytest.raises(UserError, match=r"wandb is not installed: pip install 'seer-pipe\[wandb\]'"):
         train(config, tmp_path / "run", lambda _: None)
     assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_tensorboards_files_are_read_in_the_order_in_which_they_were_written(tmp_path: Path) -> None:
+    """Which is by name: the second, the host, the process. Within a second there was no order."""
+    for _ in range(2):
+        boards.TensorBoard(boards.Opening(tmp_path, small("unused"), 0, 0)).close()
+    seconds = [int(file.name.split(".")[3]) for file in tmp_path.glob("tensorboard/*")]
+    assert len(set(seconds)) == 2
