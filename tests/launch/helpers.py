@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,15 @@ def ranks(run: Path) -> list[int]:
     return [int(process) for _, process in sorted(dict(found).items())]
 
 
-def frozen(run: Path, steps: int = 4) -> list[int]:
-    """Its ranks, made to stand still after some steps, so that what comes next comes in the middle of the run."""
+def frozen(run: Path, steps: int = 4, after: Sequence[int] = ()) -> list[int]:
+    """Its ranks, made to stand still after some steps, so that what comes next comes in the middle of the run.
+
+    ``after``: those of the start before. Until the next one has logged its own, theirs are still what stands there.
+    """
     deadline = time.monotonic() + PATIENCE
-    while len(read_metrics(run)) < steps:
+    while len(read_metrics(run)) < steps or not (processes := ranks(run)) or {*processes} & {*after}:
         assert time.monotonic() < deadline, f"{told(run)}\n{printed(run)}"
         time.sleep(0.02)
-    processes = ranks(run)
     for process in processes:
         os.kill(process, signal.SIGSTOP)
     return processes

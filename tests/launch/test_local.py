@@ -50,7 +50,7 @@ def test_a_run_outlives_a_stop_and_a_kill(asked: list[str], tmp_path: Path) -> N
         assert time.monotonic() < deadline
         time.sleep(0.05)
     at = told(run)["checkpoint"]
-    processes = frozen(run, at + 2)
+    processes = frozen(run, at + 2, after=processes)
     os.kill(processes[0], signal.SIGKILL)
     thaw(processes)
     assert until(run, "done")["restarts"] == 2
