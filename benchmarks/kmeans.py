@@ -6,12 +6,12 @@ FILE is made where it is not there (rows x width x 4 bytes), and must be removed
 """
 
 import argparse
-import resource
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from marks import resident  # beside this file
 
 from seer_pipe.distributed.kmeans import kmeans
 
@@ -34,11 +34,9 @@ def main() -> None:
     began, used = time.monotonic(), time.process_time()
     found = kmeans(torch.from_numpy(mapped), asked.clusters, seed=0, iterations=0)
     assert int(found.sizes.sum()) == asked.rows
-    status = Path("/proc/self/status").read_text()
-    peak = {line.split(":")[0]: int(line.split()[1]) / 1e6 for line in status.splitlines() if line.startswith("Rss")}
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    most, own, of_file = (resident(which) / 1e9 for which in ("VmHWM", "RssAnon", "RssFile"))
     print(f"{time.monotonic() - began:.0f} s, {time.process_time() - used:.0f} s of CPU; peak resident {most:.2f} GB, "
-          f"of its own {peak['RssAnon']:.2f} GB, of the file {peak['RssFile']:.2f} GB at the end")  # fmt: skip
+          f"of its own {own:.2f} GB, of the file {of_file:.2f} GB at the end")  # fmt: skip
 
 
 if __name__ == "__main__":

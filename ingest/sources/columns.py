@@ -87,9 +87,7 @@ def type_at(schema: pa.Schema, path: Path) -> pa.DataType:
 def demand_images(kind: pa.DataType, column: str, file: str) -> None:
     kind = of_values(kind)
     holds = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
-    name = str(
-        of_values(holds)
-    )  # binary, large_binary, binary_view, fixed_size_binary[n], string, large_string, string_view
+    name = str(of_values(holds))  # (large_)binary, binary_view, fixed_size_binary[n], (large_)string, string_view
     if not name.removeprefix("large_").startswith(("binary", "fixed_size_binary", "string")):
         raise UserError(f"{file}: column {column!r} is {kind}: an image is bytes, base64, or a structure with bytes; "
                         "name another with --image-column")  # fmt: skip

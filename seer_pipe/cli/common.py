@@ -40,6 +40,11 @@ Labels = Annotated[
     str | None,
     typer.Option(help="Of a shard set: a column, a CSV file (source,label or key,label), or 'folder'."),
 ]
+#: The same for what is made of features.
+OfFeatures = Annotated[
+    Path, typer.Argument(help="A run's folder, an exported backbone's, or a file of [bold]seer-pipe embed[/bold].")
+]
+OfSet = Annotated[str | None, typer.Argument(help="Shard set; by default the one of the embeddings, or of the run.")]
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no room for what is to be written
 PLACE = {*READ_ONLY, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}  # nothing can be written there
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from seer_pipe.cli.common import AsJson, Labels, show
+from seer_pipe.cli.common import AsJson, Labels, OfFeatures, OfSet, show
 from seer_pipe.cli.job import as_job
 
 verbs = typer.Typer()
@@ -17,13 +17,9 @@ verbs = typer.Typer()
 @verbs.command()
 @as_job
 def curate(
-    source: Annotated[
-        Path, typer.Argument(help="A run's folder, an exported backbone's, or a file of [bold]seer-pipe embed[/bold].")
-    ],
+    source: OfFeatures,
     out: Annotated[Path, typer.Option(help="Folder for keep.parquet, exclude.parquet and the page.")],
-    data: Annotated[
-        str | None, typer.Argument(help="Shard set; by default the one of the embeddings, or of the run.")
-    ] = None,
+    data: OfSet = None,
     keep: Annotated[
         int | None,
         typer.Option(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from seer_pipe.cli.common import AsJson, show
+from seer_pipe.cli.common import AsJson, OfFeatures, OfSet, show
 from seer_pipe.cli.job import as_job
 
 verbs = typer.Typer()
@@ -59,13 +59,9 @@ def assign(
 @verbs.command()
 @as_job
 def cluster(
-    source: Annotated[
-        Path, typer.Argument(help="A run's folder, an exported backbone's, or a file of [bold]seer-pipe embed[/bold].")
-    ],
+    source: OfFeatures,
     out: Annotated[Path, typer.Option(help="Folder for clusters.parquet (key, shard, …), centroids and embeddings.")],
-    data: Annotated[
-        str | None, typer.Argument(help="Shard set; by default the one of the embeddings, or of the run.")
-    ] = None,
+    data: OfSet = None,
     clusters: Annotated[
         int | None,
         typer.Option(min=2, help="By default the square root of the number of images, at most 16,000."),

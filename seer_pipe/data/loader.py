@@ -21,8 +21,7 @@ from seer_pipe.data.dali import Augmenter, BadImages
 from seer_pipe.data.layouts import labels, lay_out
 from seer_pipe.data.order import Ints
 from seer_pipe.data.sources import Order, Shards
-from seer_pipe.data.stream import Replaced as Replaced
-from seer_pipe.data.stream import Stream
+from seer_pipe.data.stream import Replaced, Stream
 from seer_pipe.data.views import CropSpec, draw
 
 POLL = 0.2  # seconds

@@ -21,7 +21,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from seer_pipe.config import Data
 from seer_pipe.data.order import slots_of
 from seer_pipe.data.sources import Order, Shards, open_cache, open_data
-from seer_pipe.data.stream import Stream
+from seer_pipe.data.stream import Stream, too_many
 from seer_pipe.data.threads import Kept
 from seer_pipe.distributed.place import find_place
 from seer_pipe.errors import UserError
@@ -32,7 +32,6 @@ BLOCK = 128  # samples whose rows of a sidecar are kept together
 TABLES = 16  # sidecars that are kept whole
 POSITION = ("offset", "length", "crc32c")  # columns of a sidecar that say where an image is
 CAPTIONS = ("txt", "caption")  # columns that are a caption
-FEW = 1000  # images after which the share of replaced ones is a rate
 
 
 def stream(
@@ -148,7 +147,7 @@ class SampleStream(IterableDataset[Sample]):
                 while samples.reasons:
                     replaced += len(reading.replace(step, samples, samples.reasons, attempts))
                 seen += share
-                if replaced > data.max_bad_fraction * max(seen, FEW):
+                if too_many(replaced, seen, data.max_bad_fraction):
                     raise UserError(f"{replaced} of {seen} images could not be read and were replaced, more than "
                                     f"max_bad_fraction {data.max_bad_fraction}: run seer-ingest verify")  # fmt: skip
                 first = state.done if step == state.step else 0

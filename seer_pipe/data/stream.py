@@ -42,6 +42,11 @@ class Replaced:
     reason: str
 
 
+def too_many(replaced: int, images: int, limit: float) -> bool:
+    """Whether more than the share ``limit`` of the images so far had to be replaced; a few at the start are no rate."""
+    return replaced > limit * max(images, 1000)
+
+
 class Stream:
     """Reads the samples at ``slots`` of one step after another, with ``threads``.
 

@@ -59,6 +59,14 @@ def _place(groups: Ints) -> Ints:
     return np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups)))
 
 
+def ancestors(clusters: int, parents: Sequence[Ints]) -> list[Ints]:
+    """Of each of so many lowest clusters the cluster of every level that it belongs to, its own first."""
+    found = [np.arange(clusters)]
+    for parent in parents:
+        found.append(parent[found[-1]])
+    return found
+
+
 def totals(sizes: Ints, parents: Sequence[Ints]) -> list[Ints]:
     """Images of the clusters of every level, the lowest, of ``sizes``, first."""
     every = [sizes]

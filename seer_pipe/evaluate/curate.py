@@ -24,7 +24,7 @@ import torch
 from seer_pipe.data.order import Ints
 from seer_pipe.distributed.world import join
 from seer_pipe.errors import UserError
-from seer_pipe.evaluate.balance import allot, choose, default_levels, default_target, hierarchy
+from seer_pipe.evaluate.balance import allot, ancestors, choose, default_levels, default_target, hierarchy
 from seer_pipe.evaluate.centroids import read_centroids
 from seer_pipe.evaluate.cluster import ITERATIONS, cluster, embedded
 from seer_pipe.evaluate.duplicates import Duplicates, coarsest, duplicates
@@ -111,9 +111,7 @@ def curate(
     single = np.where(repeated.found, -1, lowest)
     left = np.bincount(single[single >= 0], minlength=levels[0])
     taken = allot(left, parents, default_target(left, parents) if keep is None else keep, rng)
-    group = np.arange(levels[0])
-    for parent in parents:
-        group = parent[group]
+    group = ancestors(levels[0], parents)[-1]
     found = Curation(file, data, levels, lowest, group[lowest], repeated, choose(single, taken, rng))
     _write(found, out)
     return found

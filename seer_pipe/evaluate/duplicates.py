@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seer_pipe.data.order import Ints
-from seer_pipe.evaluate.balance import totals
+from seer_pipe.evaluate.balance import ancestors, totals
 
 BLOCK = 4096  # images that are compared with as many at once
 
@@ -37,10 +37,7 @@ def coarsest(sizes: Ints, parents: Sequence[Ints], comparisons: float) -> Ints:
     """The clusters to compare within, [K] by lowest cluster: those of the highest level, or all images as one, at which
     no more than so many pairs are compared; at worst the lowest."""
     every = [*totals(sizes, parents), np.array([sizes.sum()])]
-    places = [np.arange(len(sizes))]
-    for parent in parents:
-        places.append(parent[places[-1]])
-    places.append(np.zeros(len(sizes), np.int64))
+    places = [*ancestors(len(sizes), parents), np.zeros(len(sizes), np.int64)]
     fit = [level for level, images in enumerate(every) if float((images.astype(np.float64) ** 2).sum()) <= comparisons]
     return places[max(fit, default=0)]
 

@@ -54,13 +54,12 @@ def _open(file: Path, what: str, columns: set[str]) -> pq.ParquetFile:
 
 def weights_of(file: Path) -> str:
     """SHA-256 of the weights that a file of embeddings was made with; empty where it does not say."""
-    words = (pq.read_schema(file).metadata or {}).get(IDENTITY, b"").decode().split()
-    return words[0] if words else ""
+    return next(iter(_said(pq.read_schema(file), IDENTITY).split()), "")
 
 
 def data_of(file: Path) -> str:
     """The shard set that a file of embeddings is of; UserError where it does not say."""
-    found = (open_embeddings(file).schema_arrow.metadata or {}).get(DATA, b"").decode()
+    found = _said(open_embeddings(file).schema_arrow, DATA)
     if not found:
         raise UserError(f"{file}: does not say which shard set it is of; give the set too")
     return found
@@ -68,9 +67,14 @@ def data_of(file: Path) -> str:
 
 def check_set(file: Path, data: str | None) -> None:
     """UserError where a file of embeddings says that it is of another shard set than ``data``."""
-    words = (open_embeddings(file).schema_arrow.metadata or {}).get(IDENTITY, b"").decode().split()
+    words = _said(open_embeddings(file).schema_arrow, IDENTITY).split()
     if data is not None and len(words) > 1 and words[1] != ShardSet.open(data).fingerprint:
         raise UserError(f"{file}: embeddings of another shard set than {data}, or of this one before it changed")
+
+
+def _said(schema: pa.Schema, what: bytes) -> str:
+    """Of the metadata of a file; empty where it does not say."""
+    return (schema.metadata or {}).get(what, b"").decode()
 
 
 def sampled(data: pq.ParquetFile, images: int) -> list[int]:

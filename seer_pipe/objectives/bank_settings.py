@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from seer_pipe.distributed.traffic import FLOAT, Collectives
 from seer_pipe.section import Probability, Section
 
 #: The rows of a set lie in so many shards, or as many as there are samples. Ranks hold whole ones, so the fullest of W
@@ -25,6 +26,15 @@ class BankSettings(Section):
         """What the fullest of the ranks holds of a row of so many numbers for each sample."""
         shards, rows = layout(samples)
         return float(-(-shards // ranks) * rows * numbers * WIDTHS[self.dtype])
+
+    def collectives(self, numbers: int, batch: int, ranks: int) -> list[Collectives]:
+        """Of a step: ids, and the rows of the batch, of so many numbers, from and to those that hold them."""
+        of_rank = batch // ranks * numbers
+        return [
+            Collectives("ids", "all_gather", ranks, 1, ID * batch),
+            Collectives("rows read", "all_to_all", ranks, 1, WIDTHS[self.dtype] * of_rank),
+            Collectives("rows written", "all_to_all", ranks, 1, FLOAT * of_rank),
+        ]
 
 
 def layout(samples: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from seer_pipe.distributed.traffic import FLOAT, Collectives
-from seer_pipe.objectives.bank_settings import ID, WIDTHS, BankSettings
+from seer_pipe.objectives.bank_settings import BankSettings
 from seer_pipe.objectives.settings import (
     EMBEDDING_PANELS,
     EMBEDDING_SIGNS,
@@ -97,13 +97,7 @@ class ClusterSettings(Settings):
         count = Collectives("count", "all_reduce", ranks, 1, FLOAT)
         if self.ring:
             return [Collectives("ring", "all_gather", ranks, 1, FLOAT * batch * width), count]
-        rows = batch // ranks * width
-        return [
-            Collectives("ids", "all_gather", ranks, 1, ID * batch),
-            Collectives("rows read", "all_to_all", ranks, 1, WIDTHS[self.bank.dtype] * rows),
-            Collectives("rows written", "all_to_all", ranks, 1, FLOAT * rows),
-            count,
-        ]
+        return [*self.bank.collectives(width, batch, ranks), count]
 
     def signs(self) -> Sequence[Sign]:
         return (

@@ -145,6 +145,12 @@ def _grid(channels: int, parts: int) -> tuple[int, int]:
 
 
 @triton.jit
+def _block(row, column, rows, channels):
+    """Where the numbers of a block are, and which of them there are."""
+    return row[:, None].to(tl.int64) * channels + column[None, :], (row < rows)[:, None] & (column < channels)[None, :]
+
+
+@triton.jit
 def _moments(x, sums, rows, channels, each, tall: tl.constexpr, wide: tl.constexpr):
     part, column = tl.program_id(0), tl.program_id(1) * wide + tl.arange(0, wide)
     inside = column < channels
@@ -155,8 +161,7 @@ def _moments(x, sums, rows, channels, each, tall: tl.constexpr, wide: tl.constex
     end = tl.minimum(start + each, rows)
     while start < end:
         row = start + tl.arange(0, tall)
-        known = (row < end)[:, None] & inside[None, :]
-        at = row[:, None].to(tl.int64) * channels + column[None, :]
+        at, known = _block(row, column, end, channels)
         value = tl.where(known, tl.load(x + at, known, 0.0).to(tl.float32) - first[None, :], 0.0)
         total += tl.sum(value, 0)
         squares += tl.sum(value * value, 0)
@@ -170,8 +175,7 @@ def _normalise(x, mean, scale, bias, out, rows, channels, tall: tl.constexpr, wi
     row = tl.program_id(0) * tall + tl.arange(0, tall)
     column = tl.program_id(1) * wide + tl.arange(0, wide)
     inside = column < channels
-    known = (row < rows)[:, None] & inside[None, :]
-    at = row[:, None].to(tl.int64) * channels + column[None, :]
+    at, known = _block(row, column, rows, channels)
     centred = tl.load(x + at, known, 0.0).to(tl.float32) - tl.load(mean + column, inside, 0.0)[None, :]
     normal = centred * tl.load(scale + column, inside, 0.0)[None, :] + tl.load(bias + column, inside, 0.0)[None, :]
     tl.store(out + at, tl.where(normal <= 0, 0.0, normal).to(out.dtype.element_ty), known)  # what is not finite stays
@@ -197,8 +201,7 @@ def _gradient_sums(
     end = tl.minimum(start + each, rows)
     while start < end:
         row = start + tl.arange(0, tall)
-        known = (row < end)[:, None] & inside[None, :]
-        at = row[:, None].to(tl.int64) * channels + column[None, :]
+        at, known = _block(row, column, end, channels)
         centred = tl.load(x + at, known, 0.0).to(tl.float32) - middle
         passed = _passed(gradient, centred, scale, bias, at, column, inside, known)
         total += tl.sum(passed, 0)
@@ -216,8 +219,7 @@ def _gradient(
     row = tl.program_id(0) * tall + tl.arange(0, tall)
     column = tl.program_id(1) * wide + tl.arange(0, wide)
     inside = column < channels
-    known = (row < rows)[:, None] & inside[None, :]
-    at = row[:, None].to(tl.int64) * channels + column[None, :]
+    at, known = _block(row, column, rows, channels)
     centred = tl.load(x + at, known, 0.0).to(tl.float32) - tl.load(mean + column, inside, 0.0)[None, :]
     passed = _passed(gradient, centred, scale, bias, at, column, inside, known)
     slope_of = (tl.load(slope + column, inside, 0.0) * tl.load(inverse + column, inside, 0.0))[None, :]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from seer_pipe.config import Config, Derived
-from seer_pipe.data.loader import Replaced
+from seer_pipe.data.stream import Replaced
 from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.train.events import OnEvent

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seer_pipe.config import Config
-from seer_pipe.data.loader import Replaced
+from seer_pipe.data.stream import Replaced, too_many
 from seer_pipe.shards import to_parquet
 from seer_pipe.store import FolderStore
 from seer_pipe.train.boards import BOARDS, Board, Opening
@@ -123,7 +123,7 @@ class Quarantine:
 
     def too_many(self, limit: float, images: int) -> str | None:
         """What is wrong where more than ``limit`` of the ``images`` so far were replaced; then they are written."""
-        if len(self) <= limit * max(images, 1000):  # a few at the start are no rate yet
+        if not too_many(len(self), images, limit):
             return None
         self.write()
         return (f"{len(self)} of {images} images had to be replaced, more than data.max_bad_fraction {limit}; "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from seer_pipe.distributed.traffic import FLOAT, Collectives
-from seer_pipe.objectives.bank_settings import ID, WIDTHS, BankSettings
+from seer_pipe.objectives.bank_settings import BankSettings
 from seer_pipe.objectives.settings import (
     EMBEDDING_PANELS,
     EMBEDDING_SIGNS,
@@ -65,12 +65,9 @@ class NpidSettings(Settings):
         return self.bank.bytes(samples, self.head.dim, ranks)
 
     def collectives(self, views: Views, batch: int, ranks: int) -> list[Collectives]:
-        """Ids, the rows of the batch from and to those that hold them, the negatives, and how many have a row."""
-        rows = batch // ranks * self.head.dim
+        """Those of the bank, the negatives, and how many have a row."""
         return [
-            Collectives("ids", "all_gather", ranks, 1, ID * batch),
-            Collectives("rows read", "all_to_all", ranks, 1, WIDTHS[self.bank.dtype] * rows),
-            Collectives("rows written", "all_to_all", ranks, 1, FLOAT * rows),
+            *self.bank.collectives(self.head.dim, batch, ranks),
             Collectives("negatives", "all_reduce", ranks, 1, FLOAT * self.negatives * self.head.dim),
             Collectives("count", "all_reduce", ranks, 1, FLOAT),
         ]
