@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from seer_pipe.cli.common import AsJson, Labels, made, show
+from seer_pipe.cli.common import AsJson, Labels, columns, made, show
 from seer_pipe.cli.job import as_job
 
 evaluate = typer.Typer(help="What the features of a run or an export are worth.", no_args_is_help=True)
@@ -20,13 +20,26 @@ SubjectArgument = Annotated[Path, typer.Argument(help="A run's folder, or an exp
 Labelled = Annotated[str, typer.Option(help="Images with labels: a shard set, a folder class/image, or a CSV file.")]
 Test = Annotated[str | None, typer.Option(help="Images to test on, as --data; else a fifth of --data is held out.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of what is drawn: splits, order, first weights.")]
+Stage = Annotated[
+    str | None,
+    typer.Option(help="Of the trunk: its number from 1, or all, to compare them; by default the last one's mean."),
+]
 Untrained = Annotated[bool, typer.Option(help="The run's first weights instead of its last.")]
 
 
 def _report(result: dict[str, Any] | None, as_json: bool) -> None:
     """The first rank has a result to show."""
-    if result is not None:
-        show(result, as_json)
+    if result is None:
+        return
+    if as_json or "stages" not in result:
+        return show(result, as_json)
+    rows = [
+        [number, *(f"{one[name]:.4f}" for name in one if name.startswith("accuracy")), one["pooling"]]
+        for number, one in result["stages"].items()
+    ]
+    names = [name for name in result["stages"]["1"] if name.startswith("accuracy")]
+    print(*columns(["stage", *names, "pooling"], rows), sep="\n")
+    print(f"best stage: {result['best_stage']}")
 
 
 @evaluate.command()
@@ -38,13 +51,17 @@ def knn(
     queries: Annotated[str | None, typer.Option(help="Images to classify, if others.")] = None,
     k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
     temperature: Annotated[float, typer.Option(min=0.001, help="Of the votes' weights.")] = 0.07,
+    stage: Stage = None,
     untrained: Untrained = False,
     as_json: AsJson = False,
 ) -> None:
     """Classify images by their nearest neighbours among the features of labelled ones."""
     from seer_pipe.evaluate.knn import evaluate_knn
 
-    _report(evaluate_knn(subject, data, labels, queries, k=k, temperature=temperature, untrained=untrained), as_json)
+    result = evaluate_knn(
+        subject, data, labels, queries, k=k, temperature=temperature, untrained=untrained, stage=stage
+    )
+    _report(result, as_json)
 
 
 @evaluate.command()
@@ -54,6 +71,7 @@ def linear(
     data: Labelled,
     labels: Labels = None,
     test: Test = None,
+    stage: Stage = None,
     seed: Seed = 0,
     untrained: Untrained = False,
     as_json: AsJson = False,
@@ -61,7 +79,7 @@ def linear(
     """Train linear classifiers on frozen features; the best on held-out images is tested."""
     from seer_pipe.evaluate.linear import evaluate_linear
 
-    _report(evaluate_linear(subject, data, labels, test, seed=seed, untrained=untrained), as_json)
+    _report(evaluate_linear(subject, data, labels, test, seed=seed, untrained=untrained, stage=stage), as_json)
 
 
 @evaluate.command()
@@ -75,6 +93,7 @@ def lowshot(
         list[float] | None, typer.Option(help="Part of each class's images that is learnt from; by default 0.01, 0.1.")
     ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Times that each part is drawn; the mean counts.")] = 3,
+    stage: Stage = None,
     seed: Seed = 0,
     untrained: Untrained = False,
     as_json: AsJson = False,
@@ -83,7 +102,15 @@ def lowshot(
     from seer_pipe.evaluate.linear import evaluate_lowshot
 
     result = evaluate_lowshot(
-        subject, data, labels, test, shares=share or [0.01, 0.1], draws=draws, seed=seed, untrained=untrained
+        subject,
+        data,
+        labels,
+        test,
+        shares=share or [0.01, 0.1],
+        draws=draws,
+        seed=seed,
+        untrained=untrained,
+        stage=stage,
     )
     _report(result, as_json)
 
@@ -118,6 +145,7 @@ def finetune(
 def transfer(
     subject: SubjectArgument,
     sets: Annotated[Path, typer.Argument(help="YAML list of data sets: name, data, labels, test.")],
+    stage: Stage = None,
     seed: Seed = 0,
     untrained: Untrained = False,
     as_json: AsJson = False,
@@ -125,7 +153,7 @@ def transfer(
     """kNN and linear accuracy on several data sets, in one table."""
     from seer_pipe.evaluate.transfer import evaluate_transfer
 
-    result = evaluate_transfer(subject, sets, seed=seed, untrained=untrained)
+    result = evaluate_transfer(subject, sets, seed=seed, untrained=untrained, stage=stage)
     if result is None or as_json:
         return _report(result, as_json)
     width = max(map(len, result["sets"]))
@@ -140,13 +168,14 @@ def transfer(
 def retrieval(
     subject: SubjectArgument,
     data: Annotated[str, typer.Option(help="Shard set with the images.")],
+    stage: Stage = None,
     untrained: Untrained = False,
     as_json: AsJson = False,
 ) -> None:
     """Find an image's other half among all images' other halves: needs no labels."""
     from seer_pipe.evaluate.retrieval import evaluate_retrieval
 
-    _report(evaluate_retrieval(subject, data, untrained=untrained), as_json)
+    _report(evaluate_retrieval(subject, data, untrained=untrained, stage=stage), as_json)
 
 
 @evaluate.command()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seer_pipe.evaluate.labels import left_out, open_labelled
-from seer_pipe.evaluate.results import keep
+from seer_pipe.evaluate.stages import keep_stages
 from seer_pipe.evaluate.workbench import on_bench
 
 
@@ -58,27 +58,40 @@ def knn_accuracy(
 
 
 def evaluate_knn(
-    path: Path, data: str, labels: str | None, queries: str | None, *, k: int, temperature: float, untrained: bool
+    path: Path,
+    data: str,
+    labels: str | None,
+    queries: str | None,
+    *,
+    k: int,
+    temperature: float,
+    untrained: bool,
+    stage: str | None = None,
 ) -> dict[str, Any] | None:
     """Classify the images of ``queries`` by those of ``data``; without any, those of ``data`` by one another.
 
-    On several ranks each extracts its share; the result is the first one's, and the others have None.
+    ``stage``: as in `readings`. On several ranks each extracts its share; the result is the first one's, and the others
+    have None.
     """
     bank = open_labelled(data, labels)
     asked = None if queries is None else open_labelled(queries, labels, bank.classes)
     with on_bench(path, bank.pictures, untrained) as bench:
-        known = bench.features(bank)
-        wanted = known if asked is None else bench.features(asked)
+        readings = bench.readings(stage, grid=False)
+        known = bench.features(bank, readings)
+        wanted = known if asked is None else bench.features(asked, readings)
         if known is None or wanted is None:
             return None
         parts = [known] if asked is None else [known, wanted]
         k = min(k, len(known.labels) - (asked is None))  # as in knn_accuracy: what is reported is what was used
-        accuracy = knn_accuracy(
-            wanted.features, wanted.labels, known.features, known.labels,
-            k=k, temperature=temperature, leave_one_out=asked is None,
-        )  # fmt: skip
         about = {"data": data, "queries": queries or data, "k": k, "temperature": temperature}
         left = left_out(*(part.left_out for part in parts))
         images = len(wanted.labels)
-        result = {"accuracy": accuracy, "images": images, "left_out": left, "classes": len(bank.classes), **about}
-        return keep(path, "knn", result, bench.subject, untrained)
+        shared = {"images": images, "left_out": left, "classes": len(bank.classes), **about}
+        results = []
+        for reading, queried, features in zip(readings, wanted.features, known.features, strict=True):
+            accuracy = knn_accuracy(
+                queried, wanted.labels, features, known.labels,
+                k=k, temperature=temperature, leave_one_out=asked is None,
+            )  # fmt: skip
+            results.append((reading, {"accuracy": accuracy, **shared}))
+        return keep_stages(path, "knn", stage, results, bench.subject, untrained, lambda found: found["accuracy"])

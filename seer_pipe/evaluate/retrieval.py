@@ -16,7 +16,7 @@ from seer_pipe.evaluate.features import Images, extract
 from seer_pipe.evaluate.knn import neighbours
 from seer_pipe.evaluate.labels import left_out
 from seer_pipe.evaluate.pictures import ShardPictures
-from seer_pipe.evaluate.results import keep
+from seer_pipe.evaluate.stages import Reader, keep_stages
 from seer_pipe.evaluate.workbench import on_bench
 from seer_pipe.shards import ShardSet
 
@@ -27,23 +27,29 @@ def retrieval_accuracy(first: Tensor, second: Tensor) -> float:
     return float((nearest[:, 0] == torch.arange(len(first))).float().mean())
 
 
-def evaluate_retrieval(path: Path, data: str, *, untrained: bool) -> dict[str, Any] | None:
+def evaluate_retrieval(path: Path, data: str, *, untrained: bool, stage: str | None = None) -> dict[str, Any] | None:
     pictures = ShardPictures(ShardSet.open(data))
     with on_bench(path, pictures, untrained) as bench:
         if not bench.world.is_first:
             return None
+        reader = Reader(bench.subject.trunk, bench.readings(stage, grid=False))
         size = bench.subject.size
         images = Images(pictures, size, device=str(bench.world.device))
         try:
-            trunk, numbers = bench.subject.trunk, pictures.usable
-            first = extract(trunk, images, numbers, lambda _, height, width: _half(height, width, size, 0))
-            second = extract(trunk, images, numbers, lambda _, height, width: _half(height, width, size, 1))
+            numbers = pictures.usable
+            first = extract(reader, images, numbers, lambda _, height, width: _half(height, width, size, 0))
+            second = extract(reader, images, numbers, lambda _, height, width: _half(height, width, size, 1))
         finally:
             images.close()
-        accuracy = retrieval_accuracy(first.matrix, second.matrix)
         left = Counter(excluded=len(pictures) - len(numbers), unreadable=len(numbers) - len(first.samples))
-        result = {"accuracy": accuracy, "images": len(first.samples), "left_out": left_out(left), "data": data}
-        return keep(path, "retrieval", result, bench.subject, untrained)
+        about = {"images": len(first.samples), "left_out": left_out(left), "data": data}
+        results = [
+            (reading, {"accuracy": retrieval_accuracy(*halves), **about})
+            for reading, *halves in zip(
+                reader.readings, reader.split(first.matrix), reader.split(second.matrix), strict=True
+            )
+        ]
+        return keep_stages(path, "retrieval", stage, results, bench.subject, untrained, lambda found: found["accuracy"])
 
 
 def _half(height: Ints, width: Ints, size: int, which: int) -> Crops:

@@ -10,7 +10,7 @@ from seer_pipe.evaluate.classifiers import fit
 from seer_pipe.evaluate.knn import knn_accuracy
 from seer_pipe.evaluate.labels import left_out, open_labelled
 from seer_pipe.evaluate.linear import features_of_parts
-from seer_pipe.evaluate.results import keep
+from seer_pipe.evaluate.stages import ALL, keep_stages
 from seer_pipe.evaluate.workbench import on_bench
 from seer_pipe.section import Section, read_file, validate
 
@@ -36,19 +36,26 @@ def read_list(file: Path) -> list[DataSet]:
     return sets
 
 
-def evaluate_transfer(path: Path, file: Path, *, seed: int, untrained: bool) -> dict[str, Any] | None:
-    """kNN and linear accuracy on every data set of the list; None but on the first rank."""
+def evaluate_transfer(
+    path: Path, file: Path, *, seed: int, untrained: bool, stage: str | None = None
+) -> dict[str, Any] | None:
+    """kNN and linear accuracy on every data set of the list, at one stage; None but on the first rank."""
+    if stage == ALL:
+        raise UserError(
+            "--stage all: transfer compares the data sets at one stage; eval knn and eval linear compare the stages"
+        )
     sets = read_list(file)
     opened = [open_labelled(entry.data, entry.labels) for entry in sets]  # errors come before any work
     rows: dict[str, Any] = {}
     with on_bench(path, opened[0].pictures, untrained) as bench:
+        mean, grid = bench.readings(stage, grid=False), bench.readings(stage, grid=True)
         for entry, learnt in zip(sets, opened, strict=True):
-            parts = features_of_parts(bench, learnt, entry.labels, entry.test, seed)
+            parts = features_of_parts(bench, learnt, entry.labels, entry.test, seed, [*mean, *grid])
             if parts is None:
                 continue
-            (x, y, left), (test_x, test_y, test_left) = parts
+            ((near, x), y, left), ((test_near, test_x), test_y, test_left) = parts
             rows[entry.name] = {
-                "knn": knn_accuracy(test_x, test_y, x, y),
+                "knn": knn_accuracy(test_near, test_y, near, y),
                 "linear": fit(x, y, len(learnt.classes), seed=seed).accuracy(test_x, test_y),
                 "images": len(test_x),
                 "trained_on": len(x),
@@ -57,4 +64,5 @@ def evaluate_transfer(path: Path, file: Path, *, seed: int, untrained: bool) -> 
             }
         if not bench.world.is_first:
             return None
-        return keep(path, "transfer", {"sets": rows, "list": str(file), "seed": seed}, bench.subject, untrained)
+        result = {"sets": rows, "list": str(file), "seed": seed}
+        return keep_stages(path, "transfer", stage, [(grid[0], result)], bench.subject, untrained, lambda _: 0.0)

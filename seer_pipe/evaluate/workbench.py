@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from seer_pipe.evaluate.classifiers import stratified
 from seer_pipe.evaluate.features import Images, extract_shared
 from seer_pipe.evaluate.labels import Labelled, open_labelled
 from seer_pipe.evaluate.pictures import Pictures
+from seer_pipe.evaluate.stages import Reader, Reading, readings
 from seer_pipe.evaluate.subject import Subject, load_subject, recalibrate
 
 TEST_SHARE = 0.2  # of each class, where no images to test on are given
@@ -26,7 +27,7 @@ TEST_SHARE = 0.2  # of each class, where no images to test on are given
 class Part(NamedTuple):
     """Images as a classifier sees them, on the device."""
 
-    features: Tensor  # [n, width] of those that can be decoded
+    features: tuple[Tensor, ...]  # of each reading [n, width], of those that can be decoded
     labels: Tensor  # [n]
     left_out: Counter[str]  # what is not among them, by reason
 
@@ -36,14 +37,18 @@ class Bench:
     subject: Subject
     world: World
 
-    def features(self, labelled: Labelled) -> Part | None:
+    def readings(self, stage: str | None, *, grid: bool) -> list[Reading]:
+        return readings(self.subject.trunk, self.subject.size, stage, grid=grid)
+
+    def features(self, labelled: Labelled, wanted: Sequence[Reading]) -> Part | None:
         """The features and labels of images.
 
         Each rank extracts a share; the first one has all, and the others None.
         """
+        reader = Reader(self.subject.trunk, wanted)
         images = Images(labelled.pictures, self.subject.size, device=str(self.world.device))
         try:
-            found = extract_shared(self.subject.trunk, images, labelled.numbers, self.world)
+            found = extract_shared(reader, images, labelled.numbers, self.world)
         finally:
             images.close()
         if found is None:
@@ -52,7 +57,7 @@ class Bench:
             raise UserError(f"{labelled.pictures.where}: none of its images can be used")
         labels = torch.from_numpy(labelled.label_of[found.samples])
         left_out = labelled.left_out + Counter(unreadable=len(labelled) - len(found.samples))
-        return Part(found.matrix.to(self.world.device), labels.to(self.world.device), left_out)
+        return Part(reader.split(found.matrix.to(self.world.device)), labels.to(self.world.device), left_out)
 
 
 @contextmanager

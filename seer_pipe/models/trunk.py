@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import ExitStack
+from itertools import accumulate
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -49,6 +51,15 @@ class Trunk(nn.Module, ABC):
 
         What precedes them (the stem, under 10,000 parameters) belongs to none of them.
         """
+
+    def stage_maps(self, images: Tensor) -> list[Tensor]:
+        """What the last block of each stage gives, [n, channels, h, w] each, for [n, 3, H, W]."""
+        blocks, maps = self.blocks(), list[Tensor]()
+        with ExitStack() as hooks:
+            for end in accumulate(depth for _, depth in self.stages):
+                hooks.callback(blocks[end - 1].register_forward_hook(lambda *call: maps.append(call[2])).remove)
+            self.feature_map(images)
+        return maps
 
     def forward(self, images: Tensor) -> Tensor:
         """[n, 3, H, W] -> [n, width], averaged over the last feature map."""
