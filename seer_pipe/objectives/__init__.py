@@ -11,6 +11,7 @@ from seer_pipe.objectives.dino.settings import DinoSettings
 from seer_pipe.objectives.moco_v2.settings import MocoV2Settings
 from seer_pipe.objectives.moco_v3.settings import MocoV3Settings
 from seer_pipe.objectives.npid.settings import NpidSettings
+from seer_pipe.objectives.rotation.settings import RotationSettings
 from seer_pipe.objectives.sela.settings import SelaSettings
 from seer_pipe.objectives.simclr.settings import SimclrSettings
 from seer_pipe.objectives.simsiam.settings import SimSiamSettings
@@ -25,6 +26,7 @@ AnySettings = Annotated[
     | MocoV2Settings
     | MocoV3Settings
     | NpidSettings
+    | RotationSettings
     | SelaSettings
     | SimclrSettings
     | SimSiamSettings

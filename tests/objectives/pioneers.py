@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -156,32 +155,6 @@ class BankSettings(Settings):
         return Instance(setup)
 
 
-class Turned(Objective):
-    """Which of the four quarter turns a crop was given."""
-
-    def loss(self, outputs: Any, moment: Moment, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        assert moment.labels is not None
-        return logged(F.cross_entropy(outputs, moment.labels.flatten()), log)
-
-
-class TurnsSettings(Settings):
-    name: Literal["turns"] = "turns"
-
-    def check(self, views: Views, batch: int) -> None:
-        if [crop.layout for crop in views.crops] != ["quarter_turns"]:
-            raise ValueError("objective turns needs crops of one kind, of views.crops layout quarter_turns")
-
-    def chance_loss(self, views: Views, batch: int) -> float:
-        return math.log(4)
-
-    def network(self, trunk: Callable[[], Trunk]) -> Network:
-        made = trunk()
-        return Network(made, nn.Linear(made.width, 4))
-
-    def objective(self, network: Network, setup: Setup) -> Objective:
-        return Turned()
-
-
 class Targets(Objective):
     """Embeddings move towards random targets of their samples, drawn again whenever so many images were seen."""
 
@@ -222,4 +195,4 @@ class PacedSettings(TargetsSettings):
         return network
 
 
-PIONEERS = (RingSettings, BankSettings, TurnsSettings, TargetsSettings, PacedSettings)
+PIONEERS = (RingSettings, BankSettings, TargetsSettings, PacedSettings)

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from seer_pipe import config as settings
 from seer_pipe.cli import app
-from seer_pipe.distributed.collectives import world_size
+from seer_pipe.data.layouts import labels
+from seer_pipe.distributed.collectives import rank, world_size
 from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.subject import load_subject
@@ -28,7 +29,7 @@ from seer_pipe.objectives.settings import Settings, Setup
 from seer_pipe.run import start
 from seer_pipe.section import members
 from seer_pipe.train import syncbn
-from seer_pipe.train.build import begin_copies, build_optimizer, outline, spread_network
+from seer_pipe.train.build import begin_copies, build_crops, build_optimizer, outline, spread_network
 from seer_pipe.train.health import Guard
 from seer_pipe.train.step import TrainStep
 from seer_pipe.train.traffic import traffic
@@ -54,6 +55,7 @@ class Case:
     wrong: tuple[int, ...]
     exact: dict[str, Any] | None = None
     problem: str = ""
+    layout: str = "independent"
 
 
 CASES = {
@@ -97,6 +99,7 @@ CASES = {
         3,
         (1,),
     ),
+    "rotation": Case({"name": "rotation"}, 1, (), layout="quarter_turns"),
     "moco_v3": Case({"name": "moco_v3", "head": {"hidden": [16], "dim": 8}, "predictor": 16}, 2, (1,)),
     "align": Case({"name": "align", "dim": 8}, 2, (1, 3, 8)),
 }
@@ -141,7 +144,7 @@ def recipe(
     case = CASES[name]
     return small(
         pictures,
-        views={"crops": [{"count": crops or case.crops, "size": 16, "scale": [0.3, 1]}]},
+        views={"crops": [{"count": crops or case.crops, "size": 16, "scale": [0.3, 1], "layout": case.layout}]},
         model={"name": "tiny"},
         objective=case.objective | (objective or {}),
         optimizer={"name": "sgd", "lr": 0.5, "warmup_images": 16},
@@ -217,6 +220,13 @@ def ids(ranks: int = 1, rank: int = 0) -> Tensor:
     return (torch.arange(BATCH) * (TOTAL // BATCH)).chunk(ranks)[rank]
 
 
+def moment(config: settings.Config, images: int, world: World = ALONE) -> Moment:
+    """Of a batch of ``ids``, with ``images`` seen, and this rank's labels of the views' geometry."""
+    share = BATCH // world.size
+    known = labels(build_crops(config.views), share)
+    return Moment(images, TOTAL, ids(world.size, world.rank), torch.zeros(share, dtype=torch.int64), known)
+
+
 def exact(name: str) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradient of a global batch in float64, by however many ranks there are, after the state has seen one."""
     config = recipe("unused", name, objective=CASES[name].exact)
@@ -228,18 +238,17 @@ def exact(name: str) -> tuple[Tensor, dict[str, Tensor]]:
     begin_copies(network)
     network.double()
     objective = config.objective.objective(network, Setup(config.views, 0, TOTAL, torch.device("cpu"), BATCH))
-    generator, ranks = torch.Generator().manual_seed(1), world_size()
-    mine = dist.get_rank() if dist.is_initialized() else 0
+    generator, world = torch.Generator().manual_seed(1), World(rank(), world_size(), torch.device("cpu"))
     for step in range(2):
         drawn = [torch.randn(BATCH, 3, 16, 16, generator=generator).double() for _ in range(config.views.count)]
-        crops = [crop.chunk(ranks)[mine] for crop in drawn]
-        moment = Moment(step * BATCH, TOTAL, ids(ranks, mine), torch.zeros(BATCH // ranks, dtype=torch.int64))
+        crops = [crop.chunk(world.size)[world.rank] for crop in drawn]
+        now = moment(config, step * BATCH, world)
         if step and objective.refresh_images is not None:
-            objective.refresh(1, moment)
-        objective.before_step(moment)
-        loss, metrics = objective.loss(network(crops), moment, log=True)
+            objective.refresh(1, now)
+        objective.before_step(now)
+        loss, metrics = objective.loss(network(crops), now, log=True)
     loss.backward()
-    gradients = {key: p.grad / ranks for key, p in network.named_parameters() if p.grad is not None}
+    gradients = {key: p.grad / world.size for key, p in network.named_parameters() if p.grad is not None}
     if dist.is_initialized():
         for gradient in gradients.values():
             dist.all_reduce(gradient)
@@ -288,7 +297,7 @@ def sent(config: settings.Config) -> dict[str, tuple[int, int]]:
     crops = [torch.randn(images, 3, 16, 16) for _ in range(config.views.count)]
     for number in range(4):  # a queue is filled
         with Counted() as mode:
-            step(crops, Moment(number * BATCH, TOTAL, ids(world.size, world.rank), torch.zeros(images)), log=False)
+            step(crops, moment(config, number * BATCH, world), log=False)
     return {kind: (calls, mode.bytes[kind]) for kind, calls in mode.calls.items()}
 
 
@@ -346,8 +355,7 @@ def test_pieces_are_the_whole(name: str) -> None:
         generator = torch.Generator().manual_seed(0)
         for number in range(3):
             crops = [torch.randn(BATCH, 3, 16, 16, generator=generator) for _ in range(config.views.count)]
-            moment = Moment((number + 2) * BATCH, TOTAL, ids(), torch.zeros(BATCH, dtype=torch.int64))
-            told = step(crops, moment, log=True)
+            told = step(crops, moment(config, (number + 2) * BATCH), log=True)
         found.append((float(told["loss"]), dict(made.network.named_parameters())))
     assert abs(found[0][0] - found[1][0]) < 1e-5
     for key, parameter in found[0][1].items():

@@ -21,7 +21,7 @@ from tests.objectives.union import join, joined
 from tests.train.helpers import assert_same_run, losses, make_pictures, small, weights
 
 STEPS, BATCH = 8, 8
-CROPS = {"ring": 2, "bank": 1, "turns": 1, "targets": 1, "paced": 1}
+CROPS = {"ring": 2, "bank": 1, "rotation": 1, "targets": 1, "paced": 1}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def _listed() -> Iterator[None]:
 
 
 def recipe(pictures: Path | str, name: str, **train: Any) -> settings.Config:
-    layout = "quarter_turns" if name == "turns" else "independent"
+    layout = "quarter_turns" if name == "rotation" else "independent"
     return small(
         pictures,
         views={"crops": [{"count": CROPS[name], "size": 16, "scale": [0.3, 1], "layout": layout}]},
@@ -123,7 +123,7 @@ def test_other_views_are_refused(name: str) -> None:
 
 def test_turns_show_their_chance(pictures: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    assert start(recipe(pictures, "turns"), tmp_path / "run", say=said.append)
+    assert start(recipe(pictures, "rotation"), tmp_path / "run", say=said.append)
     assert "(chance 1.3863)" in next(line for line in said if line.startswith("step 1/"))
 
 

@@ -1,0 +1,1 @@
+"""Rotation, RotNet (Gidaris et al. 2018, arXiv 1803.07728)."""
