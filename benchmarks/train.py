@@ -302,7 +302,7 @@ def synthetic(config: settings.Config, world: World) -> list[Tensor]:
 def open_loader(config: settings.Config, world: World) -> Loader:
     shards, plan = open_data(config.data, config.train.batch, config.seed)
     return Loader(
-        shards, plan, slots_of(0, 1, config.train.batch), build.build_crops(config.views), seed=config.seed,
+        shards, plan, slots_of(0, 1, config.train.batch), build.build_crops(config), seed=config.seed,
         device=world.device.type, threads=config.data.threads,
         layout=build.layout(config.train, build.outline(config).trunk, world),
         dtype=build.precision(config.train, world) or torch.float32,

@@ -129,7 +129,7 @@ PLANS = {
 
 @pytest.mark.parametrize("name", PLANS)
 def test_crop_plans(name: str) -> None:
-    specs = build_crops(settings.load(recipe(name)).views)
+    specs = build_crops(settings.load(recipe(name)))
     assert [(spec.count, spec.size, spec.scale) for spec in specs] == PLANS[name]
     if name != "imagenette_resnet18":
         assert all(spec.augment == settings.Augment() for spec in specs)  # SwAV's and SEER's
@@ -145,7 +145,7 @@ def test_a_crop_has_strengths_of_its_own(tmp_path: Path) -> None:
     config = settings.load(recipe("quickstart"), [*asymmetric, "objective.assign=[0, 1]"])
     common = settings.Augment(jitter=(0.4, 0.4, 0.2, 0.1), blur_p=1.0, jitter_order="fixed")
     wanted = [common, common.model_copy(update={"blur_p": 0.1, "solarise_p": 0.2})]
-    assert [spec.augment for spec in build_crops(config.views)] == wanted
+    assert [spec.augment for spec in build_crops(config)] == wanted
     settings.save(config, settings.derive(config, 600), tmp_path / "config.yaml")
     assert settings.load(tmp_path / "config.yaml") == config
 

@@ -68,7 +68,7 @@ def bench_data(
     device = recipe.train.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    crops = build_crops(recipe.views)
+    crops = build_crops(recipe)
     show(
         measure(recipe.data, crops, recipe.train.batch, recipe.seed, world=world, device=device, seconds=seconds),
         as_json,

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from seer_pipe.config.views import Views
 from seer_pipe.objectives import AnySettings
 from seer_pipe.section import FREE, LENGTH, Count, Positive, Probability, Rate, Section, fixed
 
@@ -104,116 +105,6 @@ class Data(Section):
     def paths(self) -> list[str]:
         """Of all shard sets."""
         return [self.path] if self.path is not None else [source.path for source in self.sources or []]
-
-
-class Augment(Section):
-    """How strongly a crop is augmented; the defaults are SwAV's and SEER's.
-
-    ``jitter`` is (brightness, contrast, saturation, hue) as torchvision's ColorJitter takes it: factors from
-    [max(0, 1 - x), 1 + x], and hue shifts from [-x, x] of a turn; the four are applied in an order drawn for each
-    crop, as torchvision does, or in this one. ``blur_sigma`` in pixels of the crop. ``ratio`` is the range of width /
-    height of the box.
-    """
-
-    flip: Probability = Field(
-        default=0.5, description="share of the crops that are mirrored; 0 where left and right matter"
-    )
-    jitter: tuple[Rate, Rate, Rate, Annotated[float, Field(ge=0, le=0.5)]] = Field(
-        default=(0.8, 0.8, 0.8, 0.2), description="strength of brightness, contrast, saturation and hue; weaker where "
-        "colour is what distinguishes the images"
-    )  # fmt: skip
-    jitter_p: Probability = Field(default=0.8, description="share of the crops that are jittered")
-    jitter_order: Literal["random", "fixed"] = Field(
-        default="random",
-        description="of the four: drawn for each crop, or as listed; fixed only to follow a recipe that has it",
-    )
-    grey_p: Probability = Field(default=0.2, description="share of the crops that lose their colour; 0 for grey images")
-    blur_p: Probability = Field(default=0.5, description="share of the crops that are blurred")
-    blur_sigma: tuple[Rate, Rate] = Field(
-        default=(0.1, 2.0), description="lowest and highest sigma, in pixels of the crop; smaller for small crops"
-    )
-    solarise_p: Probability = Field(
-        default=0.0,
-        description="share of the crops whose bright half is inverted; for unequal views, in one group of crops",
-    )
-    ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
-        default=(3 / 4, 4 / 3), description="least and greatest width / height of the box that is cut out"
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Augment:
-        for name in ("blur_sigma", "ratio"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} must be [low, high], not [{low:g}, {high:g}]")
-        return self
-
-
-class Crop(Section):
-    """A group of crops that are made alike."""
-
-    count: Positive = Field(description="crops of this group per image; time and memory of a step grow with it")
-    size: Annotated[int, Field(ge=8, le=2048)] = Field(
-        description="pixels of a side; time and memory grow with its square. Small crops are cheap further views"
-    )
-    scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = Field(
-        description="least and greatest share of the image's area that is cut out; a higher least share makes the task "
-        "easier, as uncurated images of several things may need"
-    )
-    layout: Literal["independent", "quarter_turns"] = Field(
-        "independent", description="quarter_turns: each crop four times, turned by 0, 90, 180 and 270 degrees, for "
-        "objectives that predict the turn"
-    )  # fmt: skip
-    augment: Augment | None = Field(
-        None, description="what differs from views.augment for these crops, for methods whose views are unequal"
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Crop:
-        if self.scale[0] > self.scale[1]:
-            raise ValueError("scale must be [low, high]")
-        return self
-
-    @property
-    def seen(self) -> int:
-        """Crops that the network sees per image."""
-        return self.count * (4 if self.layout == "quarter_turns" else 1)
-
-
-class Views(Section):
-    """What is cut out of an image, and how it is augmented."""
-
-    crops: Annotated[list[Crop], Field(min_length=1)] = Field(
-        description="groups of crops: the large ones first, for objectives name crops by their number"
-    )
-    augment: Augment = Augment()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _complete(cls, tree: Any) -> Any:
-        """A crop's own strengths are those of all crops but for what it sets itself."""
-        common = tree.get("augment", {}) if isinstance(tree, dict) else None
-        if not isinstance(common, dict) or not isinstance(tree.get("crops"), list):
-            return tree  # the fields' own checks report what is wrong
-
-        def complete(crop: Any) -> Any:
-            own = crop.get("augment") if isinstance(crop, dict) else None
-            return {**crop, "augment": {**common, **own}} if isinstance(own, dict) else crop
-
-        return tree | {"crops": [complete(crop) for crop in tree["crops"]]}
-
-    @model_validator(mode="after")
-    def _blurrable(self) -> Views:
-        for crop in self.crops:
-            augment = crop.augment or self.augment
-            if augment.blur_p > 0 and 3 * max(augment.blur_sigma) > crop.size - 1:
-                raise ValueError(f"blur_sigma {max(augment.blur_sigma)} reaches past a crop of {crop.size} pixels")
-        return self
-
-    @property
-    def count(self) -> int:
-        """Crops that the network sees per image."""
-        return sum(crop.seen for crop in self.crops)
 
 
 class Model(Section):
@@ -410,5 +301,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
+        self.objective.check_layouts(self.views)
         self.objective.check(self.views, self.train.batch)
         return self

@@ -50,7 +50,7 @@ class BadImages(Exception):  # noqa: N818 - it names what it carries
 
 
 class Augmenter:
-    """Makes the crops of `crops` (`CropSpec.count` and `.size` matter here) on `device` ("cpu", "cuda", "cuda:1").
+    """Makes the crops of `crops` (`CropSpec.sizes` matter here) on `device` ("cpu", "cuda", "cuda:1").
 
     `threads` work on the CPU's part. At most `max_batch` images are decoded at a time; longer batches are done in
     turns, so it bounds memory and changes no value. May be called from any thread, one call at a time; the heavy
@@ -71,7 +71,7 @@ class Augmenter:
         layout: torch.memory_format = torch.contiguous_format,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._sizes = [spec.size for spec in crops for _ in range(spec.count)]
+        self._sizes = [size for spec in crops for size in spec.sizes]
         self._layout, self._dtype = layout, dtype
         self._ndd_device, self._device = device, torch.device(device)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from seer_pipe.data.views import CropSpec
+from seer_pipe.data.views import Crops, CropSpec
 
 TURNS = 4
 
@@ -19,24 +20,22 @@ def lay_out(crops: Sequence[Tensor], specs: Sequence[CropSpec]) -> list[Tensor]:
     `torch.rot90` does it: pixels change their places alone. Their memory layout is the crop's.
     """
     kept = []
-    for crop, spec in zip(crops, _each(specs), strict=True):
+    for crop, turns in zip(crops, _turns(specs), strict=True):
         kept.append(crop)
-        if spec.quarter_turns:
-            kept += [torch.empty_like(crop).copy_(torch.rot90(crop, turn, (2, 3))) for turn in range(1, TURNS)]
+        kept += [torch.empty_like(crop).copy_(torch.rot90(crop, turn, (2, 3))) for turn in range(1, turns)]
     return kept
 
 
-def labels(specs: Sequence[CropSpec], images: int, device: torch.device | str = "cpu") -> Tensor | None:
-    """The quarter turns of each crop of `lay_out` and each image, [crops, images] int64; None where nothing is turned.
-
-    A crop of a spec without turns has label 0.
+def labels(views: Sequence[Crops], specs: Sequence[CropSpec], device: torch.device | str = "cpu") -> Tensor | None:
+    """Of each crop of `lay_out` and each image, [crops, images] int64: its quarter turns, or the cell that a patch of a
+    grid is of, row by row from 0, as it is seen. None where all crops are independent; one of these has label 0.
     """
-    if not any(spec.quarter_turns for spec in specs):
+    if all(spec.layout == "independent" for spec in specs):
         return None
-    turns = [turn for spec in _each(specs) for turn in range(TURNS if spec.quarter_turns else 1)]
-    return torch.tensor(turns, device=device)[:, None].expand(-1, images)
+    rows = [view.cell + turn for view, turns in zip(views, _turns(specs), strict=True) for turn in range(turns)]
+    return torch.from_numpy(np.stack(rows)).to(device)
 
 
-def _each(specs: Sequence[CropSpec]) -> list[CropSpec]:
-    """The spec of each crop that is drawn."""
-    return [spec for spec in specs for _ in range(spec.count)]
+def _turns(specs: Sequence[CropSpec]) -> list[int]:
+    """How often each crop that is drawn is seen."""
+    return [TURNS if spec.layout == "quarter_turns" else 1 for spec in specs for _ in spec.sizes]

@@ -22,7 +22,7 @@ from seer_pipe.data.layouts import labels, lay_out
 from seer_pipe.data.order import Ints
 from seer_pipe.data.sources import Order, Shards
 from seer_pipe.data.stream import Replaced, Stream
-from seer_pipe.data.views import CropSpec, draw
+from seer_pipe.data.views import Crops, CropSpec, draw
 
 POLL = 0.2  # seconds
 PATIENCE = 5.0  # seconds that closing waits for a request that hangs
@@ -137,14 +137,14 @@ class Loader:
             if not bad:
                 try:
                     epochs = self._plan.epoch_of(step, self._slots)
-                    crops = self._augment(samples, epochs)
+                    views, crops = self._augment(samples, epochs)
                     ids, seen = torch.from_numpy(samples.places.sample), torch.from_numpy(epochs).to(self._device)
-                    known = labels(self._crops, len(samples), self._device)
+                    known = labels(views, self._crops, self._device)
                     return Batch(step, lay_out(crops, self._crops), known, ids, seen, replaced)
                 except BadImages as error:
                     bad = dict(zip(error.indices, error.reasons, strict=True))
             replaced += self._stream.replace(step, samples, bad, attempts)
 
-    def _augment(self, samples: Samples, epochs: Ints) -> list[torch.Tensor]:
+    def _augment(self, samples: Samples, epochs: Ints) -> tuple[list[Crops], list[torch.Tensor]]:
         views = draw(self._seed, epochs, samples.places.sample, samples.height, samples.width, self._crops)
-        return self._augmenter([image for image in samples.data if image is not None], views)
+        return views, self._augmenter([image for image in samples.data if image is not None], views)

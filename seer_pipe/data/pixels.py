@@ -12,7 +12,7 @@ STD = (58.395, 57.12, 57.375)  # .229 .224 .225 of 255
 
 
 #: What is to be done for one crop of one image, as both implementations take it: 112 bytes, each number at a multiple
-#: of its own size. Truths are 0 or 1.
+#: of its own size. Truths are 0 or 1; grey is as in `Crops`.
 RECORD = np.dtype([
     ("box", np.float64, 4),  # top, left, height, width in pixels of the image, perhaps between them
     ("image", np.uint64),  # address of the decoded image: [height, width, 3] levels of uint8, without gaps

@@ -191,9 +191,10 @@ def _hue(red, green, blue, turns):
 
 
 @_step
-def _grey(red, green, blue):
+def _grey(red, green, blue, kind):
+    r, g, b = (RED, GREEN, BLUE) if kind == 1 else (F(kind == 2), F(kind == 3), F(kind == 4))
     for i in range(len(red)):
-        luma = red[i] * RED + green[i] * GREEN + blue[i] * BLUE
+        luma = red[i] * r + green[i] * g + blue[i] * b
         red[i] = luma
         green[i] = luma
         blue[i] = luma
@@ -245,7 +246,7 @@ def _colour(record, planes):
         for place in range(turn, 4):
             _jitter(red, green, blue, order[place], factors, mean)
         if record.grey:
-            _grey(red, green, blue)
+            _grey(red, green, blue, record.grey)
 
 
 @_step

@@ -305,8 +305,10 @@ def _colour(table, first, image, n, levels, means, planes, size: tl.constexpr):
     for place in tl.static_range(4):
         step = tl.load(order + place)
         red, green, blue = _adjust(red, green, blue, step, tl.load(factors + step), mean)
-    if tl.load(_ints(record) + _GREY) != 0:
-        luma = _luma(red, green, blue)
+    grey = tl.load(_ints(record) + _GREY)
+    if grey != 0:
+        one = tl.where(grey == 2, red, tl.where(grey == 3, green, blue))
+        luma = tl.where(grey == 1, _luma(red, green, blue), one)
         red, green, blue = luma, luma, luma
     _put_three(planes + _slot(size), pixel, inside, red, green, blue, size)
 

@@ -7,14 +7,15 @@ with torchvision's distributions. Nothing here touches a pixel: `draw` and `cent
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import permutations
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from seer_pipe.config import Augment
+from seer_pipe.config import Augment, Grid
+from seer_pipe.data.grids import patches, shuffled
 from seer_pipe.data.random import U64, derive_key, uniform
 
 #: Raised whenever the same inputs would give other crops: other numbers here, or other pixels by docs/views.md.
@@ -26,11 +27,12 @@ Range = tuple[float, float]
 ATTEMPTS = 10  # torchvision's RandomResizedCrop gives up after so many boxes that do not fit
 ORDERS = np.array(list(permutations(range(4))), dtype=np.int8)  # the orders of the four jitter steps
 
-AS_PUBLISHED = Augment()
+AS_PUBLISHED, CELLS = Augment(), Grid()
 UNCHANGED = (1.0, 1.0, 1.0, 0.0)  # the brightness, contrast, saturation and hue that change nothing
 
 # A crop's stream of numbers: its first places, and the four of each attempt at a box.
 _FLIP, _JITTERED, _FACTORS, _ORDER, _GREY, _BLURRED, _SIGMA, _SOLARISE = 0, 1, 2, 6, 7, 8, 9, 10
+_ONE_CHANNEL, _CHANNEL = 11, 12
 _ATTEMPT = 16
 
 
@@ -38,14 +40,24 @@ _ATTEMPT = 16
 class CropSpec:
     """`count` crops of `size` x `size` pixels, each of a share of the image's area drawn from `scale`.
 
-    `quarter_turns`: training sees each in all four (see `seer_pipe.data.layouts`).
+    `layout`: what training sees of each: itself; all four `quarter_turns` (see `seer_pipe.data.layouts`); or patches of
+    `size` x `size` pixels, one of each cell of a `grid` in it, row by row or shuffled into one of `orders` ([P, places]
+    uint8: which cell's patch comes at which place; None: any).
     """
 
     count: int
     size: int
     scale: Range
     augment: Augment = AS_PUBLISHED
-    quarter_turns: bool = False
+    layout: Literal["independent", "quarter_turns", "grid", "shuffled_grid"] = "independent"
+    grid: Grid = CELLS
+    orders: Array | None = field(default=None, compare=False)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The pixels of a side of each crop that is drawn."""
+        each = self.grid.side**2 if self.layout in ("grid", "shuffled_grid") else 1
+        return [self.size] * (self.count * each)
 
 
 @dataclass(frozen=True)
@@ -57,9 +69,10 @@ class Crops:
     flip: npt.NDArray[np.bool_]  # [n] left to right
     factors: npt.NDArray[np.float32]  # [n, 4] brightness, contrast, saturation (1: unchanged), hue in turns (0)
     order: npt.NDArray[np.int8]  # [n, 4] in which order those four are applied
-    grey: npt.NDArray[np.bool_]  # [n]
+    grey: npt.NDArray[np.int8]  # [n] 0: in colour, 1: luma, 2, 3, 4: red, green or blue in the place of all three
     sigma: npt.NDArray[np.float32]  # [n] of the Gaussian blur in pixels, 0: none
     solarise: npt.NDArray[np.bool_]  # [n] invert what is brighter than one half
+    cell: npt.NDArray[np.int64]  # [n] of the grid that the crop is a patch of; 0 where it is none
 
     def __len__(self) -> int:
         return len(self.flip)
@@ -72,7 +85,7 @@ class Crops:
 def draw(
     seed: int, epoch: int | Array, sample: Array, height: Array, width: Array, crops: Sequence[CropSpec]
 ) -> list[Crops]:
-    """The views of n samples: one `Crops` a crop, in the order of `crops`.
+    """The views of n samples: one `Crops` a crop, in the order of `crops`, and one a patch of those in a grid.
 
     `sample` (integers that name the images within the data set), `height` and `width` (pixels, at least 1) are
     arrays of length n; `epoch` is the epoch of all of them, or of each. A crop depends on (seed, epoch, its sample,
@@ -81,7 +94,7 @@ def draw(
     specs = [spec for spec in crops for _ in range(spec.count)]
     image = derive_key(seed, epoch, np.asarray(sample))
     height, width = np.asarray(height, np.float64), np.asarray(width, np.float64)  # their product may pass 2^31
-    return [_draw_crop(derive_key(image, place), height, width, spec) for place, spec in enumerate(specs)]
+    return [view for at, spec in enumerate(specs) for view in _draw_crop(derive_key(image, at), height, width, spec)]
 
 
 def centre(height: Array, width: Array, size: int, resize: int) -> Crops:
@@ -99,11 +112,28 @@ def centre(height: Array, width: Array, size: int, resize: int) -> Crops:
     n = len(box)
     no = np.zeros(n, bool)
     factors = np.tile(np.array(UNCHANGED, np.float32), (n, 1))
-    return Crops(box, no, factors, np.tile(ORDERS[0], (n, 1)), no, np.zeros(n, np.float32), no)
+    order, none = np.tile(ORDERS[0], (n, 1)), np.zeros(n, np.int8)
+    return Crops(box, no, factors, order, none, none.astype(np.float32), no, none.astype(np.int64))
 
 
-def _draw_crop(key: U64, height: Array, width: Array, spec: CropSpec) -> Crops:
-    augment = spec.augment
+def _draw_crop(key: U64, height: Array, width: Array, spec: CropSpec) -> list[Crops]:
+    """One crop, or the patches of its grid. These are flipped together; colour and blur are each patch's own."""
+    box, flip = _draw_box(key, height, width, spec.scale, spec.augment.ratio), uniform(key, _FLIP) < spec.augment.flip
+    if spec.layout not in ("grid", "shuffled_grid"):
+        return [_augmented(key, box, flip, np.zeros(len(flip), np.int64), spec.augment)]
+    boxes = np.stack(patches(key, box, flip, spec.grid))
+    places = np.tile(np.arange(len(boxes)), (len(flip), 1))
+    cells = shuffled(key, len(boxes), spec.orders) if spec.layout == "shuffled_grid" else places
+    images = np.arange(len(flip))
+    return [
+        _augmented(derive_key(key, at), boxes[cell, images], flip, cell, spec.augment)
+        for at, cell in enumerate(cells.T)
+    ]
+
+
+def _augmented(
+    key: U64, box: npt.NDArray[np.int32], flip: npt.NDArray[np.bool_], cell: npt.NDArray[np.int64], augment: Augment
+) -> Crops:
     jittered = uniform(key, _JITTERED) < augment.jitter_p
     factors = np.stack([
         np.where(jittered, _between(uniform(key, _FACTORS + i), low, high), UNCHANGED[i])
@@ -111,14 +141,16 @@ def _draw_crop(key: U64, height: Array, width: Array, spec: CropSpec) -> Crops:
     ], axis=1)  # fmt: skip
     order = (uniform(key, _ORDER) * len(ORDERS)).astype(np.intp)
     blurred = uniform(key, _BLURRED) < augment.blur_p
+    one = np.where(uniform(key, _ONE_CHANNEL) < augment.channel_p, 2 + np.floor(3 * uniform(key, _CHANNEL)), 0)
     return Crops(
-        box=_draw_box(key, height, width, spec.scale, augment.ratio),
-        flip=uniform(key, _FLIP) < augment.flip,
+        box=box,
+        flip=flip,
         factors=factors.astype(np.float32),
         order=ORDERS[order if augment.jitter_order == "random" else np.zeros_like(order)],
-        grey=uniform(key, _GREY) < augment.grey_p,
+        grey=np.where(uniform(key, _GREY) < augment.grey_p, 1, one).astype(np.int8),
         sigma=np.where(blurred, _between(uniform(key, _SIGMA), *augment.blur_sigma), 0).astype(np.float32),
         solarise=uniform(key, _SOLARISE) < augment.solarise_p,
+        cell=cell,
     )
 
 

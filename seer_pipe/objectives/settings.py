@@ -6,7 +6,7 @@ doctor, training, evaluation and report ask through this class alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,6 +16,8 @@ from seer_pipe.distributed.traffic import Collectives
 from seer_pipe.section import Count, Positive, Probability, Section
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
     from torch import Tensor, nn
 
@@ -141,9 +143,22 @@ class Settings(Section):
 
     panels: ClassVar[Sequence[Panel]] = ()
     """What the report draws besides loss, learning rate and throughput."""
+    layouts: ClassVar[Collection[str]] = ("independent",)
+    """Of views.crops that it takes."""
 
     def check(self, views: Views, batch: int) -> None:
         """ValueError where these settings do not go with the views, or with a global batch of so many images."""
+
+    def check_layouts(self, views: Views) -> None:
+        """ValueError where a group of crops has a layout that the objective does not take."""
+        for crop in views.crops:
+            if crop.layout not in self.layouts:
+                raise ValueError(f"objective {self.name} needs views.crops of layout {' or '.join(self.layouts)}, and "
+                                 f"one is {crop.layout}")  # fmt: skip
+
+    def orders(self, seed: int) -> npt.NDArray[np.uint8] | None:
+        """The orders [P, places] that a shuffled grid's patches come in, in a run of this seed; None: any."""
+        return None
 
     def check_crops(self, views: Views, field: str = "") -> None:
         """ValueError where there are no two crops per image, or the setting ``field`` names one that is not there."""

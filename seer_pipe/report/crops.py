@@ -31,7 +31,7 @@ def draw_crops(config: Config, out: Path, *, images: int, step: int) -> None:
     replaces, are skipped; where none can be used it is a `UserError`.
     """
     shards, plan = open_data(config.data, config.train.batch, config.seed)
-    specs = build_crops(config.views)
+    specs = build_crops(config)
     slots = np.arange(min(images, config.train.batch))
     stream = Stream(shards, plan, slots, threads=config.data.threads)
     augmenter = Augmenter(specs, threads=config.data.threads, max_batch=len(slots))
@@ -99,8 +99,9 @@ def _caption(view: Crops, row: int) -> str:
     """What was done to the crop: three short lines."""
     factors = view.factors[row].tolist()
     changed = any(factor != UNCHANGED[i] for i, factor in enumerate(factors))
+    grey = ("colour", "grey", "red", "green", "blue")[view.grey[row]]
     done = {
-        "flip": view.flip[row], "grey": view.grey[row], f"blur {view.sigma[row]:.1f}": view.sigma[row] > 0,
+        "flip": view.flip[row], grey: view.grey[row], f"blur {view.sigma[row]:.1f}": view.sigma[row] > 0,
         "solarise": view.solarise[row],
     }  # fmt: skip
     values = dict(zip("bcsh", factors, strict=True))

@@ -57,7 +57,7 @@ def data_uri(image: Image.Image, quality: int = 80) -> str:
 
 def crops(shards: ShardSet, config: settings.Config, samples: Sequence[int]) -> list[list[Image.Image]]:
     """Every crop of each image in the first epoch, as the network sees it; images that do not decode are skipped."""
-    specs = build_crops(config.views)
+    specs = build_crops(config)
     augmenter = Augmenter(specs, device="cpu", threads=1, max_batch=1)
     found = []
     try:

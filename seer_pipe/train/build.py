@@ -26,12 +26,14 @@ from seer_pipe.train.engines import ENGINES, Engine, check_engine, engine_of
 from seer_pipe.train.parallel import compile_block, ranks_in_step, recompute
 
 
-def build_crops(config: settings.Views) -> list[views.CropSpec]:
+def build_crops(config: settings.Config) -> list[views.CropSpec]:
+    """The crops that the recipe draws of every image."""
+    orders = config.objective.orders(config.seed)
     return [
         views.CropSpec(
-            crop.count, crop.size, crop.scale, crop.augment or config.augment, crop.layout == "quarter_turns"
+            crop.count, crop.size, crop.scale, crop.augment or config.views.augment, crop.layout, crop.grid, orders
         )
-        for crop in config.crops
+        for crop in config.views.crops
     ]
 
 

@@ -27,7 +27,8 @@ def finish(x: np.ndarray, views: Crops, row: int) -> np.ndarray:
     for step in views.order[row]:
         x = JITTER[step](x, float(views.factors[row, step]))
     if views.grey[row]:
-        x = np.repeat(luma(x), 3, axis=2)
+        one = luma(x) if views.grey[row] == 1 else x[:, :, [views.grey[row] - 2]]
+        x = np.repeat(one, 3, axis=2)
     if views.sigma[row] > 0:
         x = blur(x, float(views.sigma[row]))
     if views.solarise[row]:

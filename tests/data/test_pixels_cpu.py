@@ -68,7 +68,10 @@ STEPS = {
     "saturation": {"factors": (1, 1, 1.8, 0)},
     "hue": {"factors": (1, 1, 1, -0.17)},
     "half a turn of hue": {"factors": (1, 1, 1, 0.5)},
-    "grey": {"grey": True},
+    "grey": {"grey": 1},
+    "red alone": {"grey": 2},
+    "green alone": {"grey": 3},
+    "blue alone": {"grey": 4},
     "weak blur": {"sigma": 0.1},
     "blur": {"sigma": 1.37},
     "strong blur": {"sigma": 2.0},
@@ -114,7 +117,7 @@ def test_a_very_large_picture() -> None:
     assert (differences(image, one(3000, 41, 64), 64) > 0.01).mean() < 1e-3
 
 
-STRONG = Augment(jitter_p=0.9, grey_p=0.3, blur_p=0.7, solarise_p=0.4)
+STRONG = Augment(jitter_p=0.9, grey_p=0.3, channel_p=0.3, blur_p=0.7, solarise_p=0.4)
 
 
 @settings(deadline=None, max_examples=60)

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from seer_pipe import config as settings
 from seer_pipe.cli import app
 from seer_pipe.data.layouts import labels
+from seer_pipe.data.views import draw
 from seer_pipe.distributed.collectives import rank, world_size
 from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
@@ -223,8 +225,9 @@ def ids(ranks: int = 1, rank: int = 0) -> Tensor:
 def moment(config: settings.Config, images: int, world: World = ALONE) -> Moment:
     """Of a batch of ``ids``, with ``images`` seen, and this rank's labels of the views' geometry."""
     share = BATCH // world.size
-    known = labels(build_crops(config.views), share)
-    return Moment(images, TOTAL, ids(world.size, world.rank), torch.zeros(share, dtype=torch.int64), known)
+    own, side, crops = ids(world.size, world.rank), np.full(share, 50), build_crops(config)
+    known = labels(draw(config.seed, 0, own.numpy(), side, side, crops), crops)
+    return Moment(images, TOTAL, own, torch.zeros(share, dtype=torch.int64), known)
 
 
 def exact(name: str) -> tuple[Tensor, dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from seer_pipe.config import Augment, Views
 from seer_pipe.data.layouts import TURNS, labels
 from seer_pipe.data.loader import Loader
 from seer_pipe.data.order import Plan, slots_of
-from seer_pipe.data.views import CropSpec
+from seer_pipe.data.views import CropSpec, draw
 from seer_pipe.errors import UserError
 from seer_pipe.objectives.base import Moment
 from seer_pipe.objectives.rotation.objective import Rotation
@@ -29,7 +29,8 @@ IMAGES, SIZE, WIDTH, HEIGHT = 128, 32, 160, 100
 def test_loss_and_gradient_are_those_of_the_definition() -> None:
     rows = TURNS * 2 * 3  # two crops of three images
     logits = torch.randn(rows, TURNS, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    turns = labels([CropSpec(2, SIZE, (0.3, 1.0), quarter_turns=True)], 3)
+    spec, three = CropSpec(2, SIZE, (0.3, 1.0), layout="quarter_turns"), np.full(3, SIZE)
+    turns = labels(draw(0, 0, three, three, three, [spec]), [spec])
     loss, metrics = Rotation().loss(logits, Moment(0, 100, labels=turns), log=True)
     loss.backward()
     z, t = logits.detach().numpy(), np.repeat([0, 1, 2, 3, 0, 1, 2, 3], 3)
@@ -83,7 +84,7 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 def turned_crops(shards: ShardSet, ratio: tuple[float, float], scale: tuple[float, float]) -> Tensor:
     """What training sees: [4, IMAGES, 3, SIZE, SIZE], by turn."""
     plain = Augment(jitter_p=0, grey_p=0, blur_p=0, ratio=ratio)
-    spec = CropSpec(1, SIZE, scale, plain, quarter_turns=True)
+    spec = CropSpec(1, SIZE, scale, plain, "quarter_turns")
     loader = Loader(shards, Plan(shards.counts, IMAGES, seed=0), slots_of(0, 1, IMAGES), [spec], seed=0)
     try:
         return torch.stack(next(iter(loader.batches(0, 1))).crops)

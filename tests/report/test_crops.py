@@ -34,7 +34,7 @@ def test_the_crops_are_the_trainings(pictures: Path, tmp_path: Path) -> None:
     sheet = np.asarray(Image.open(tmp_path / "new/crops.png"))
 
     shards, plan = open_data(config.data, config.train.batch, config.seed)
-    loader = Loader(shards, plan, np.arange(8), build_crops(config.views), seed=config.seed)
+    loader = Loader(shards, plan, np.arange(8), build_crops(config), seed=config.seed)
     (batch,) = loader.batches(2, 3)
     loader.close()
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))

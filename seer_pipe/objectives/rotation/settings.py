@@ -27,10 +27,7 @@ class RotationSettings(Settings):
     name: Literal["rotation"] = Field(description="RotNet, arXiv 1803.07728")
 
     panels: ClassVar[Sequence[Panel]] = PRETEXT_PANELS
-
-    def check(self, views: Views, batch: int) -> None:
-        if any(crop.layout != "quarter_turns" for crop in views.crops):
-            raise ValueError("objective rotation needs views.crops of layout quarter_turns, all of them")
+    layouts = ("quarter_turns",)
 
     def chance_loss(self, views: Views, batch: int) -> float:
         """ln 4, that of uniform guesses."""
