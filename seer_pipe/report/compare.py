@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,18 +13,16 @@ import yaml
 
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
-from seer_pipe.evaluate.results import kept
-from seer_pipe.objectives.settings import EMBEDDING_PANELS
-from seer_pipe.report.charts import MORE_PANELS, Chart, Point
+from seer_pipe.report.charts import Chart, Point, all_panels, number
+from seer_pipe.report.evaluated import results
+from seer_pipe.report.health import Overall, overall, verdicts
 from seer_pipe.report.history import starts
-from seer_pipe.report.page import duration, environment, number, style, verdicts, write_page
+from seer_pipe.report.page import asset, environment, write_page
+from seer_pipe.report.recipe import differing
 from seer_pipe.train.events import read_events
 from seer_pipe.train.heartbeat import read_heartbeat
 from seer_pipe.train.telemetry import read_metrics
-
-#: What must be equal for two results to be of the same evaluation; all else in a result is found, or chosen by it.
-SAME = ("k", "temperature", "size", "epochs", "draws", "data", "queries", "test", "list")
-PROBE = "kNN probe"
+from seer_pipe.units import duration
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,7 @@ class Side:
     rows: Sequence[Mapping[str, float]]  # of its metrics
     wall: Sequence[float]  # hours of training up to each row, without what was taken again after a kill
     hours: Sequence[float]  # the same of all processes together
+    health: Overall
     findings: Sequence[str]  # what does not look healthy
     results: Mapping[str, Sequence[Point]]  # of each evaluation: accuracy by images seen; untrained at 0
 
@@ -75,37 +74,18 @@ def _runs(place: Path) -> list[Path]:
 def _side(name: str, run: Path) -> Side:
     config, rows, events = settings.load(run / "config.yaml"), read_metrics(run), read_events(run)
     derived = yaml.safe_load((run / "config.yaml").read_text()).get("derived", {})
-    processes = [(start.last, start.world) for start in starts(events, read_heartbeat(run))]
+    beat = read_heartbeat(run)
+    found = starts(events, beat)
+    processes = [(start.last, start.world) for start in found]
     wall, hours, seen = [0.0], [0.0], 0.0
     for row in rows:
         passed = (row["images"] - seen) / row["images_per_s"] / 3600 if row.get("images_per_s") else 0.0
         world = next((world for last, world in processes if row["step"] <= last), 1)
         wall, hours, seen = [*wall, wall[-1] + passed], [*hours, hours[-1] + passed * world], row["images"]
     judged = verdicts(rows, events, derived, config.objective.signs())
-    found = [text for good, text in judged if not good]
-    return Side(name, run, config, derived, rows, wall[1:], hours[1:], found, _results(run, rows))
-
-
-def _results(run: Path, rows: Iterable[Mapping[str, float]]) -> dict[str, list[Point]]:
-    """Accuracies by what was evaluated how, as ``knn (k 20, temperature 0.07, data val)``: points (images, share)."""
-    found: dict[str, list[Point]] = {}
-    if probed := [(row["images"], row["knn"]) for row in rows if "knn" in row]:
-        found[PROBE] = probed
-    for result in kept(run).values():
-        how = ", ".join(f"{key} {result[key]}" for key in SAME if key in result)
-        seen = 0 if result.get("untrained") else result.get("images_seen", 0)
-        for what, value in _accuracies(result):
-            found.setdefault(f"{result.get('evaluation')}{what} ({how})", []).append((seen, value))
-    return {name: sorted(points) for name, points in found.items()}
-
-
-def _accuracies(result: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """What of a result is an accuracy, and what it is of; of several data sets, those of each."""
-    whole = [(key.removeprefix("accuracy").replace("_", " "), value)
-             for key, value in result.items() if key.startswith("accuracy")]  # fmt: skip
-    sets = [(f" {name}, {key}", value) for name, row in result.get("sets", {}).items()
-            for key, value in row.items() if key in ("knn", "linear")]  # fmt: skip
-    return whole + sets
+    health = overall(rows, found[-1] if found else None, beat, derived, judged)
+    wrong = [text for good, text in judged if not good]
+    return Side(name, run, config, derived, rows, wall[1:], hours[1:], health, wrong, results(run, rows))
 
 
 def summary(side: Side) -> dict[str, Any]:
@@ -150,19 +130,11 @@ def table(sides: Sequence[Side]) -> tuple[list[str], list[list[str]], list[str]]
 
 
 def _some(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None else number(value)
 
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
-
-
-def differing(sides: Sequence[Side]) -> list[list[str]]:
-    """The settings that are not equal in all recipes: key, and the value in each."""
-    trees = [dict(settings.flat(side.config.model_dump(mode="json"))) for side in sides]
-    keys = dict.fromkeys(key for tree in trees for key in tree)
-    values = {key: ["-" if tree.get(key) is None else number(tree[key]) for tree in trees] for key in keys}
-    return [[key, *row] for key, row in values.items() if len(set(row)) > 1]
 
 
 def write_comparison(sides: Sequence[Side], out: Path) -> Path:
@@ -171,8 +143,9 @@ def write_comparison(sides: Sequence[Side], out: Path) -> Path:
     page = environment().get_template("compare.html").render(
         names=[side.name for side in sides], made=datetime.now().astimezone().isoformat(" ", "minutes"),
         heads=heads, rows=rows, notes=["took: training, of all processes together", *notes],
-        accuracy=_accuracy(sides), curves=_curves(sides), differing=differing(sides),
-        health=[(side.name, side.findings) for side in sides], style=style(),
+        accuracy=_accuracy(sides), curves=_curves(sides), differing=differing([side.config for side in sides]),
+        health=[(side.name, side.health, side.findings) for side in sides],
+        style=asset("style.css", "charts.css"), script=asset("charts.js"),
     )  # fmt: skip
     return write_page(page, out)
 
@@ -190,10 +163,18 @@ def _accuracy(sides: Sequence[Side]) -> list[Chart]:
 
 
 def _curves(sides: Sequence[Side]) -> list[Chart]:
-    panels = {metric: panel for panel in (*EMBEDDING_PANELS, *MORE_PANELS) for metric in panel.metrics}
-    return [
-        Chart(panels[metric].title, panels[metric].about,
-              {side.name: [(row["images"], row[metric]) for row in side.rows if metric in row] for side in sides},
-              percent=panels[metric].percent, across="images")
-        for metric in ("effective_rank", "images_per_s", "data_wait")
-    ]  # fmt: skip
+    """A chart of every metric that any of the runs has, by images. Losses are comparable where the objective is."""
+    everything = [row for side in sides for row in side.rows]
+    own = [panel for side in sides for panel in side.config.objective.panels]
+    chances = {side.derived.get("chance_loss") for side in sides}
+    chance = chances.pop() if len(chances) == 1 else None
+    charts: dict[str, Chart] = {}
+    for panel in all_panels(everything, own):
+        for metric, label in panel.metrics.items():
+            series = {side.name: [(row["images"], row[metric]) for row in side.rows if metric in row] for side in sides}
+            if any(series.values()):
+                title = panel.title if len(panel.metrics) == 1 else f"{panel.title}: {label}"
+                lines = {"chance": chance} if panel.chance and chance is not None else {}
+                charts.setdefault(metric, Chart(title, panel.about if lines or not panel.chance else "", series, lines,
+                                                panel.percent, "images"))  # fmt: skip
+    return list(charts.values())

@@ -63,5 +63,21 @@ def folded(events: Sequence[Event]) -> list[Event]:
     return rows
 
 
+def restarts(found: Sequence[Start]) -> list[tuple[float, str]]:
+    """The steps at which a run was resumed, and how the start before had ended: marks for charts."""
+    return [
+        (after.first, f"resumed at step {after.first:,} ({before.ended} before)") for before, after in pairwise(found)
+    ]
+
+
+def rollbacks(events: Sequence[Event]) -> list[tuple[float, str]]:
+    """The steps to which a run rolled back: marks for charts."""
+    return [
+        (event["step"], f"rolled back from step {event['sick']:,} to step {event['step']:,}")
+        for event in events
+        if event["event"] == "rollback"
+    ]
+
+
 def _time(event: Event) -> datetime:
     return datetime.fromisoformat(event["time"])

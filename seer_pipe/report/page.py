@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
@@ -19,10 +18,13 @@ from PIL import Image
 
 from seer_pipe import config as settings
 from seer_pipe.errors import UserError
-from seer_pipe.objectives.settings import Sign
-from seer_pipe.report.charts import run_charts
-from seer_pipe.report.history import folded, starts
+from seer_pipe.evaluate.results import kept
+from seer_pipe.report.charts import number, run_charts
+from seer_pipe.report.evaluated import evaluation_charts, results
+from seer_pipe.report.health import overall, verdicts
+from seer_pipe.report.history import Start, folded, restarts, rollbacks, starts
 from seer_pipe.report.ingested import Ingested, ingested, sample_numbers
+from seer_pipe.report.recipe import changes
 from seer_pipe.report.thumbnails import crops, data_uri, thumbnail, thumbnails
 from seer_pipe.shards import ShardSet
 from seer_pipe.store import READ_ONLY, FolderStore
@@ -30,11 +32,14 @@ from seer_pipe.train.checkpoint import Checkpoints, store_of
 from seer_pipe.train.events import read_events
 from seer_pipe.train.heartbeat import read_heartbeat
 from seer_pipe.train.telemetry import read_metrics
+from seer_pipe.units import duration
 
 STORED, CROPPED, EVENTS = 24, 4, 200  # images shown, images whose crops are shown, newest events shown
 DECODABLE = {"too_small", "bad_aspect", "duplicate"}  # rejected, and yet images that open like any other
+#: Of the newest logged step, where it has them: metric, label, form.
+_MACHINE = (("mfu", "MFU", "{:.1%}"), ("data_wait", "waiting for data", "{:.0%}"), ("gpu_busy", "GPU busy", "{:.0%}"),
+            ("cpu_cores", "CPU cores busy", "{:.1f}"), ("memory_gb", "peak memory", "{:.2f} GB"))  # fmt: skip
 MOST_BYTES = 16 << 20  # of a rejected file that is opened
-Verdict = tuple[bool, str]
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
@@ -62,16 +67,24 @@ def write_report(run: Path, out: Path | None = None) -> Path:
             ]
         except (UserError, OSError) as error:
             problems.append(f"{path}: {error}")
+    beat = read_heartbeat(run)
+    begun = starts(events, beat)
+    marks = [*restarts(begun), *rollbacks(events)]
+    found = verdicts(rows, events, derived, config.objective.signs())
+    curves = run_charts(rows, config.objective.panels, derived.get("chance_loss"), marks)
+    base, changed = changes(config)
     page = environment().get_template("report.html").render(
         name=config.name, folder=str(run), made=datetime.now().astimezone().isoformat(" ", "minutes"),
-        headline=_headline(rows, derived), verdicts=verdicts(rows, events, derived, config.objective.signs()),
-        charts=run_charts(rows, config.objective.panels, derived.get("chance_loss")),
+        health=overall(rows, begun[-1] if begun else None, beat, derived, found), verdicts=found,
+        headline=_headline(rows, derived, begun), marks=marks,
+        charts=[*curves[:1], *evaluation_charts(results(run, rows), rows, marks), *curves[1:]],
         sets=sets, problems=problems, crops=shown,
         events=[_event(event) for event in folded(events)[-EVENTS:]],
-        starts=_starts(events, run), event_counts=_count(events), replaced=_replaced(run),
+        starts=_starts(begun), event_counts=_count(events), replaced=_replaced(run),
         checkpoints=_checkpoints(run), evaluations=_evaluations(run),
         derived=[(name, number(value)) for name, value in derived.items()],
-        recipe=yaml.safe_dump(tree, sort_keys=False, default_flow_style=None), style=style(),
+        base=base, changed=changed, recipe=yaml.safe_dump(tree, sort_keys=False, default_flow_style=None),
+        style=asset("style.css", "charts.css"), script=asset("charts.js"),
     )  # fmt: skip
     try:
         return write_page(page, out or run / "report")
@@ -99,8 +112,13 @@ def _source(name: str) -> str:
     return files("seer_pipe.report").joinpath(name).read_text()
 
 
+def asset(*names: str) -> Markup:
+    """Files of this package, one after another, as they stand."""
+    return Markup("\n".join(map(_source, names)))
+
+
 def style() -> Markup:
-    return Markup(_source("style.css"))
+    return asset("style.css")
 
 
 @dataclass
@@ -148,7 +166,7 @@ def _rejected_picture(root: Path | None, source: str) -> str | None:
         return None
 
 
-def _headline(rows: list[dict[str, float]], derived: dict[str, Any]) -> list[tuple[str, str]]:
+def _headline(rows: list[dict[str, float]], derived: dict[str, Any], begun: list[Start]) -> list[tuple[str, str]]:
     last = rows[-1] if rows else {}
     step, steps = int(last.get("step", 0)), derived.get("steps", 0)
     facts = [("steps", f"{step:,} of {steps:,}"), ("images seen", f"{int(last.get('images', 0)):,}")]
@@ -156,58 +174,26 @@ def _headline(rows: list[dict[str, float]], derived: dict[str, Any]) -> list[tup
         chance = derived.get("chance_loss")
         label, of_chance = ("loss", "") if chance is None else ("loss (chance)", f" ({chance:.3f})")
         facts.append((label, f"{last['loss']:.3f}{of_chance}"))
+    if begun:
+        facts.append(("time, all starts", duration(sum(one.seconds for one in begun))))
     if rate := last.get("images_per_s"):
         left = derived.get("images", 0) - last["images"]
-        facts += [("images/s", f"{rate:,.1f}"), ("to go", duration(left / rate))]
+        facts += [("images/s", f"{rate:,.1f}"), ("time to go", duration(left / rate))][: 2 if left > 0 else 1]
+    for name, label, form in _MACHINE:
+        if name in last:
+            facts.append((label, form.format(last[name])))
     return facts
 
 
-def duration(seconds: float) -> str:
-    """3725 as 1 h 02 min."""
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def verdicts(
-    rows: list[dict[str, float]], events: list[dict[str, Any]], derived: dict[str, Any], signs: Sequence[Sign]
-) -> list[Verdict]:
-    """What to look at, judged by the last logged step: (whether it is healthy, a sentence)."""
-    if not rows:
-        return [(False, "no step was logged yet")]
-    last = rows[-1]
-    if "effective_rank" in last:
-        last = last | {"effective_rank_most": max(row.get("effective_rank", 0.0) for row in rows)}
-    if last["step"] > derived.get("settled_steps", 0):
-        judged = ((sign, sign.judge(last)) for sign in signs)
-        found = [
-            verdict if verdict[0] else (False, f"{verdict[1]}; {sign.advice}") for sign, verdict in judged if verdict
-        ]
-    else:
-        found = [(True, "too early to judge the objective: it warms up")]
-    if (wait := last.get("data_wait")) is not None:
-        found.append((wait < 0.2, f"training waits {wait:.0%} of the time for data"))
-    bad = Counter(event["event"] for event in events if event["event"] in ("error", "rollback", "skip", "warning"))
-    if bad:
-        found.append((False, "events to read: " + ", ".join(f"{count} x {name}" for name, count in bad.items())))
-    return found
-
-
-def number(value: Any) -> str:
-    """1234567 as 1,234,567, and 2.772588722239781 as 2.773."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-
-
-def _starts(events: list[dict[str, Any]], run: Path) -> dict[str, Any]:
+def _starts(found: list[Start]) -> dict[str, Any]:
     """One row per start, and all of them in a sentence."""
-    found = starts(events, read_heartbeat(run))
     rows = [[f"{one.began:%Y-%m-%d %H:%M:%S}", f"{one.first:,} to {one.last:,}", one.ended, duration(one.seconds),
              f"{one.redone:,}", str(one.world), one.machine.get("host", ""), one.machine.get("on", ""),
              one.machine.get("precision", ""), one.machine.get("versions", "")] for one in found]  # fmt: skip
     killed, redone = sum(one.ended == "killed" for one in found), sum(one.redone for one in found)
     total = duration(sum(one.seconds for one in found))
-    summary = f"{len(found):,} starts, {killed:,} of them killed; {redone:,} steps repeated; {total} in all."
+    count = f"{len(found):,} {'start' if len(found) == 1 else 'starts'}"
+    summary = f"{count}, {killed:,} killed; {redone:,} steps repeated; {total} in all."
     return {"rows": rows, "summary": summary}
 
 
@@ -238,16 +224,16 @@ def _checkpoints(run: Path) -> list[tuple[str, str]]:
 
 
 def _evaluations(run: Path) -> list[list[str]]:
-    """One row per file of RUN/evaluation, whatever numbers it holds."""
+    """One row per file of RUN/evaluation, whatever numbers it holds; each evaluation's in the order of training."""
+    found = [(name, result) for name, result in kept(run).items() if isinstance(result, dict)]
     rows = []
-    for file in sorted((run / "evaluation").glob("*.json")):
-        result = json.loads(file.read_text())
-        if not isinstance(result, dict):
-            continue
+    for name, result in sorted(found, key=lambda one: (one[1].get("evaluation", one[0]), one[1].get("images_seen", 0))):
         shares = {k: v for k, v in result.items() if isinstance(v, float) and 0 <= v <= 1 and k != "temperature"}
-        plain = {k: v for k, v in result.items() if isinstance(v, str | int | bool) and k not in ("evaluation",)}
+        plain = {k: v for k, v in result.items() if isinstance(v, str | int) and v is not False and k != "evaluation"}
         seen = plain.pop("images_seen", "")
-        about = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in plain.items())
-        values = ", ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in shares.items())
-        rows.append([str(result.get("evaluation", file.stem)), values, f"{seen:,}" if seen != "" else "", about])
+        about = ", ".join(
+            key.replace("_", " ") + ("" if value is True else f" {value}") for key, value in plain.items()
+        )
+        values = ", ".join(f"{key.replace('_', ' ')} {value:.1%}" for key, value in shares.items())
+        rows.append([str(result.get("evaluation", name)), values, f"{seen:,}" if seen != "" else "", about])
     return rows

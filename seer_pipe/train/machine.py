@@ -39,6 +39,16 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT / 1e9
 
 
+def gpu_busy(device: torch.device) -> float | None:
+    """Share of the last second or less in which a kernel ran on the GPU, as NVML says; None where nothing says it."""
+    if device.type != "cuda":
+        return None
+    try:
+        return torch.cuda.utilization(device) / 100
+    except Exception:  # no NVML, or a slice of a GPU (MIG), of which it says nothing: its errors share no class
+        return None
+
+
 def machine(device: torch.device, precision: torch.dtype | None, layout: torch.memory_format) -> dict[str, str]:
     """Host, processor or GPU, precision, memory layout, and versions, as short words."""
     on = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{len(os.sched_getaffinity(0))} CPU cores"

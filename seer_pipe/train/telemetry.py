@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,16 +36,21 @@ QUARANTINE_SCHEMA = pa.schema(
 
 @dataclass
 class Clock:
-    """Time and images since the last logged step."""
+    """Time and images since the last logged step, and seconds of this process's threads at its beginning."""
 
     began: float
     waited: float = 0.0
     images: int = 0
+    worked: float = field(default_factory=time.process_time)
 
     def rates(self) -> dict[str, float]:
-        passed = time.perf_counter() - self.began
-        rates = {"images_per_s": self.images / passed, "data_wait": self.waited / passed}
-        self.began, self.waited, self.images = time.perf_counter(), 0.0, 0
+        """Images per second of all ranks, share of waiting, and cores that this process kept busy."""
+        passed, worked = time.perf_counter() - self.began, time.process_time()
+        rates = {
+            "images_per_s": self.images / passed, "data_wait": self.waited / passed,
+            "cpu_cores": (worked - self.worked) / passed,
+        }  # fmt: skip
+        self.began, self.waited, self.images, self.worked = time.perf_counter(), 0.0, 0, worked
         return rates
 
 

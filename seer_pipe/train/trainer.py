@@ -31,7 +31,7 @@ from seer_pipe.train.events import OnEvent
 from seer_pipe.train.folder import Agreement, lay_out, set_aside
 from seer_pipe.train.health import Guard, Policy, Watchdog
 from seer_pipe.train.heartbeat import State, read_heartbeat
-from seer_pipe.train.machine import machine, peak_flops, peak_memory
+from seer_pipe.train.machine import gpu_busy, machine, peak_flops, peak_memory
 from seer_pipe.train.records import Records
 from seer_pipe.train.restore import Saver, zero_state
 from seer_pipe.train.signals import StopRequest, Wait
@@ -262,6 +262,8 @@ class Trainer:
         """All ranks must call it."""
         values = {name: float(value) for name, value in metrics.items()} | clock.rates()
         values["memory_gb"] = peak_memory(self.world.device)
+        if (busy := gpu_busy(self.world.device)) is not None:
+            values["gpu_busy"] = busy
         if self.knn is not None:
             values["knn"] = self.knn
         self.records.log(self.step, self.images, self.derived, values)

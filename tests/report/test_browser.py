@@ -3,6 +3,7 @@
 Screenshots are left in build/screenshots (SEER_PIPE_SCREENSHOTS), for a person to look at.
 """
 
+import base64
 import json
 import re
 import shutil
@@ -19,12 +20,13 @@ from seer_pipe.report.curated import write_curation
 from seer_pipe.report.page import write_report
 from seer_pipe.shards import ShardSet
 from seer_pipe.train.loop import train
+from seer_pipe.train.telemetry import read_metrics
 from tests.browser import keep_screenshot, show, wait
 from tests.report.test_atlas import write_embeddings
 from tests.train.helpers import make_pictures, small
 
 pytestmark = pytest.mark.browser
-SCREENS = [(1280, 900, "light"), (1280, 900, "dark"), (400, 800, "light"), (400, 800, "dark")]
+SCREENS = [(1280, 900, "light"), (1280, 900, "dark"), (390, 844, "light"), (390, 844, "dark")]
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,71 @@ def test_report_draws_its_charts(browser: Any, pages: dict[str, Path]) -> None:
     sizes = browser.execute_script("return [...document.images].map(image => image.naturalWidth)")
     assert len(sizes) > 24
     assert min(sizes) > 0
+
+
+def test_zoom_and_crosshair_go_over_all_charts(browser: Any, pages: dict[str, Path]) -> None:
+    """By dragging, by numbers and by keys; what is told are the run's own numbers."""
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    show(browser, pages["report"].as_uri(), 1280, 900, "light")
+    shown = "return charts.map(chart => chart.plot.getAttribute('viewBox').split(' ').map(Number))"
+    values = "return charts.map(chart => chart.values.hidden ? '' : chart.values.textContent)"
+    whole = browser.execute_script(shown)
+    drawn = browser.execute_script("return charts.map(chart => chart.axes.innerHTML)")
+    chart = browser.find_element(By.CSS_SELECTOR, ".chart")
+    row = read_metrics(pages["report"].parents[1])[2]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    ActionChains(browser).move_to_element(chart).perform()
+    told = browser.execute_script(values)
+    assert all(text.startswith("step ") for text in told)
+    ActionChains(browser).move_to_element_with_offset(chart, -60, 0).click_and_hold().move_by_offset(
+        120, 0
+    ).release().perform()
+    zoomed = browser.execute_script(shown)
+    assert all(x > 0 and x + wide < 6 for x, _, wide, _ in zoomed)
+    assert len({(x, wide) for x, _, wide, _ in zoomed}) == 1
+    ActionChains(browser).double_click(chart).perform()
+    assert browser.execute_script(shown) == whole
+    assert browser.execute_script("return charts.map(chart => chart.axes.innerHTML)") == drawn
+    field = browser.find_element(By.NAME, "from")
+    field.clear()
+    field.send_keys("2", Keys.TAB)
+    assert {(x, wide) for x, _, wide, _ in browser.execute_script(shown)} == {(2, 4)}
+    browser.find_element(By.CSS_SELECTOR, ".zoom button").click()
+    assert browser.execute_script(shown) == whole
+    browser.execute_script("arguments[0].focus()", chart)
+    browser.switch_to.active_element.send_keys(Keys.HOME, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    told = browser.execute_script(values)
+    assert told[0].startswith(f"step 3loss {row['loss']:.4g}".rstrip("0"))
+    assert (
+        browser.find_element(By.CSS_SELECTOR, ".zoom [role=status]")
+        .get_attribute("textContent")
+        .startswith("step 3, loss")
+    )
+    browser.switch_to.active_element.send_keys("+")
+    assert {wide for _, _, wide, _ in browser.execute_script(shown)} == {3}
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert browser.execute_script(shown) == whole
+    assert browser.get_log("browser") == []
+
+
+def test_the_report_prints_within_its_pages(browser: Any, pages: dict[str, Path]) -> None:
+    show(browser, pages["report"].as_uri(), 1280, 900, "dark")
+    pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
+    assert pdf.startswith(b"%PDF")
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 8
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                                {"width": 688, "height": 1000, "deviceScaleFactor": 1, "mobile": False})  # fmt: skip
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 688
+        look = "const style = getComputedStyle(document.querySelector(arguments[0])); return style[arguments[1]]"
+        assert browser.execute_script(look, ".zoom", "display") == "none"
+        assert browser.execute_script(look, "body", "backgroundColor") == "rgb(255, 255, 255)"
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
 def test_atlas_search_map_and_keyboard(browser: Any, pages: dict[str, Path]) -> None:

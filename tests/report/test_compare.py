@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 
 from seer_pipe.cli import app
 from seer_pipe.cli.common import run_cli
-from seer_pipe.report.compare import PROBE, differing, read_sides, summary, table, write_comparison
+from seer_pipe.report.compare import read_sides, summary, table, write_comparison
+from seer_pipe.report.evaluated import PROBE
+from seer_pipe.report.recipe import differing
 from seer_pipe.train.loop import train
 from seer_pipe.train.telemetry import read_metrics
 from tests.report.test_report import _Page
@@ -56,7 +58,7 @@ def test_each_run_is_told_by_its_own_numbers(runs: list[Path]) -> None:
     other = same.replace("k 20,", "k 200,")
     assert told["accuracy"] == {PROBE: 0.24, same: 0.75, other: 0.875}  # another k is another evaluation
     assert low.results[same] == [(0, 0.125), (8, 0.25), (24, 0.5)]
-    assert differing([low, high]) == [["optimizer.lr", "0.5", "2"]]
+    assert differing([low.config, high.config]) == [["optimizer.lr", "0.5", "2"]]
 
 
 def test_the_table_and_the_page(runs: list[Path], tmp_path: Path) -> None:
@@ -70,9 +72,11 @@ def test_the_table_and_the_page(runs: list[Path], tmp_path: Path) -> None:
     assert (parsed.open, parsed.fetched) == ([], [])
     assert "&lt;high&gt;" in page
     assert "<high>" not in page
-    assert (
-        len(re.findall('<path class="(?:line|dot) s', page)) == 4 + 2 + 2 + 6
-    )  # evaluations twice; throughput, waiting, rank of each
+    lines = re.findall('<path class="(?:line|dot) s[^>]*data-name="([^"]*)"', page)
+    metrics = {name for row in read_metrics(runs[0]) for name in row} - {"step", "images", "loss_above_chance"}
+    assert lines.count("low") == 2 + len(metrics)  # its evaluation by images and by hours
+    assert lines.count("&lt;high&gt;") == 2 * 3 + len(metrics)
+    assert page.count('<p class="verdict ') == 2
 
 
 def test_the_command(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,12 +13,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from seer_pipe import config as settings
 from seer_pipe.objectives.settings import EMBEDDING_SIGNS
 from seer_pipe.objectives.swav.settings import SwavSettings
-from seer_pipe.report.charts import Chart, nice_ticks, run_charts
-from seer_pipe.report.history import folded, starts
+from seer_pipe.recipes import load_recipe
+from seer_pipe.report.charts import Chart, nice_ticks, number, run_charts, thinned
+from seer_pipe.report.evaluated import evaluation_charts, results
+from seer_pipe.report.health import SILENT, overall, verdicts
+from seer_pipe.report.history import Start, folded, restarts, rollbacks, starts
 from seer_pipe.report.ingested import domain, ingested, sample_numbers
-from seer_pipe.report.page import number, verdicts, write_report
+from seer_pipe.report.page import write_report
+from seer_pipe.report.recipe import changes
 from seer_pipe.shards import Rejected as Row
 from seer_pipe.shards import ShardSet, put_rejected
 from seer_pipe.train.loop import train
@@ -49,7 +54,7 @@ class _Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.fetched += [str(value) for name, value in attrs if name in ("src", "href") and value]
-        if tag not in ("meta", "img", "br", "path", "link", "input"):
+        if tag not in ("meta", "img", "br", "link", "input"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -67,7 +72,7 @@ def test_report(run: Path) -> None:
     assert all(link.startswith("data:image/jpeg;base64,") for link in parsed.fetched)
     assert "url(" not in page
     assert "45.7%" in page
-    assert "<script" not in page  # a source is text, whatever it holds
+    assert page.count("<script") == 1  # our own: a source is text, whatever it holds
     for told in (
         "dns: 2",
         "empty: 1",
@@ -75,7 +80,9 @@ def test_report(run: Path) -> None:
         "3 of 3",
         "peak_lr",
         "chance",
-        "1 starts, 0 of them killed",
+        "1 start, 0 killed",
+        '<p class="verdict ',
+        "3 of 3 steps",
         "CPU cores",
         "fp32",
     ):
@@ -132,14 +139,48 @@ def test_ticks_enclose(low: float, span: float) -> None:
 
 def test_chart_draws_what_it_was_given() -> None:
     svg = Chart("Loss", "About.", {"loss": [(0, 4.0), (50, math.nan), (100, 2.0)]}, {"ln K": 3.0}).svg("c1")
-    line = re.search(r'class="line s0" d="M([\d. L]+)"', svg)
+    line = re.search(r'class="line s0" d="M([-\d. L]+)"', svg)
     assert line is not None
-    (x0, y0), (x1, y1) = [tuple(map(float, point.split())) for point in line[1].split("L")]
-    assert x0 < x1
-    assert y0 < y1  # falling: y grows downwards
-    mark = re.search(r'class="mark" d="M\d+ ([\d.]+)', svg)
-    assert mark is not None
-    assert float(mark[1]) == pytest.approx((y0 + y1) / 2, abs=0.2)
+    assert [tuple(map(float, point.split())) for point in line[1].split("L")] == [
+        (0, -4),
+        (100, -2),
+    ]  # y grows downwards
+    assert 'class="mark" d="M0 -3H100"' in svg
+    shown = re.search(r'class="plot"[^>]* viewBox="([^"]+)"', svg)
+    assert shown is not None
+    assert shown[1] == "0 -4 100 2"
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(4, 60))
+def test_a_curve_that_is_thinned_keeps_its_peaks_and_its_ends(values: list[float], most: int) -> None:
+    points = list(enumerate(values))
+    kept = thinned(points, most)
+    assert kept == sorted(set(kept))
+    assert set(kept) <= set(points)
+    assert len(kept) <= most + 2
+    assert (kept[0], kept[-1]) == (points[0], points[-1])
+    assert {min(values), max(values)} <= {y for _, y in kept}
+
+
+def test_an_evaluation_is_drawn_by_steps_over_the_untrained_trunk(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    for images, accuracy in ((0, 0.2), (8, 0.3), (24, 0.5)):
+        result = {"evaluation": "knn", "k": 20, "accuracy": accuracy, "images_seen": images, "untrained": images == 0}
+        (tmp_path / f"evaluation/knn-{images}.json").write_text(json.dumps(result))
+    rows = [{"step": 1.0, "images": 8.0}, {"step": 3.0, "images": 24.0, "knn": 0.4}]
+    probe, knn = evaluation_charts(results(tmp_path, rows), rows, [(2, "resumed")])
+    assert (probe.title, probe.series, probe.lines) == ("kNN probe", {"accuracy": [(3, 0.4)]}, {})
+    assert (knn.series, knn.lines) == ({"accuracy": [(1, 0.3), (3, 0.5)]}, {"untrained": 0.2})
+    assert '<path class="happened" d="M2 ' in knn.svg("c1")
+
+
+def test_a_recipe_is_told_by_what_it_changes() -> None:
+    tree = load_recipe(Path("quickstart")).model_dump(mode="json")
+    assert changes(settings.parse(tree, "test")) == ("quickstart", [])
+    tree |= {"name": "mine", "data": tree["data"] | {"path": "elsewhere", "threads": 7}}  # of no recipe's name
+    base, rows = changes(settings.parse(tree, "test"))
+    assert base == "quickstart"
+    assert rows == [["data.threads", str(load_recipe(Path("quickstart")).data.threads), "7"]]
 
 
 def test_every_metric_is_drawn() -> None:
@@ -177,6 +218,10 @@ def test_starts_kills_and_what_was_done_twice() -> None:
     assert (second.ended, second.first, second.last, second.seconds, second.redone) == ("stopped", 10, 20, 10, 7)
     assert (third.ended, third.first, third.last, third.seconds, third.redone) == ("running", 20, 28, 7, 0)
     assert (first.world, first.machine) == (2, machine)
+    assert restarts([first, second, third]) == [
+        (10, "resumed at step 10 (killed before)"), (20, "resumed at step 20 (stopped before)")
+    ]  # fmt: skip
+    assert rollbacks([at(5, "rollback", 3, sick=8)]) == [(3, "rolled back from step 8 to step 3")]
     assert starts([], None) == []
 
 
@@ -202,7 +247,7 @@ def test_numbers_are_written_one_way() -> None:
     assert {value: number(value) for value in written} == written
 
 
-def test_a_rank_that_fell_is_not_well() -> None:
+def test_a_rank_that_fell_is_a_warning() -> None:
     signs = SwavSettings().signs()
     rows = [{"step": 1.0, "effective_rank": 55.0}, {"step": 2.0, "effective_rank": 5.0}]
     ((healthy, told),) = verdicts(rows, [], {}, signs)
@@ -221,3 +266,26 @@ def test_verdicts() -> None:
     found = verdicts([ill], [{"event": "skip"}], derived, signs)
     assert [good for good, told in found if "at most" not in told] == [False] * 5
     assert verdicts([ill | {"step": 2.0}], [], derived, signs)[0][0]  # too early to judge the loss
+    old = verdicts([healthy | {"step": 1000.0}], [{"event": "skip", "step": 50}], derived, signs)
+    assert (True, "earlier, and recovered from: skipped steps: 1") in old
+
+
+def test_the_verdict_on_a_run() -> None:
+    began, now = datetime(2026, 1, 1, tzinfo=UTC), datetime.now(UTC).timestamp()
+
+    def judged(ended: str, *wrong: str, silent: float = 0.0, step: int = 50) -> tuple[str, str]:
+        last = Start(began, 0, step, 60.0, ended, 0, {}, 1)
+        findings = [(True, "all is fine"), *((False, text) for text in wrong)]
+        derived = {"steps": 100, "settled_steps": 10}
+        found = overall([{"step": float(step)}], last, {"time": now - silent}, derived, findings)
+        return found.level, f"{found.word}: {found.why}"
+
+    assert judged("running")[0] == judged("done", silent=1e6)[0] == "good"
+    assert judged("failed") == ("bad", "Failed: after 50 of 100 steps; the last error stands under Events and restarts")
+    level, told = judged("running", silent=2 * SILENT)
+    assert (level, told.startswith("Not running: no heartbeat for 20 min")) == ("bad", True)
+    level, told = judged("stopped", "it collapses; try this", "and that")
+    assert level == "warn"
+    assert told.startswith("Needs attention: it collapses; try this; and 1 more below; 50 of 100 steps")
+    assert judged("running", step=5)[0] == "early"
+    assert overall([], None, None, {}, [(False, "no step was logged yet")]).level == "early"

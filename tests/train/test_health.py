@@ -292,6 +292,8 @@ def test_the_norm_of_the_gradient_is_logged(pictures: Path, tmp_path: Path) -> N
     rows = read_metrics(tmp_path / "run")
     assert rows
     assert all(0 < row["grad_norm"] < math.inf for row in rows)
+    assert all(row["cpu_cores"] > 0 for row in rows)
+    assert not any("gpu_busy" in row for row in rows)  # of a GPU alone
 
 
 @pytest.mark.parametrize("peak", [None, 1e12])
