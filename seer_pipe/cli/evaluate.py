@@ -19,12 +19,20 @@ verbs.add_typer(evaluate, name="eval")
 SubjectArgument = Annotated[Path, typer.Argument(help="A run's folder, or an exported backbone's.")]
 Labelled = Annotated[str, typer.Option(help="Images with labels: a shard set, a folder class/image, or a CSV file.")]
 Test = Annotated[str | None, typer.Option(help="Images to test on, as --data; else a fifth of --data is held out.")]
+Size = Annotated[int, typer.Option(min=8, max=2048, help="Pixels of the crops: 224, 384.")]
+Epochs = Annotated[float, typer.Option(min=0.01, help="Times through the images.")]
+Batch = Annotated[int, typer.Option(min=2, help="Images a step, over all ranks.")]
+Rate = Annotated[float, typer.Option(min=1e-9, help="For a batch of 256; scaled linearly.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of what is drawn: splits, order, first weights.")]
 Stage = Annotated[
     str | None,
     typer.Option(help="Of the trunk: its number from 1, or all, to compare them; by default the last one's mean."),
 ]
 Untrained = Annotated[bool, typer.Option(help="The run's first weights instead of its last.")]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _report(result: dict[str, Any] | None, as_json: bool) -> None:
@@ -76,10 +84,35 @@ def linear(
     untrained: Untrained = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train linear classifiers on frozen features; the best on held-out images is tested."""
+    """Train linear classifiers on frozen features of central crops, computed once: quick, not as published."""
     from seer_pipe.evaluate.linear import evaluate_linear
 
     _report(evaluate_linear(subject, data, labels, test, seed=seed, untrained=untrained, stage=stage), as_json)
+
+
+@evaluate.command()
+@as_job
+def linear_published(
+    subject: SubjectArgument,
+    data: Labelled,
+    labels: Labels = None,
+    test: Test = None,
+    stage: Stage = None,
+    size: Size = 224,
+    epochs: Epochs = 100,
+    batch: Batch = 256,
+    lr: Rate = 0.3,
+    seed: Seed = 0,
+    untrained: Untrained = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train linear classifiers by the protocol of published figures: new random crops in each of 100 epochs."""
+    from seer_pipe.evaluate.published import evaluate_published
+    from seer_pipe.evaluate.training import Recipe
+
+    recipe = Recipe(size, epochs, batch, lr, seed)
+    result = evaluate_published(subject, data, labels, test, recipe, untrained=untrained, stage=stage, say=_say)
+    _report(result, as_json)
 
 
 @evaluate.command()
@@ -122,21 +155,23 @@ def finetune(
     data: Labelled,
     labels: Labels = None,
     test: Test = None,
-    size: Annotated[int, typer.Option(min=8, max=2048, help="Pixels of the crops: 224, 384.")] = 224,
-    epochs: Annotated[float, typer.Option(min=0.01, help="Times through the images.")] = 35,
-    batch: Annotated[int, typer.Option(min=2, help="Images a step, over all ranks.")] = 256,
-    lr: Annotated[float, typer.Option(min=1e-9, help="For a batch of 256; scaled linearly.")] = 0.0125,
+    size: Size = 224,
+    epochs: Epochs = 35,
+    batch: Batch = 256,
+    lr: Rate = 0.0125,
+    share: Annotated[
+        float, typer.Option(help="Part of each class's images that is learnt from, as 0.1; kept beside the result.")
+    ] = 1,
     seed: Seed = 0,
     untrained: Untrained = False,
     as_json: AsJson = False,
 ) -> None:
     """Train the whole network on the labels, with a new classifier, by SEER's recipe."""
-    from seer_pipe.evaluate.finetune import Recipe, evaluate_finetune
+    from seer_pipe.evaluate.finetune import evaluate_finetune
+    from seer_pipe.evaluate.training import Recipe
 
     recipe = Recipe(size, epochs, batch, lr, seed)
-    result = evaluate_finetune(
-        subject, data, labels, test, recipe, untrained=untrained, say=lambda line: print(line, file=sys.stderr)
-    )
+    result = evaluate_finetune(subject, data, labels, test, recipe, untrained=untrained, share=share, say=_say)
     _report(result, as_json)
 
 

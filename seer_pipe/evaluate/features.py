@@ -59,18 +59,48 @@ class Images:
             numbers = np.arange(len(self.pictures))
         return ahead(self._batches(numbers, view or self.centre))
 
+    def full_batches(self, numbers: Ints, view: View, instead: Ints) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """As ``batches``, and none has a gap: for an image that cannot be used stands the next of ``instead`` that can.
+
+        UserError where none of them can.
+        """
+        return ahead(self._full_batches(numbers, view, instead))
+
     def _batches(self, numbers: Ints, view: View) -> Iterator[tuple[list[int], torch.Tensor]]:
         for batch in ahead(self.pictures.read(numbers, self._batch)):
-            self.left_out |= {picture.number: picture.reason for picture in batch if picture.data is None}
-            pictures = [picture for picture in batch if picture.data is not None]
-            while pictures:
-                try:
-                    yield [picture.number for picture in pictures], self._decode(pictures, view)
-                    break
-                except BadImages as error:
-                    bad = dict(zip(error.indices, error.reasons, strict=True))
-                    self.left_out |= {pictures[i].number: reason for i, reason in bad.items()}
-                    pictures = [picture for i, picture in enumerate(pictures) if i not in bad]
+            if (found := self._usable(batch, view)) is not None:
+                yield found
+
+    def _full_batches(self, numbers: Ints, view: View, instead: Ints) -> Iterator[tuple[list[int], torch.Tensor]]:
+        for batch in ahead(self.pictures.read(numbers, self._batch)):
+            found = self._usable(batch, view)
+            parts = [] if found is None else [found]
+            good = set() if found is None else set(found[0])
+            parts += [self._next(picture.number, view, instead) for picture in batch if picture.number not in good]
+            yield [number for part in parts for number in part[0]], torch.cat([pixels for _, pixels in parts])
+
+    def _next(self, number: int, view: View, instead: Ints) -> tuple[list[int], torch.Tensor]:
+        """The image of ``instead`` behind this one, passing over those that cannot be used."""
+        place = int(np.searchsorted(instead, number))
+        for other in np.roll(instead, -place - 1):
+            if other not in self.left_out:
+                (picture,) = next(self.pictures.read(np.array([other]), 1))
+                if (found := self._usable([picture], view)) is not None:
+                    return found
+        raise UserError(f"{self.pictures.where}: none of its images can be used")
+
+    def _usable(self, batch: list[Picture], view: View) -> tuple[list[int], torch.Tensor] | None:
+        """Those of them that can be used; None where none can."""
+        self.left_out |= {picture.number: picture.reason for picture in batch if picture.data is None}
+        pictures = [picture for picture in batch if picture.data is not None]
+        while pictures:
+            try:
+                return [picture.number for picture in pictures], self._decode(pictures, view)
+            except BadImages as error:
+                bad = dict(zip(error.indices, error.reasons, strict=True))
+                self.left_out |= {pictures[i].number: reason for i, reason in bad.items()}
+                pictures = [picture for i, picture in enumerate(pictures) if i not in bad]
+        return None
 
     def _decode(self, pictures: list[Picture], view: View) -> torch.Tensor:
         numbers, heights, widths = np.array([picture[:3] for picture in pictures]).T

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image, ImageOps
 
 from seer_pipe.data.chunks import Encoded
@@ -45,6 +46,10 @@ class Pictures(Protocol):
         """The images of these numbers, in this order and ``batch`` at a time."""
         ...
 
+    def names(self, numbers: Ints) -> tuple[str, list[str]]:
+        """What these images are called, and what such a name is: key or file."""
+        ...
+
 
 class ShardPictures:
     """The samples of a shard set, numbered as they stand in it."""
@@ -59,6 +64,10 @@ class ShardPictures:
     def usable(self) -> Ints:
         """The numbers of those that are not excluded."""
         return np.setdiff1d(np.arange(len(self)), self.shards.excluded)
+
+    def names(self, numbers: Ints) -> tuple[str, list[str]]:
+        keys = [self.shards.sidecar(i, ["key"])["key"] for i in range(len(self.shards.paths))]
+        return "key", pa.chunked_array([chunk for column in keys for chunk in column.chunks]).take(numbers).to_pylist()
 
     def read(self, numbers: Ints, batch: int) -> Iterator[list[Picture]]:
         in_order = bool((np.diff(numbers) > 0).all())  # then one read serves many of a chunk
@@ -78,6 +87,9 @@ class FilePictures:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def names(self, numbers: Ints) -> tuple[str, list[str]]:
+        return "file", [str(self.files[number].absolute()) for number in numbers]
 
     def read(self, numbers: Ints, batch: int) -> Iterator[list[Picture]]:
         with ThreadPoolExecutor(THREADS, thread_name_prefix="files") as pool:

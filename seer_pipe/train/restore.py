@@ -53,8 +53,9 @@ def zero_state(optimizer: Optimizer) -> None:
                 value.zero_()
 
 
-def run_state(network: nn.Module, optimizer: Optimizer, objective: Objective) -> Tensors:
-    """All tensors of a run by their names in a checkpoint, as they live here. All ranks must call it."""
+def training_state(network: nn.Module, optimizer: Optimizer) -> Tensors:
+    """All tensors of a network and its optimiser by their names in a checkpoint, as they live here. All ranks must call
+    it."""
     return {
         **{f"network/{name}": tensor for name, tensor in network.state_dict(keep_vars=True).items()},
         **{
@@ -64,6 +65,13 @@ def run_state(network: nn.Module, optimizer: Optimizer, objective: Objective) ->
             for key, value in sorted(optimizer.state[parameter].items())
             if isinstance(value, Tensor)
         },
+    }
+
+
+def run_state(network: nn.Module, optimizer: Optimizer, objective: Objective) -> Tensors:
+    """As `training_state`, and what the objective keeps."""
+    return {
+        **training_state(network, optimizer),
         **{f"objective/{name}": tensor for name, tensor in objective.state_dict().items()},
     }
 

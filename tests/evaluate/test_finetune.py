@@ -5,7 +5,7 @@ import tarfile
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from ingest.tools.excluded import exclude
 from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.features import Images
-from seer_pipe.evaluate.finetune import Recipe, _batches, evaluate_finetune, few_values
-from seer_pipe.evaluate.labels import open_labelled
+from seer_pipe.evaluate.finetune import evaluate_finetune, few_values
+from seer_pipe.evaluate.labels import Labelled, open_labelled
 from seer_pipe.evaluate.linear import evaluate_linear
 from seer_pipe.evaluate.results import kept
+from seer_pipe.evaluate.training import Recipe, batches
 from seer_pipe.export import Preprocessing, export_backbone, recalibrate_batch_norm
 from seer_pipe.models import build_trunk
 from tests.distributed import run_ranks
@@ -74,27 +75,50 @@ def test_batchnorm_over_too_few_values_is_warned_of(folder: Path, backbone: Path
     assert few_values(build_trunk("resnet18", stem="small"), 8, 6) is not None
 
 
-def test_a_pass_shows_every_usable_image_once_in_batches_of_one_size(folder: Path, tmp_path: Path) -> None:
+def test_an_order_shows_every_image_once_and_a_broken_one_shifts_no_other(folder: Path, tmp_path: Path) -> None:
     for file in folder.glob("*/*.jpg"):
         (tmp_path / file.parent.name).mkdir(exist_ok=True)
         (tmp_path / file.parent.name / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "red" / "broken.jpg").write_bytes(b"nothing")
+    sound = shown(open_labelled(str(tmp_path)), 1, 0, range(6))
+    assert len(open_labelled(str(tmp_path))) == 19
+    assert all(len(set(chain(*sound[first : first + 3]))) == 18 for first in (0, 3))
+    victim = sorted(tmp_path.glob("*/*.jpg"))[sound[1][2]]
+    victim.write_bytes(b"nothing")
     learnt = open_labelled(str(tmp_path))
-    usable = len(learnt) - 1
-    shares = []
-    for rank in range(2):
-        world = World(rank, 2, torch.device("cpu"))
-        with (
-            closing(Images(learnt.pictures, 16, batch=3)) as images,
-            closing(_batches(images, learnt, RECIPE, 3, world)) as batches,
-        ):
-            found = list(islice(batches, 2 * usable // 6))
-        assert all(len(numbers) == len(pixels) == 3 for numbers, pixels in found)
-        shares.append([number for numbers, _ in found for number in numbers])
-    counts = Counter(shares[0] + shares[1])
-    assert sum(counts.values()) == 2 * usable // 6 * 6
-    assert max(counts.values()) <= 3
-    assert len(counts) == usable
+    broken = shown(learnt, 1, 0, range(6))
+    behind = (sound[1][2] + 1) % 19
+    assert all(
+        sorted(a) == sorted(behind if n == sound[1][2] else n for n in b) for a, b in zip(broken, sound, strict=True)
+    )
+    assert shown(learnt, 1, 0, range(2, 5)) == broken[2:5]
+    ranks = [shown(learnt, 2, rank, range(6)) for rank in range(2)]
+    assert [sorted(a + b) for a, b in zip(*ranks, strict=True)] == [sorted(numbers) for numbers in broken]
+
+
+def shown(learnt: Labelled, ranks: int, rank: int, steps: range) -> list[list[int]]:
+    """The images of each batch of six that a rank is shown."""
+    world = World(rank, ranks, torch.device("cpu"))
+    with (
+        closing(Images(learnt.pictures, 16, batch=6 // ranks)) as images,
+        closing(batches(images, learnt, RECIPE, steps, 6, world)) as found,
+    ):
+        return [numbers for numbers, pixels in found if len(pixels) == 6 // ranks]
+
+
+def test_a_share_of_the_labels_is_kept_as_a_list_that_can_be_used_again(
+    folder: Path, shards: Path, backbone: Path, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, size=32, epochs=1, batch=4)
+    few = evaluate_finetune(backbone, str(shards), "folder", str(folder), recipe, untrained=False, share=0.25)
+    assert (few["trained_on"], few["steps"], few["share"]) == (6, 2, 0.25)
+    file = backbone / few["rows"]
+    again = open_labelled(str(shards), str(file))
+    assert [again.classes[label] for label in again.labels].count("red") == 3
+    of_files = evaluate_finetune(backbone, str(folder), None, str(folder), recipe, untrained=False, share=0.5)
+    assert len(open_labelled(str(backbone / of_files["rows"]))) == of_files["trained_on"] == 12
+    for share in (0, 1.5):
+        with pytest.raises(UserError, match=f"--share {share}: a part of the images"):
+            evaluate_finetune(backbone, str(folder), None, None, recipe, untrained=False, share=share)
 
 
 def test_what_cannot_be_learnt_is_said_before_any_work(shards: Path, backbone: Path, tmp_path: Path) -> None:

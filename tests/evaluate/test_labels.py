@@ -12,12 +12,13 @@ from ingest.tools.excluded import exclude
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.embed import embed
 from seer_pipe.evaluate.features import Images
-from seer_pipe.evaluate.finetune import Recipe, evaluate_finetune
+from seer_pipe.evaluate.finetune import evaluate_finetune
 from seer_pipe.evaluate.knn import evaluate_knn
 from seer_pipe.evaluate.labels import Labelled, left_out, open_labelled
 from seer_pipe.evaluate.linear import evaluate_linear, evaluate_lowshot
 from seer_pipe.evaluate.results import kept
 from seer_pipe.evaluate.retrieval import evaluate_retrieval
+from seer_pipe.evaluate.training import Recipe
 from seer_pipe.evaluate.transfer import evaluate_transfer, read_list
 from seer_pipe.shards import ShardSet, ShardWriter, write_manifest
 from seer_pipe.store import open_store
