@@ -71,6 +71,7 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_best_stage_may_be_an_earlier_one(spoilt: Path, folder: Path, monkeypatch) -> None:
     monkeypatch.setattr(stages, "NUMBERS", 1024)  # 28 classifiers at four stages would take their time
+    monkeypatch.setattr(classifiers, "GRID", classifiers.GRID[8:16:4])
     monkeypatch.setattr(classifiers, "LEAST_STEPS", 200)
     knn = evaluate_knn(spoilt, str(folder), None, None, k=3, temperature=0.07, untrained=False, stage="all")
     assert knn["best_stage"] < 4
