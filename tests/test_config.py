@@ -151,8 +151,8 @@ def test_a_crop_has_strengths_of_its_own(tmp_path: Path) -> None:
 
 
 #: All settings that every resume may change, and those that none may.
-FREE = {"name", "data.path", "data.sources", "data.threads", "data.ahead", "data.memory_gb", "data.cache",
-        "data.max_bad_fraction", "train.device", "train.threads", "train.parallel", "train.shard_within",
+FREE = {"name", "data.path", "data.repeats", "data.sources", "data.threads", "data.ahead", "data.memory_gb",
+        "data.cache", "data.max_bad_fraction", "train.device", "train.threads", "train.parallel", "train.shard_within",
         "train.compile", "train.channels_last", "train.cudnn_benchmark", "train.fused_bn", "train.log_every",
         "train.log_to", "train.checkpoint_every", "train.keep",
         "train.keep_every_images", "train.checkpoints", "train.stop_before", "health.max_skips",

@@ -26,6 +26,13 @@ def curate(
             min=1, help="Images to keep; by default so many that no group gives more than the median one holds."
         ),
     ] = None,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            min=1, help="How often an epoch may have an image, where its group has too few; then --keep counts "
+            "repeats, and repeats.parquet is written for data.repeats."
+        ),
+    ] = 1,
     duplicates: Annotated[
         float,
         typer.Option(
@@ -41,7 +48,14 @@ def curate(
     from seer_pipe.report.curated import write_curation
 
     result = write_curation(
-        source, out, data, keep=keep, threshold=duplicates, labels=labels, say=lambda line: print(line, file=sys.stderr)
+        source,
+        out,
+        data,
+        keep=keep,
+        threshold=duplicates,
+        repeats=repeats,
+        labels=labels,
+        say=lambda line: print(line, file=sys.stderr),
     )
     if result is not None:
         show(result, as_json)

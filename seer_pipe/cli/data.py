@@ -38,8 +38,9 @@ def inspect(
         return
     images, sources = found.pop("images"), found.pop("sources")
     for source in sources:
-        print("{path}: {images} images in {shards} shards, {gigabytes} GB, {excluded} excluded; {images_per_batch} per "
-              "batch; epoch {epoch}, step {step_of_epoch} of {steps_per_epoch}; {left_out_per_epoch} skipped per epoch"
+        print("{path}: {images} images in {shards} shards, {gigabytes} GB, {excluded} excluded, {repeated} repeated; "
+              "{images_per_batch} per batch; epoch {epoch}, "
+              "step {step_of_epoch} of {steps_per_epoch}; {left_out_per_epoch} skipped per epoch"
               .format(**source))  # fmt: skip
     show(found, as_json)
     print(f"{'slot':>6} {'sample':>12}  shard, index")

@@ -48,6 +48,7 @@ class Source(Section):
     weight: Annotated[float, Field(gt=0)] = Field(
         description="share of the batch, in proportion to the others'; a small set with a large one is repeated often"
     )
+    repeats: Place | None = Field(None, description="as data.repeats, of this set")
 
 
 class Cache(Section):
@@ -69,6 +70,10 @@ class Data(Section):
     sources: Annotated[Annotated[list[Source], Field(min_length=1)] | None, FREE] = Field(
         None, description="shard sets to be mixed, instead of path; every batch holds the same number of images of each"
     )
+    repeats: Annotated[Place | None, FREE] = Field(
+        None, description="file of how often a sample comes in an epoch where that is not once, as seer-pipe curate "
+        "--repeats writes it; it may move, but not change"
+    )  # fmt: skip
     lanes: Positive | None = Field(
         None, description="parts of the set that a batch comes from, a divisor of the batch; default: the batch. Fewer "
         "open fewer chunks at a time, and mix a batch less"
@@ -99,12 +104,19 @@ class Data(Section):
     def _one_origin(self) -> Data:
         if (self.path is None) == (self.sources is None):
             raise ValueError("give either path or sources, and set the other to null")
+        if self.sources is not None and self.repeats is not None:
+            raise ValueError("repeats is of path; of several sets each of the sources has its own")
         return self
 
     @property
     def paths(self) -> list[str]:
         """Of all shard sets."""
         return [self.path] if self.path is not None else [source.path for source in self.sources or []]
+
+    @property
+    def repeats_of_paths(self) -> list[str | None]:
+        """The file of repeats of each of them."""
+        return [self.repeats] if self.path is not None else [source.repeats for source in self.sources or []]
 
 
 class Model(Section):

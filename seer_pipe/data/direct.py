@@ -64,6 +64,8 @@ class Direct:
         if late and not wait:
             raise BlockingIOError
         for row in late:
+            if places.copy[row]:
+                continue  # the next copies of its chunk lie elsewhere
             left = self._chunk - int(places.inside[row])
             self._folder.expect(shards[row], offsets[row], min(EXPECTED, left * lengths[row]))
         for row in late:

@@ -146,5 +146,6 @@ class Loader:
             replaced += self._stream.replace(step, samples, bad, attempts)
 
     def _augment(self, samples: Samples, epochs: Ints) -> tuple[list[Crops], list[torch.Tensor]]:
-        views = draw(self._seed, epochs, samples.places.sample, samples.height, samples.width, self._crops)
+        keys = samples.places.drawn_as(self._plan.samples)
+        views = draw(self._seed, epochs, keys, samples.height, samples.width, self._crops)
         return views, self._augmenter([image for image in samples.data if image is not None], views)

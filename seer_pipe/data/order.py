@@ -21,11 +21,13 @@ What follows from it:
 - With chunks of one sample, as in small sets, an epoch is a full shuffle.
 - The state of it all is the number of finished steps.
 
-Samples that are excluded do not count: positions are those of the kept samples.
+Samples that are excluded do not count: positions are those of the kept samples. A sample that comes several times an
+epoch has as many positions. Its further copies stand behind what is left over at the ends of shards (`repeats.py`), and
+are cut into chunks with that: so copies are in different chunks, and meet each other as any two images do.
 
-Nothing here grows with the number of samples or chunks, but for the list of the excluded: all chunks but one have
-the same size, so a position is turned into a chunk by a division, and the permutations are Feistel networks that are
-evaluated where they are needed.
+Nothing here grows with the number of samples or chunks, but for the lists of the excluded and of those that come
+several times: all chunks but one have the same size, so a position is turned into a chunk by a division, and the
+permutations are Feistel networks that are evaluated where they are needed.
 
     step, slot ──▶ lane, round, track ──▶ position in the row ──▶ chunk ──▶ shard and sample in it
 """
@@ -43,6 +45,7 @@ import numpy as np
 import numpy.typing as npt
 
 from seer_pipe.data.random import derive_key, mix64, uniform
+from seer_pipe.data.repeats import Copies, Repeats
 from seer_pipe.errors import UserError
 
 #: Raised whenever the same inputs would give another order; part of the fingerprint.
@@ -100,6 +103,12 @@ class Places:
     sample: Ints  # number of the sample in the whole set, the same in every plan
     chunk: Ints  # number of the chunk that it is read with, the same in every epoch
     inside: Ints  # its place in that chunk
+    copy: Ints  # which of its copies in an epoch, from 0
+
+    def drawn_as(self, samples: int) -> Ints:
+        """What keys the views of each, in a set or mix of so many ``samples``: its number, and for a further copy one
+        beyond the set, so that the copies of an epoch are seen differently."""
+        return self.sample + self.copy * samples
 
     def __len__(self) -> int:
         return len(self.sample)
@@ -133,7 +142,8 @@ class Plan:
     """The order of a shard set for one global batch size.
 
     ``counts``: samples of each shard, [S]. ``batch``: B, images per step over all ranks. ``seed``: of the order.
-    ``excluded``: numbers of excluded samples, rising; the order is one of the others alone.
+    ``excluded``: numbers of excluded samples, rising; the order is one of the others alone. ``repeats``: samples
+    that come several times an epoch, or not at all.
     ``chunk``: samples a chunk; by default at most 128, and less where the set is small, so that a track has four
     chunks at least. ``lanes``: L, a divisor of B; by default B. ``window``: W, the tracks of a lane; with L that is
     how many chunks are open at a time, L*W.
@@ -146,6 +156,7 @@ class Plan:
         *,
         seed: int,
         excluded: Sequence[int] | Ints = (),
+        repeats: Repeats = Repeats(),
         lanes: int | None = None,
         chunk: int | None = None,
         window: int = WINDOW,
@@ -154,18 +165,25 @@ class Plan:
         self._first: Ints = np.cumsum(everything) - everything  # number of each shard's first sample
         self.samples = int(everything.sum())  # excluded ones too
         out = np.asarray(excluded, np.int64)
+        if (repeats.times == 0).any():
+            out = np.union1d(out, repeats.sample[repeats.times == 0])
+        several = (repeats.times > 1) & ~np.isin(repeats.sample, out)
+        self._copies = Copies(repeats.sample[several], repeats.times[several])
         per_shard = np.diff(np.searchsorted(out, np.append(self._first, self.samples)))
         self.counts: Ints = everything - per_shard  # of the samples that are kept
-        # Kept samples before each excluded one. The one thing that grows, so 4 bytes each where that will do.
+        # Kept samples before each excluded one. This and the copies grow, so 4 bytes each where that will do.
         self._gaps = (out - np.arange(len(out))).astype(np.uint32 if self.samples < 2**32 else np.int64)
-        self.total = int(self.counts.sum())
+        self.kept = int(self.counts.sum())
+        self.repeated = len(self._copies)  # images of an epoch that are a sample's second or later copy
+        self.total = self.kept + self.repeated  # images of an epoch
         self.batch, self.seed, self.window = batch, seed, window
         self.lanes = batch if lanes is None else lanes
         if batch < 1 or self.lanes < 1 or batch % self.lanes:
             raise UserError(f"data.lanes {self.lanes}: must divide the batch of {batch}")
         if self.samples and not self.total:
             raise UserError(
-                f"all {self.samples} images of the set are excluded: delete its excluded.parquet to have them"
+                f"all {self.samples} images of the set are excluded: delete its excluded.parquet to have them, or "
+                "leave out data.repeats"
             )
         if self.total < batch:
             raise UserError(f"{self.total} images are fewer than a batch of {batch}: lower train.batch")
@@ -178,7 +196,8 @@ class Plan:
         self._left_end: Ints = np.cumsum(left)  # left-over samples up to each shard's end
         self._left_before: Ints = self._left_end - left
         self._whole = int(self._whole_end[-1])
-        made, self._ragged = divmod(int(self._left_end[-1]), self.chunk)
+        self._left = int(self._left_end[-1])  # behind them stand the further copies
+        made, self._ragged = divmod(self._left + self.repeated, self.chunk)
         self._equal = self._whole + made  # chunks of full size; one more, of `_ragged` samples, may follow
 
     @property
@@ -200,6 +219,8 @@ class Plan:
         about = [ORDER_VERSION, self.batch, self.lanes, self.chunk, self.window, self.seed, self.counts.tolist()]
         if len(self._gaps):
             about.append(hashlib.sha256(self._gaps.astype(np.int64).tobytes()).hexdigest())
+        if self.repeated:
+            about.append(self._copies.digest)
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def epoch_of(self, step: int, slots: Ints) -> Ints:
@@ -258,7 +279,8 @@ class Plan:
     def _at(self, chunk: Ints, inside: Ints) -> Places:
         """The samples number ``inside`` of chunks ``chunk``; both [n]."""
         whole = chunk < self._whole
-        left = (chunk - self._whole) * self.chunk + inside  # place among the left-overs of all shards
+        place = (chunk - self._whole) * self.chunk + inside  # among the left-overs of all shards and further copies
+        left = np.minimum(place, self._left - 1)
         shard = np.where(
             whole,
             np.searchsorted(self._whole_end, chunk, side="right"),
@@ -270,7 +292,16 @@ class Plan:
             self._left_start[shard] + left - self._left_before[shard],
         )
         sample = self._number(self._kept_start[shard] + kept)
-        return Places(shard, sample - self._first[shard], sample, chunk, inside)
+        found = Places(shard, sample - self._first[shard], sample, chunk, inside, np.zeros_like(sample))
+        if self.repeated and len(rows := np.flatnonzero(~whole & (place >= self._left))):
+            found[rows] = self._copy(place[rows] - self._left, chunk[rows], inside[rows])
+        return found
+
+    def _copy(self, place: Ints, chunk: Ints, inside: Ints) -> Places:
+        """The further copies at ``place`` [n] of their row, which are read with those chunks."""
+        sample, copy = self._copies.at(place)
+        shard = np.searchsorted(self._first, sample, side="right") - 1
+        return Places(shard, sample - self._first[shard], sample, chunk, inside, copy)
 
     def _number(self, kept: Ints) -> Ints:
         """The numbers in the whole set of the samples that are number ``kept``, [n], among the kept ones."""
@@ -284,18 +315,25 @@ class Plan:
         return self._at(np.full(size, chunk), np.arange(size))
 
     def substitute(self, step: int, slots: Ints, attempt: int | Ints) -> Places:
-        """What stands in for unusable samples: any sample of the set, drawn by place and ``attempt`` alone.
+        """What stands in for unusable samples: any image of an epoch, drawn by place and ``attempt`` alone.
 
         So a bad image costs itself: no other place shifts, and every world size takes the same substitute.
         """
         draw = uniform(derive_key(self.seed, _SUBSTITUTE, step, slots), attempt)
         return self.places(np.minimum((draw * self.total).astype(np.int64), self.total - 1))
 
-    def places(self, kept: Ints) -> Places:
-        """Where the samples stand that are number ``kept``, [n], among those that are not excluded."""
+    def places(self, numbers: Ints) -> Places:
+        """Where the images stand that are number ``numbers``, [n], of an epoch: the samples that are not excluded, then
+        the further copies."""
+        kept = np.minimum(numbers, self.kept - 1)
         shard = np.searchsorted(self._kept_start, kept, side="right") - 1
         sample, index = self._number(kept), kept - self._kept_start[shard]
         past = index - self._left_start[shard]  # place among the shard's left-overs
         number, place = np.divmod(np.where(past < 0, index, self._left_before[shard] + past), self.chunk)
         chunk = np.where(past < 0, self._whole_before[shard], self._whole) + number
-        return Places(shard, sample - self._first[shard], sample, chunk, place)
+        found = Places(shard, sample - self._first[shard], sample, chunk, place, np.zeros_like(sample))
+        if self.repeated and len(rows := np.flatnonzero(numbers >= self.kept)):
+            copy = numbers[rows] - self.kept
+            number, place = np.divmod(self._left + copy, self.chunk)
+            found[rows] = self._copy(copy, self._whole + number, place)
+        return found

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from seer_pipe.config import Data
 from seer_pipe.data.cache import Cache
 from seer_pipe.data.order import Ints, Places, Plan
 from seer_pipe.data.random import derive_key
+from seer_pipe.data.repeats import Repeats, read_repeats
 from seer_pipe.errors import UserError
 from seer_pipe.shards import ShardIndex, ShardSet
 
@@ -86,6 +88,7 @@ class Mix:
     def __init__(self, plans: Sequence[Plan]) -> None:
         self.plans = list(plans)
         self.batch, self.lanes = sum(p.batch for p in plans), sum(p.lanes for p in plans)
+        self.samples = sum(p.samples for p in plans)
         self.total = sum(p.total for p in plans)
         self.chunk, self.window = max(p.chunk for p in plans), max(p.window for p in plans)
         self._shards: Ints = np.cumsum([0, *(len(p.counts) for p in plans)])
@@ -166,7 +169,14 @@ class Mix:
 
 Shards = ShardSet | ShardSets
 Order = Plan | Mix
-Known = tuple[Sequence[int] | Ints, Sequence[int] | Ints]  # of a set: samples of each shard, numbers of the excluded
+
+
+class Known(NamedTuple):
+    """What the order needs of a set."""
+
+    counts: Sequence[int] | Ints  # samples of each shard
+    excluded: Sequence[int] | Ints = ()  # their numbers
+    repeats: Repeats = Repeats()
 
 
 def apportion(weights: Sequence[float], lanes: int) -> list[int]:
@@ -188,7 +198,11 @@ def apportion(weights: Sequence[float], lanes: int) -> list[int]:
 def open_data(data: Data, batch: int, seed: int) -> tuple[Shards, Order]:
     """The shard set or sets of a run and the order of its batches. UserError where they cannot be used so."""
     sets = [ShardSet.open(path) for path in data.paths]
-    order = order_of(data, batch, seed, [(shards.counts, shards.excluded) for shards in sets])
+    known = [
+        Known(shards.counts, shards.excluded, Repeats() if file is None else read_repeats(file, shards))
+        for shards, file in zip(sets, data.repeats_of_paths, strict=True)
+    ]
+    order = order_of(data, batch, seed, known)
     return sets[0] if data.sources is None else ShardSets(sets), order
 
 
@@ -208,9 +222,9 @@ def order_of(data: Data, batch: int, seed: int, sets: Sequence[Known]) -> Order:
 
 
 def _plan(data: Data, path: str, known: Known, batch: int, lanes: int | None, seed: int) -> Plan:
-    counts, excluded = known
     try:
-        return Plan(counts, batch, seed=seed, excluded=excluded, lanes=lanes, chunk=data.chunk, window=data.window)
+        return Plan(known.counts, batch, seed=seed, excluded=known.excluded, repeats=known.repeats, lanes=lanes,
+                    chunk=data.chunk, window=data.window)  # fmt: skip
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -105,18 +105,21 @@ def allot(sizes: Ints, parents: Sequence[Ints], target: int, rng: np.random.Gene
     return kept
 
 
-def default_target(sizes: Ints, parents: Sequence[Ints]) -> int:
-    """So many images that no topmost cluster gives more than the median one holds."""
+def default_target(sizes: Ints, parents: Sequence[Ints], repeats: int = 1) -> int:
+    """So many images that no topmost cluster gives more than the median one holds, each taken ``repeats`` times at
+    most."""
     top = totals(sizes, parents)[-1]
-    return int(np.minimum(top, int(np.median(top[top > 0]))).sum())
+    return int(np.minimum(top * repeats, int(np.median(top[top > 0]))).sum())
 
 
-def choose(cluster: Ints, kept: Ints, rng: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which images to take, at random: of the lowest cluster k, to which those with ``cluster`` k belong, ``kept[k]``;
-    none where ``cluster`` is -1."""
+def choose(cluster: Ints, kept: Ints, rng: np.random.Generator) -> Ints:
+    """How often to take each image: of the lowest cluster k, to which those with ``cluster`` k belong, ``kept[k]`` in
+    all, at random and none again before all were taken; none where ``cluster`` is -1."""
     order = rng.permutation(len(cluster))
     order = order[np.argsort(cluster[order], kind="stable")]
     order = order[cluster[order] >= 0]
-    chosen = np.zeros(len(cluster), bool)
-    chosen[order[_place(cluster[order]) < kept[cluster[order]]]] = True
-    return chosen
+    own = cluster[order]
+    each, further = np.divmod(kept, np.maximum(np.bincount(own, minlength=len(kept)), 1))
+    times = np.zeros(len(cluster), np.int64)
+    times[order] = each[own] + (_place(own) < further[own])
+    return times

@@ -1,8 +1,9 @@
 """Which images of a shard set to keep: balanced over clusters of clusters, without semantic duplicates.
 
-OUT/keep.parquet      key, shard, index, cluster, group: of the images to train on
+OUT/keep.parquet      key, shard, index, cluster, group, repeats (per epoch): of the images to train on
 OUT/exclude.parquet   the same of all others, with why (duplicate, surplus), the key of what a duplicate repeats, and
                       its cosine to the nearest earlier image; for seer-ingest exclude
+OUT/repeats.parquet   where images may be repeated: all that do not come once, for data.repeats
 OUT/                  also what `cluster` writes, of the lowest level
 
 ``cluster`` is of the lowest level, ``group`` of the highest. Images that the set excludes are in neither file.
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 import torch
 
 from seer_pipe.data.order import Ints
+from seer_pipe.data.repeats import Repeats, write_repeats
 from seer_pipe.distributed.world import join
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.balance import allot, ancestors, choose, default_levels, default_target, hierarchy
@@ -36,12 +38,14 @@ from seer_pipe.evaluate.embeddings import (
     rows_of,
     weights_of,
 )
+from seer_pipe.shards import ShardSet
 
 PIECE = 1 << 16  # rows at once, for their mean
-KEPT = pa.schema([("key", pa.string()), ("shard", pa.string()), ("index", pa.int32()), ("cluster", pa.int32()),
+ROWS = pa.schema([("key", pa.string()), ("shard", pa.string()), ("index", pa.int32()), ("cluster", pa.int32()),
                   ("group", pa.int32())])  # fmt: skip
+KEPT = ROWS.append(pa.field("repeats", pa.int32()))
 LEFT = (
-    KEPT.append(pa.field("why", pa.string()))
+    ROWS.append(pa.field("why", pa.string()))
     .append(pa.field("of", pa.string()))
     .append(pa.field("cosine", pa.float32()))
 )
@@ -57,17 +61,22 @@ class Curation:
     cluster: Ints  # of the lowest level
     group: Ints  # of the highest
     duplicates: Duplicates
-    kept: npt.NDArray[np.bool_]
+    times: Ints  # that it comes in an epoch
+
+    @property
+    def kept(self) -> npt.NDArray[np.bool_]:
+        return self.times > 0
 
     def groups(self) -> tuple[Ints, Ints]:
-        """Images of each group, and those of them that are kept."""
+        """Images of each group, and how many an epoch has of it."""
         had = np.bincount(self.group)
-        return had, np.bincount(self.group, self.kept, len(had)).astype(np.int64)
+        return had, np.bincount(self.group, self.times, len(had)).astype(np.int64)
 
     def summary(self) -> dict[str, Any]:
         repeated = int(self.duplicates.found.sum())
         left = {"duplicates": repeated, "surplus": len(self.kept) - repeated - int(self.kept.sum())}
-        return {"images": len(self.kept), "kept": int(self.kept.sum()), "left_out": left, "levels": self.levels}
+        counts = {"images": len(self.times), "kept": int(self.kept.sum()), "images_per_epoch": int(self.times.sum())}
+        return {**counts, "left_out": left, "levels": self.levels}
 
 
 def curate(
@@ -77,20 +86,23 @@ def curate(
     *,
     keep: int | None = None,
     threshold: float = 0.9,
+    repeats: int = 1,
     say: Callable[[str], None] = lambda _: None,
 ) -> Curation | None:
     """Choose the images of a set to keep, and write them into folder ``out``; None but on the first rank.
 
-    ``source``, ``data``: as `embedded` takes them. ``keep``: how many images; by default so many that no group gives
-    more than the median one holds. ``threshold``: the cosine of centred features above which two images are one.
+    ``source``, ``data``: as `embedded` takes them. ``keep``: how many images an epoch has; by default so many that
+    no group gives more than the median one holds. ``repeats``: how often an epoch may have an image, where its group
+    has too few. ``threshold``: the cosine of centred features above which two images are one.
     The same features give the same choice.
     """
     with join() as world:
         file, data = embedded(source, data, out, say)
         world.barrier()  # the first rank has put the parts together
         images = open_embeddings(file).metadata.num_rows
-        if images < (keep or 2):
-            raise UserError(f"{file}: has {images} images, too few to keep {keep or 'some'} of; give fewer by --keep")
+        if images * repeats < (keep or 2):
+            raise UserError(f"{file}: has {images} images, too few to keep {keep or 'some'} of; give fewer by --keep, "
+                            "or more --repeats")  # fmt: skip
         levels = default_levels(images)
         named = cluster(file, out, levels[0], world=world, say=say)
         if not world.is_first:
@@ -110,10 +122,13 @@ def curate(
     rng = np.random.default_rng(0)
     single = np.where(repeated.found, -1, lowest)
     left = np.bincount(single[single >= 0], minlength=levels[0])
-    taken = allot(left, parents, default_target(left, parents) if keep is None else keep, rng)
+    target = default_target(left, parents, repeats) if keep is None else keep
+    taken = allot(left * repeats, parents, target, rng)
     group = ancestors(levels[0], parents)[-1]
     found = Curation(file, data, levels, lowest, group[lowest], repeated, choose(single, taken, rng))
     _write(found, out)
+    if repeats > 1:
+        _write_repeats(found, out / "repeats.parquet")
     return found
 
 
@@ -134,7 +149,8 @@ def _write(found: Curation, out: Path) -> None:
             for name, column in (("cluster", found.cluster), ("group", found.group)):
                 table = table.append_column(name, pa.array(column[here], pa.int32()))
             kept, first = found.kept[here], found.duplicates.first[here]
-            keep.write_table(table.filter(kept).cast(KEPT))
+            times = pa.array(found.times[here], pa.int32())
+            keep.write_table(table.append_column("repeats", times).filter(kept).cast(KEPT))
             repeats = pa.array(np.searchsorted(firsts, first), mask=first < 0)
             cosine = pa.array(found.duplicates.cosine[here], mask=first < 0)
             why = pa.array(np.where(first < 0, "surplus", "duplicate"))
@@ -144,3 +160,17 @@ def _write(found: Curation, out: Path) -> None:
             start = here.stop
     for name, file in partial.items():
         file.replace(out / f"{name}.parquet")
+
+
+def _write_repeats(found: Curation, file: Path) -> None:
+    """How often each image comes, by its number in the set."""
+    shards, opened = ShardSet.open(found.data), open_embeddings(found.embeddings)
+    starts = dict(zip(shards.paths, shards.starts.tolist(), strict=False))
+    numbers = []
+    for group in range(opened.num_row_groups):
+        table = opened.read_row_group(group, ["shard", "index"])
+        first = np.array([starts[shard] for shard in table["shard"].to_pylist()], np.int64)
+        numbers.append(first + table["index"].to_numpy())
+    sample = np.concatenate(numbers)
+    order = np.argsort(sample)
+    write_repeats(file, shards, Repeats(sample[order], found.times[order]))

@@ -43,7 +43,7 @@ def draw_crops(config: Config, out: Path, *, images: int, step: int) -> None:
                 raise UserError(f"{config.data.path}: none of the {len(slots)} images of step {step} can be used; "
                                 "run seer-ingest verify on the set")  # fmt: skip
             usable, epochs = samples.take(rows), plan.epoch_of(step, slots[rows])
-            views = draw(config.seed, epochs, usable.places.sample, usable.height, usable.width, specs)
+            views = draw(config.seed, epochs, usable.places.drawn_as(plan.samples), usable.height, usable.width, specs)
             try:
                 crops = augmenter([image for image in usable.data if image is not None], views)
                 break

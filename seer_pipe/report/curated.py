@@ -32,6 +32,7 @@ def write_curation(
     *,
     keep: int | None = None,
     threshold: float,
+    repeats: int = 1,
     labels: str | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any] | None:
@@ -39,17 +40,23 @@ def write_curation(
 
     ``labels``: what the page counts the images by, as in the evaluations; by default the domain they are from.
     """
-    found = curate(source, data, out, keep=keep, threshold=threshold, say=say)
+    found = curate(source, data, out, keep=keep, threshold=threshold, repeats=repeats, say=say)
     if found is None:
         return None
     shards = ShardSet.open(found.data)
     summary = found.summary()
+    file = out / ("exclude.parquet" if repeats == 1 else "repeats.parquet")
+    command = f"seer-ingest exclude {shlex.quote(found.data)} --keys {shlex.quote(str(file))}"
+    if repeats > 1:
+        command = (
+            f"seer-pipe train RECIPE {shlex.quote(f'data.path={found.data}')} {shlex.quote(f'data.repeats={file}')}"
+        )
     page = environment().get_template("curated.html").render(
         name=shards.store.url, summary=summary, by="label" if labels else "domain", names=_names(found, shards, labels),
         chart=_chart(found), thresholds=_thresholds(found), style=style(), **_pictures(found, shards),
-        command=f"seer-ingest exclude {shlex.quote(found.data)} --keys {shlex.quote(str(out / 'exclude.parquet'))}",
+        command=command,
     )  # fmt: skip
-    return summary | {"exclude": str(out / "exclude.parquet"), "page": str(write_page(page, out))}
+    return summary | {file.stem: str(file), "page": str(write_page(page, out))}
 
 
 def _chart(found: Curation) -> Chart:
@@ -57,7 +64,7 @@ def _chart(found: Curation) -> Chart:
     order = np.argsort(-had, kind="stable")
     series = {
         name: [(float(place), float(images)) for place, images in enumerate(column[order].tolist(), start=1)]
-        for name, column in (("in the set", had), ("kept", kept))
+        for name, column in (("in the set", had), ("in an epoch", kept))
     }
     return Chart("Images of each group", "The largest group first.", series, across="group")
 
@@ -74,12 +81,14 @@ def _sample(found: Curation, rows: Ints) -> Sample:
 
 
 def _names(found: Curation, shards: ShardSet, labels: str | None) -> list[list[str]]:
-    """The most frequent labels or domains with their images in the set and among the kept; of SAMPLE images at most."""
+    """The most frequent labels or domains with their images in the set and in an epoch; of SAMPLE images at most."""
     by = labeller(shards, labels) if labels else Labeller("source", domain)
-    rows = np.unique(np.linspace(0, len(found.kept) - 1, SAMPLE).astype(np.int64))
+    rows = np.unique(np.linspace(0, len(found.times) - 1, SAMPLE).astype(np.int64))
     named = [by.label(value) for value in sidecars_of(shards, _sample(found, rows), by.column)[0]]
     had = Counter(filter(None, named))
-    kept = Counter(name for name, is_kept in zip(named, found.kept[rows], strict=True) if is_kept)
+    kept: Counter[str] = Counter()
+    for name, times in zip(named, found.times[rows].tolist(), strict=True):
+        kept[name] += times
     return [[name, f"{count:,}", f"{kept[name]:,}"] for name, count in had.most_common(NAMES)]
 
 

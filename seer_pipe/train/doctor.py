@@ -10,7 +10,7 @@ from torch import nn
 
 from seer_pipe import config as settings
 from seer_pipe.data.pieces import piece_size
-from seer_pipe.data.sources import Mix, Order, apportion, open_data, order_of
+from seer_pipe.data.sources import Known, Mix, Order, apportion, open_data, order_of
 from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk, multiply_adds
 from seer_pipe.train.build import checkpointed
@@ -38,7 +38,7 @@ def examine(
     """
     derived = settings.derive(config, order.total, gpus, correlation=order.correlation[1])
     meta = outlined(config)
-    memory = estimate_memory(config, gpus, meta=meta, samples=order.total)
+    memory = estimate_memory(config, gpus, meta=meta, samples=order.samples)
     flops = training_flops(config, meta)
     rate = FAST_GPU * 1e12 / flops
     found, sent = problems(config, derived, gpus, memory["total"], gpu_memory), []
@@ -67,7 +67,7 @@ def supposed(config: settings.Config, images: int) -> Order:
     """The order of so many images: one set, or several as large as their weights, so that all take as long."""
     sources = config.data.sources
     sizes = [images] if sources is None else apportion([source.weight for source in sources], images)
-    return order_of(config.data, config.train.batch, config.seed, [([size], ()) for size in sizes])
+    return order_of(config.data, config.train.batch, config.seed, [Known([size]) for size in sizes])
 
 
 def mixing(config: settings.Config, order: Order, gpus: int, image_bytes: float) -> dict[str, float]:

@@ -31,8 +31,8 @@ FAILED_SAVES = 3
 CALLED = {"shards": "shard set", "plan": "order of its images", "views": "version of the views"}
 ADVICE = {
     "shards": "train a changed shard set in another folder",
-    "plan": "excluded.parquet, a setting of data, the seed or this program's order changed; put it back, or train in "
-    "another folder",
+    "plan": "excluded.parquet, a setting or the repeats of data, the seed or this program's order changed; put it "
+    "back, or train in another folder",
     "views": "its crops would change; finish the run with the release that began it, or train in another folder",
 }
 

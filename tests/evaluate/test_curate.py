@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 
 from ingest.tools.excluded import exclude
 from seer_pipe.cli import app
+from seer_pipe.config import Data
+from seer_pipe.data.sources import open_data
 from seer_pipe.distributed.kmeans import kmeans
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate import duplicates as module
@@ -72,8 +74,18 @@ def test_an_allotment_is_level_in_every_cluster(data: st.DataObject, seed: int) 
         assert top.max() <= cut.min() + 1
     cluster = np.repeat(np.arange(len(sizes)), sizes)
     chosen = choose(np.append(cluster, -1), kept, np.random.default_rng(seed))
-    assert np.bincount(cluster[chosen[:-1]], minlength=len(sizes)).tolist() == kept.tolist()
+    assert np.bincount(cluster, chosen[:-1], len(sizes)).tolist() == kept.tolist()
+    assert set(chosen.tolist()) <= {0, 1}
     assert not chosen[-1]
+    repeats = data.draw(st.integers(1, 5))
+    kept = allot(sizes * repeats, parents, target, np.random.default_rng(seed))
+    times = choose(cluster, kept, np.random.default_rng(seed))
+    assert kept.sum() == min(target, sizes.sum() * repeats)
+    assert np.bincount(cluster, times, len(sizes)).tolist() == kept.tolist()
+    for number in range(len(sizes)):  # no image comes again before each of its cluster came
+        own = times[cluster == number]
+        assert not len(own) or own.max() - own.min() <= 1
+    assert not len(times) or times.max() <= repeats
 
 
 def test_levels() -> None:
@@ -98,11 +110,11 @@ def test_the_highest_clusters_are_as_many_for_rare_kinds_as_for_a_frequent_one()
     shares = {}
     for name, above in (("levels", parents), ("lowest", [])):
         kept = allot(sizes, above, 400, np.random.default_rng(0))
-        shares[name] = np.bincount(kind[choose(cluster, kept, np.random.default_rng(0))], minlength=8)
+        shares[name] = np.bincount(kind, choose(cluster, kept, np.random.default_rng(0)), 8)
         assert shares[name].sum() == 400
     assert shares["levels"][0] < 2 * shares["levels"][1:].mean()
     assert shares["lowest"][0] > 4 * shares["lowest"][1:].mean()
-    assert 300 < default_target(sizes, parents) < 1200
+    assert 300 < default_target(sizes, parents) < default_target(sizes, parents, 4) < 1200
 
 
 @pytest.mark.parametrize("block", [4096, 7], ids=["one block", "many blocks"])
@@ -212,7 +224,8 @@ def test_so_many_are_kept_and_the_page_tells_what_was_taken(backbone: Path, lops
 
     first = seer_pipe(backbone, lopsided, "--out", tmp_path / "out", "--keep", 100, "--labels", "folder")
     assert first == {
-        "images": 280, "kept": 100, "left_out": {"duplicates": 20, "surplus": 160}, "levels": [35, 8],
+        "images": 280, "kept": 100, "images_per_epoch": 100, "levels": [35, 8],
+        "left_out": {"duplicates": 20, "surplus": 160},
         "exclude": str(tmp_path / "out/exclude.parquet"), "page": str(tmp_path / "out/index.html"),
     }  # fmt: skip
     kept = pq.read_table(tmp_path / "out/keep.parquet")
@@ -226,8 +239,32 @@ def test_so_many_are_kept_and_the_page_tells_what_was_taken(backbone: Path, lops
     )
     assert again["left_out"] == {"duplicates": 0, "surplus": 180}
     assert again["images"] == 280
-    with pytest.raises(UserError, match="has 280 images, too few to keep 281 of; give fewer by --keep"):
+    with pytest.raises(UserError, match="has 280 images, too few to keep 281 of; give fewer by --keep, or more"):
         curate(tmp_path / "out/embeddings.parquet", None, tmp_path / "more", keep=281)
+    more = seer_pipe(
+        tmp_path / "out/embeddings.parquet",
+        "--out",
+        tmp_path / "more",
+        "--keep",
+        320,
+        "--repeats",
+        4,
+        "--labels",
+        "folder",
+    )
+    assert more["images_per_epoch"] == 320
+    assert f"data.repeats={more['repeats']}" in Path(more["page"]).read_text()
+    shards, batch = ShardSet.open(lopsided), 40
+    _, plan = open_data(Data(path=str(lopsided), repeats=more["repeats"]), batch, 0)
+    places = plan.locate(np.repeat(np.arange(8), batch), np.tile(np.arange(batch), 8))  # an epoch
+    keys = np.concatenate([shards.sidecar(shard, ["key"])["key"].to_numpy(zero_copy_only=False) for shard in (0, 1)])
+    drawn, kept = Counter(keys[places.sample]), pq.read_table(tmp_path / "more/keep.parquet").to_pylist()
+    assert drawn == {row["key"]: row["repeats"] for row in kept}
+    assert len({key.removesuffix("-again") for key in drawn}) == len(drawn)  # duplicates do not come
+    colours = Counter(key.split("-")[0] for key in keys[places.sample])
+    assert max(drawn.values()) == 4
+    assert colours["red"] < 1.6 * np.mean([colours[colour] for colour in COLOURS if colour != "red"])
+    assert min(colours.values()) > 20  # than there are
 
 
 @pytest.mark.slow
