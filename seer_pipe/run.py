@@ -29,7 +29,7 @@ def start(
     init_from: Path | None = None, on_purpose: Collection[str] = (),
 ) -> bool:  # fmt: skip
     """As `seer_pipe.train.loop.train`, for the command line and for jobs; ``init_from``: weights of the trunk."""
-    size = max(crop.size for crop in config.views.crops)
+    size = config.views.largest
     hooks = Hooks(
         initialise=(lambda trunk: load_weights(trunk, init_from)) if init_from else None,
         init=asdict(origin(init_from)) if init_from else None,

@@ -102,10 +102,19 @@ class Crop(Section):
         return self
 
     @property
+    def patched(self) -> bool:
+        """Whether the network sees patches out of it."""
+        return self.layout in ("grid", "shuffled_grid")
+
+    @property
     def seen(self) -> int:
         """Crops that the network sees per image."""
-        each = {"independent": 1, "quarter_turns": 4, "grid": self.grid.side**2, "shuffled_grid": self.grid.side**2}
-        return self.count * each[self.layout]
+        return self.count * (self.grid.side**2 if self.patched else 4 if self.layout == "quarter_turns" else 1)
+
+    @property
+    def whole(self) -> int:
+        """Pixels of a side of the whole crop, in the resolution that the network sees it or its patches in."""
+        return round(self.size * self.grid.side / self.grid.patch) if self.patched else self.size
 
 
 class Views(Section):
@@ -137,6 +146,11 @@ class Views(Section):
             if augment.blur_p > 0 and 3 * max(augment.blur_sigma) > crop.size - 1:
                 raise ValueError(f"blur_sigma {max(augment.blur_sigma)} reaches past a crop of {crop.size} pixels")
         return self
+
+    @property
+    def largest(self) -> int:
+        """Pixels of a side of the largest crop: what a trunk is evaluated at."""
+        return max(crop.whole for crop in self.crops)
 
     @property
     def count(self) -> int:

@@ -64,7 +64,10 @@ def _sections(
 ) -> dict[str, str]:
     """What the model card says of the run: data, recipe, what was changed on the way, and what was measured."""
     sets = len(config.data.paths)
-    crops = " + ".join(f"{crop.count}x{crop.size} px of {crop.scale}" for crop in config.views.crops)
+    crops = " + ".join(
+        f"{crop.count}x{crop.size} px of {crop.scale}" + (f" in a {crop.layout}" if crop.patched else "")
+        for crop in config.views.crops
+    )
     optimizer = config.optimizer
     sections = {
         "Data": f"{subject.state['derived']['images_in_set']:,} images without labels"

@@ -61,7 +61,7 @@ def load_run(run: Path, *, untrained: bool = False) -> tuple[Subject, settings.C
         raise UserError(f"{run}: not a run's folder (no config.yaml)")
     config = settings.load(run / "config.yaml")
     network = build_network(config)
-    size = max(crop.size for crop in config.views.crops)
+    size = config.views.largest
     if untrained:
         return Subject(network.trunk, size, 0), config, network
     found = Checkpoints(store_of(run)).latest(print)

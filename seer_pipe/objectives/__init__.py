@@ -8,6 +8,7 @@ from seer_pipe.objectives.barlow_twins.settings import BarlowTwinsSettings
 from seer_pipe.objectives.byol.settings import ByolSettings
 from seer_pipe.objectives.deepcluster.settings import DeepClusterSettings
 from seer_pipe.objectives.dino.settings import DinoSettings
+from seer_pipe.objectives.jigsaw.settings import JigsawSettings
 from seer_pipe.objectives.moco_v2.settings import MocoV2Settings
 from seer_pipe.objectives.moco_v3.settings import MocoV3Settings
 from seer_pipe.objectives.npid.settings import NpidSettings
@@ -23,6 +24,7 @@ AnySettings = Annotated[
     | ByolSettings
     | DeepClusterSettings
     | DinoSettings
+    | JigsawSettings
     | MocoV2Settings
     | MocoV3Settings
     | NpidSettings

@@ -102,6 +102,7 @@ CASES = {
         (1,),
     ),
     "rotation": Case({"name": "rotation"}, 1, (), layout="quarter_turns"),
+    "jigsaw": Case({"name": "jigsaw", "permutations": 5, "patch_dim": 8}, 1, (), layout="shuffled_grid"),
     "moco_v3": Case({"name": "moco_v3", "head": {"hidden": [16], "dim": 8}, "predictor": 16}, 2, (1,)),
     "align": Case({"name": "align", "dim": 8}, 2, (1, 3, 8)),
 }
