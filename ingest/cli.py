@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import json
 import os
 import signal
 import sys
@@ -15,13 +14,15 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from ingest.cli_tools import counted, print_rejected, tools
+from ingest.at_work import StoppedError
+from ingest.cli_progress import left_to_others, progress, report
+from ingest.cli_tools import tools
 from ingest.download import DownloadSettings
 from ingest.image import ImageSettings
 from ingest.index import IndexSource
-from ingest.job_array import Share, run_array
-from ingest.plan import prepare
-from ingest.run import StoppedError, Summary, finish, pending, sole
+from ingest.job_array import Work, run_array
+from ingest.plan import ALL, prepare
+from ingest.run import finish, pending, sole
 from ingest.sources import Source
 from ingest.sources.archive import ArchiveSource
 from ingest.sources.folder import FolderSource
@@ -30,6 +31,7 @@ from ingest.sources.urls import UrlSource
 from ingest.sources.warc import WarcSource
 from ingest.sources.webdataset import WebDatasetSource
 from seer_pipe.errors import UserError
+from seer_pipe.share import Share
 from seer_pipe.store import Store, open_store
 
 app = typer.Typer(
@@ -37,6 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Images from anywhere into a shard set.",
 )
+app.add_typer(progress)
 app.add_typer(tools)
 #: Bytes of images under way: at least, for each connection, for each worker
 MEMORY, MEMORY_PER_CONNECTION, MEMORY_PER_WORKER = 32 << 20, 128 << 10, 8 << 20
@@ -51,10 +54,13 @@ class JobOptions:
     slurm: Annotated[bool, "spread the work over a Slurm job array, or processes here where there is no Slurm"] = False
     tasks: Annotated[int, "jobs of the array"] = 8
     slurm_parameters: Annotated[str, "name=value,… for the jobs: partition, cpus_per_task, timeout_min, …"] = ""
+    share: Annotated[str, "I/N: only this share of the work, 0/N to N-1/N; others do the others, anywhere"] = ""
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.tasks < 1:
             raise UserError("workers is at least 0, tasks at least 1")
+        if self.slurm and Share.parse(self.share) != ALL:
+            raise UserError("--share and --slurm: choose one; --slurm divides the work itself")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,32 +238,31 @@ def names(text: str) -> list[str]:
 def execute(
     source: Source, store: Store, unit: int | None, job: JobOptions, image: ImageSettings, connections: int = 0
 ) -> None:
-    """Do what is left to do, write the manifest, print the summary. Without ``unit`` tars are used in place."""
-    with sole(store):
+    """Do what is left to do of the job's share; once all is done write the manifest and print the summary. Without
+    ``unit`` tars are used in place."""
+    share = Share.parse(job.share)
+    with sole(store, share):
         settings = {"unit": unit, **dataclasses.asdict(image)}
         if isinstance(job, RunOptions) and job.shuffle:
             settings["shuffle"] = True  # not written where it is off, so that older runs can be resumed
-        plan, resumed = prepare(source, store, settings, unit)
-        if resumed and (note := source.note(plan.inputs)):
+        plan, resumed = prepare(source, store, settings, unit, share)
+        if resumed and share.number == 0 and (note := source.note(plan.inputs)):
             print(f"note: {note}", file=sys.stderr)
-        if todo := pending(plan):
+        left = pending(plan)
+        own = share.part(range(plan.units)) if job.share else left
+        if not set(own).isdisjoint(left):
             workers = job.workers or len(os.sched_getaffinity(0))
             memory = max(MEMORY, connections * MEMORY_PER_CONNECTION, workers * MEMORY_PER_WORKER)
-            share = Share(source, plan, todo, image, job.workers or None, memory, job.json)
+            work = Work(source, plan, share, own, image, job.workers or None, memory, job.json)
             if job.slurm:
-                run_array(share, job.tasks, job.slurm_parameters)
+                run_array(work, job.tasks, job.slurm_parameters)
             else:
-                share()
-        report(finish(plan), job.json)
-
-
-def report(summary: Summary, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(dataclasses.asdict(summary)))
-        return
-    print(f"{summary.url}: {summary.stored} images in {counted(summary.shards)}, {summary.bytes / 1e6:.1f} MB")
-    print(f"{summary.inputs} inputs: {summary.stored} stored, {summary.inputs - summary.stored} rejected")
-    print_rejected(dict(summary.rejected))
+                work()
+            left = pending(plan) if job.share else []
+        if left:
+            left_to_others(plan, share, len(left), job.json)
+        else:
+            report(finish(plan), job.json)
 
 
 def stop(number: int, _: object) -> None:

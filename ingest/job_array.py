@@ -20,6 +20,7 @@ from ingest.unit import ShardSink
 from ingest.workers import ImagePool
 from seer_pipe import slurm
 from seer_pipe.errors import UserError
+from seer_pipe.share import Share
 
 EVERY = 10.0  # seconds between two lines of progress
 LOOK = 1.0  # seconds between two looks at the jobs
@@ -35,11 +36,12 @@ exit $code"""
 
 
 @dataclass(frozen=True)
-class Share:
+class Work:
     """Some units of a plan, and all that is needed to do those of them that are not done."""
 
     source: Source
     plan: UnitPlan
+    share: Share  # what the units are called
     units: Sequence[int]
     image: ImageSettings
     workers: int | None
@@ -54,7 +56,11 @@ class Share:
                 process, sink = (
                     (as_they_are(pool.process), IndexSink) if self.plan.in_place else (pool.process, ShardSink)
                 )
-                ingest(self.source, self.plan, todo, process, sink, memory=self.memory, as_json=self.as_json)
+                ingest(
+                    self.source, self.plan, todo, process, sink,
+                    share=self.share, earlier=sum(self.plan.size(unit) for unit in self.units if unit not in left),
+                    memory=self.memory, as_json=self.as_json,
+                )  # fmt: skip
 
     def checkpoint(self) -> Any:
         """What Slurm is to do again after a preemption or a time-out: the same, which resumes."""
@@ -63,37 +69,38 @@ class Share:
         return DelayedSubmission(self)
 
 
-def run_array(share: Share, tasks: int, parameters: str) -> None:
-    """Do ``share`` in ``tasks`` jobs, and wait for them. ChildProcessError where some units are not done then."""
+def run_array(work: Work, tasks: int, parameters: str) -> None:
+    """Do ``work`` in ``tasks`` jobs, and wait for them. ChildProcessError where some units are not done then."""
     import submitit
 
-    root = share.plan.store.local_path(INPUTS)
+    root = work.plan.store.local_path(INPUTS)
     folder = root.parent / "jobs" if root is not None else Path("seer-ingest-jobs").absolute()
     here = not slurm.available()
     executor = submitit.AutoExecutor(folder, cluster="local" if here else "slurm")
-    workers = share.workers or (max(1, len(os.sched_getaffinity(0)) // tasks) if here else None)
-    shares = [replace(share, units=share.units[task::tasks], workers=workers, as_json=True) for task in range(tasks)]
+    workers = work.workers or (max(1, len(os.sched_getaffinity(0)) // tasks) if here else None)
+    shares = [Share(task, tasks) for task in range(tasks)]
+    parts = [replace(work, share=s, units=s.part(work.units), workers=workers, as_json=True) for s in shares]
     try:
         executor.update_parameters(
             **{"name": "seer-ingest", "timeout_min": MINUTES, "slurm_teardown": [AGAIN]} | parsed(parameters)
         )
     except (NameError, TypeError) as error:
         raise UserError(f"slurm_parameters: {str(error).splitlines()[0]}") from None
-    jobs = executor.map_array(Share.__call__, [part for part in shares if part.units])
+    jobs = executor.map_array(Work.__call__, [part for part in parts if part.units])
     shown = time.monotonic()
     try:
         while running := sum(not job.done() for job in jobs) if here else len(slurm.queue([j.job_id for j in jobs])):
             time.sleep(LOOK)
             if time.monotonic() - shown >= EVERY:
                 shown = time.monotonic()
-                say(share.plan, running, share.as_json)
+                say(work.plan, running, work.as_json)
     except BaseException:
         for job in jobs:
             job.cancel()
         raise
-    if left := pending(share.plan):
+    if left := pending(work.plan):
         raise ChildProcessError(
-            f"{len(left)} of {share.plan.units} units are not done: see {folder}; the same command resumes"
+            f"{len(left)} of {work.plan.units} units are not done: see {folder}; the same command resumes"
         )
 
 

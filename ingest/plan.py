@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import tempfile
+import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -27,9 +29,12 @@ from ingest.shuffle import shuffled
 from ingest.sources import KEPT, Source
 from seer_pipe.errors import UserError
 from seer_pipe.shards import MANIFEST, rejected_path, sidecar_path
-from seer_pipe.store import FolderStore, Store, open_in
+from seer_pipe.share import Share
+from seer_pipe.store import FolderStore, Store, holding, open_in
 
 VERSION = 2
+LOOK = 1.0  # seconds between two looks for a plan that another makes
+ALL = Share()
 TEMPORARY = FolderStore.TEMPORARY  # what a killed run leaves behind begins so
 INPUTS, ABOUT = "inputs.parquet", "ingest.json"
 UNIT_BYTES = 1 << 30  # of inputs, where sizes are known beforehand: a shard is not to grow without bounds
@@ -106,13 +111,20 @@ def open_plan(store: Store) -> tuple[UnitPlan, dict[str, Any]] | None:
         raise UserError(f"{store.url}/{ABOUT}: not readable: {error}") from None
 
 
-def prepare(source: Source, store: Store, settings: Mapping[str, Any], unit: int | None) -> tuple[UnitPlan, bool]:
+def prepare(
+    source: Source, store: Store, settings: Mapping[str, Any], unit: int | None, share: Share = ALL
+) -> tuple[UnitPlan, bool]:
     """The plan for ``source`` in ``store``, made if there is none; whether it was there already.
 
-    ``unit`` is the number of inputs of a unit; None where each table of the source is one.
+    ``unit`` is the number of inputs of a unit; None where each table of the source is one. Of several shares the first
+    makes the plan, and the others wait for it: so the inputs are listed once, and there cannot be two lists.
     """
     wanted = json.loads(json.dumps({"input": source.identity, "settings": settings}))
     found = open_plan(store)
+    if found is None and share.number > 0:
+        print(f"waiting for share 0/{share.of}, which lists the inputs", file=sys.stderr, flush=True)
+        while (found := open_plan(store)) is None:
+            time.sleep(LOOK)
     if found is not None:
         plan, about = found
         if different := differences(about, wanted):
@@ -142,7 +154,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def write_inputs(source: Source, store: Store, unit: int | None, shuffle: bool = False) -> list[int]:
     """Write ``inputs.parquet``; the number of rows of each unit."""
     counts: list[int] = []
-    with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY}plan-", dir=beside(store)) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix=f"{TEMPORARY}plan-", dir=beside(store)) as folder,
+        holding(Path(folder)),  # or another share would clear it away
+    ):
         first, second, third = Path(folder, "first"), Path(folder, INPUTS), Path(folder, "shuffled")
         hashes, sound = array("Q"), bytearray()
 

@@ -22,7 +22,7 @@ class Meter:
 
     def __init__(self, total: int, done: int, as_json: bool) -> None:
         self.total, self.earlier = total, done
-        self.stored = self.bytes = 0
+        self.stored = self.bytes = self.committed = 0
         self.reasons: Counter[str] = Counter()
         self._started = self._shown = time.monotonic()
         self._bar: Progress | None = None
@@ -58,6 +58,9 @@ class Meter:
         self.reasons[reason] += 1
         self._tick()
 
+    def add_committed(self, inputs: int) -> None:
+        self.committed += inputs
+
     def _tick(self) -> None:
         every = self.EVERY_LINE if self._bar is None else self.EVERY_BAR
         if time.monotonic() - self._shown >= every:
@@ -69,7 +72,9 @@ class Meter:
         return {
             "done": self.earlier + seen,
             "inputs": self.total,
+            "under_way": seen - self.committed,
             "stored": self.stored,
+            "inputs_per_s": round(seen / seconds, 1),
             "images_per_s": round(self.stored / seconds, 1),
             "mb_per_s": round(self.bytes / seconds / 1e6, 2),
             "success": round(self.stored / max(1, seen), 4),

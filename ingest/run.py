@@ -15,36 +15,31 @@ import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+from ingest.at_work import FOLDER, StoppedError, at_work
 from ingest.budget import Budget, Lease
 from ingest.files import read_parquet
 from ingest.image import BadImage, Stored
-from ingest.plan import DUPLICATE, INPUTS, TEMPORARY, UnitPlan
+from ingest.plan import ALL, DUPLICATE, INPUTS, TEMPORARY, UnitPlan
 from ingest.progress import Meter
 from ingest.reasons import LaterError, Reason, UnfetchedError
 from ingest.sources import Row, Source
 from ingest.unit import MakeSink, Outcome, Rejection, ShardSink, Unit
 from seer_pipe.errors import UserError
 from seer_pipe.shards import MANIFEST, write_manifest
-from seer_pipe.store import Store
+from seer_pipe.share import Share
+from seer_pipe.store import Store, holding
 
 OPEN_UNITS = 8  # one takes in inputs while the others wait for their slowest
 LOOK = 0.25  # seconds between two looks at the inputs that were put back
 #: Names of unfinished tars, of files not renamed yet, and of the folder in which a plan is made.
-LEFTOVER = re.compile(rf"{re.escape(TEMPORARY)}([0-9a-f]{{32}}\.tar|\d+-.+|plan-\w+)")
+LEFTOVER = re.compile(rf"{re.escape(TEMPORARY)}([0-9a-f]{{32}}(\.tar|-.+)|plan-\w+)")
 Process = Callable[[bytes], Awaitable[Stored]]
 T = TypeVar("T")
-
-
-class StoppedError(Exception):
-    """The run was asked to stop by ``signal``."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.signal = number
 
 
 class Run:
@@ -150,6 +145,7 @@ class Run:
                 self._meter.add_rejected(written.reason)
         if unit.complete:
             await self._in_thread(self._commit, unit)
+            self._meter.add_committed(len(unit.rows))
             self._units.discard(unit)
             self._room.release()
 
@@ -173,13 +169,21 @@ def ingest(
     process: Process,
     make_sink: MakeSink = ShardSink,
     *,
+    share: Share = ALL,
+    earlier: int = 0,
     memory: int,
     as_json: bool,
 ) -> None:
-    """Do the units ``todo`` of ``plan`` with at most about ``memory`` bytes under way. Stops cleanly at the first
-    SIGINT or SIGTERM, with StoppedError, and at once at the second."""
-    earlier = plan.inputs - sum(map(plan.size, todo))
-    with saying_what_stays(plan.store), Meter(plan.inputs, earlier, as_json) as meter:
+    """Do the units ``todo`` of ``plan``, what is left of ``share``, with at most about ``memory`` bytes under way.
+
+    ``earlier``: inputs of the share that are done already. Stops cleanly at the first SIGINT or SIGTERM, with
+    StoppedError, and at once at the second.
+    """
+    with (
+        saying_what_stays(plan.store),
+        Meter(earlier + sum(map(plan.size, todo)), earlier, as_json) as meter,
+        at_work(plan.store, share, meter.figures),
+    ):
         asyncio.run(stoppable(lambda: Run(source, plan, process, make_sink, meter, Budget(memory)).work(todo)))
 
 
@@ -222,6 +226,8 @@ def pending(plan: UnitPlan) -> list[int]:
 def finish(plan: UnitPlan) -> Summary:
     """Write the manifest, unless it is there, and say what came of the inputs."""
     units = range(plan.units)
+    for entry in list(plan.store.list(FOLDER)):
+        plan.store.delete(entry.path)  # of shares that were killed at the very end
     if plan.store.size(MANIFEST) is None:
         with saying_what_stays(plan.store):
             sidecars = [plan.sidecar(unit) for unit in units] if plan.in_place else None
@@ -253,8 +259,9 @@ def finish(plan: UnitPlan) -> Summary:
 
 
 @contextmanager
-def sole(store: Store) -> Iterator[None]:
-    """Be the only command at work in ``store``, where it is a folder, and clear away what a killed one left."""
+def sole(store: Store, share: Share = ALL) -> Iterator[None]:
+    """Be the only command at work in ``store``, where it is a folder, but for other shares; and clear away what
+    killed ones left."""
     local = store.local_path(INPUTS)
     if local is None:
         yield
@@ -267,19 +274,27 @@ def sole(store: Store) -> Iterator[None]:
         raise UserError(f"{root}: cannot write there: {error.strerror}") from None
     try:
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(folder, (fcntl.LOCK_EX if share == ALL else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{root}: another seer-ingest is at work there") from None
         except OSError:
             pass  # a file system without locks
         if not os.access(root, os.W_OK | os.X_OK):
             raise UserError(f"{root}: cannot write there: no permission")
-        for left in (*root.glob(f"{TEMPORARY}*"), *root.glob(f"*/{TEMPORARY}*")):
-            if LEFTOVER.fullmatch(left.name):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        clear(root)
         yield
+        clear(root)
     finally:
         os.close(folder)
+
+
+def clear(root: Path) -> None:
+    """Remove the temporary files and folders in ``root`` that no process holds."""
+    for left in (*root.glob(f"{TEMPORARY}*"), *root.glob(f"*/{TEMPORARY}*")):
+        if LEFTOVER.fullmatch(left.name):
+            with suppress(FileNotFoundError), holding(left) as held:  # finished since
+                if held:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 @contextmanager

@@ -38,7 +38,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seer_pipe.errors import UserError
-from seer_pipe.store import Store, open_in, open_store, split_url
+from seer_pipe.store import Store, create_held, open_in, open_store, split_url
 
 FORMAT_VERSION = 1
 VERSION_KEY = b"seer_pipe.format_version"
@@ -124,7 +124,7 @@ class ShardWriter:
         # beside the final file where that is a folder, so that committing is a rename
         folder = Path(tempfile.gettempdir()) if local is None else local.parent
         self._file = folder / f".tmp-{uuid.uuid4().hex}.tar"
-        self._tar = self._file.open("xb", buffering=1 << 20)
+        self._tar = create_held(self._file)
         self._sha256 = hashlib.sha256()
         self._written = 0
 
@@ -169,14 +169,14 @@ class ShardWriter:
         """
         self._write(bytes(2 * BLOCK))  # end of archive
         self._write(bytes(-self._written % tarfile.RECORDSIZE))
-        self._tar.close()
         try:
+            self._tar.flush()
             self.store.put_file(self.path, self._file)
             put_rejected(self.store, rejected_path(self.path), self._rejected)
             sidecar = beside(pa.Table.from_pylist(self._rows, self.schema), more)
             put_sidecar(self.store, sidecar_path(self.path), sidecar, self._written, self._sha256.hexdigest())
         finally:
-            self._file.unlink(missing_ok=True)
+            self.discard()
 
     def discard(self) -> None:
         with suppress(OSError):  # a full disk: what was not written is not wanted

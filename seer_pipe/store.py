@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import os
 import random
+import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -147,6 +150,33 @@ def open_in(store: Store, path: str, buffer: int = 8 << 20) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_RangedFile(store, path), buffer))
 
 
+def create_held(path: Path) -> BinaryIO:
+    """Make a file to write to. While it is open a lock says that it is in use, so that ``holding`` distinguishes it
+    from what a killed process left."""
+    while True:
+        file = path.open("xb", buffering=1 << 20)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():  # else it was taken for a leftover before it was locked
+            return file
+        file.close()
+
+
+@contextlib.contextmanager
+def holding(path: Path) -> Iterator[bool]:
+    """Lock a file or folder meanwhile; whether that could be: no process has it in use."""
+    file = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # of a file system without locks nothing is known
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(file)
+
+
 class FolderStore:
     """A store in a folder, which is made when first written to."""
 
@@ -178,11 +208,11 @@ class FolderStore:
     def put(self, path: str, data: bytes) -> None:
         temporary = self._temporary(path)
         try:
-            with temporary.open("wb") as file:
+            with create_held(temporary) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            self._publish(temporary, path)
+                self._publish(temporary, path)
         except BaseException as error:
             temporary.unlink(missing_ok=True)
             raise named(error, self.local_path(path)) from None
@@ -191,16 +221,21 @@ class FolderStore:
         temporary = self._temporary(path)
         try:
             try:
-                local.rename(temporary)
-            except OSError:  # another file system
-                temporary.write_bytes(local.read_bytes())
+                with local.open("rb+") as file:
+                    with contextlib.suppress(OSError):  # who made it may hold it already
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    local.rename(temporary)
+                    os.fsync(file.fileno())
+                    self._publish(temporary, path)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                with local.open("rb") as source, create_held(temporary) as file:
+                    shutil.copyfileobj(source, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    self._publish(temporary, path)
                 local.unlink()
-            file = os.open(temporary, os.O_RDONLY)
-            try:
-                os.fsync(file)
-            finally:
-                os.close(file)
-            self._publish(temporary, path)
         except BaseException as error:
             temporary.unlink(missing_ok=True)
             raise named(error, self.local_path(path)) from None
@@ -208,7 +243,8 @@ class FolderStore:
     def _temporary(self, path: str) -> Path:
         final = self.local_path(path)
         final.parent.mkdir(parents=True, exist_ok=True)
-        return final.with_name(f"{self.TEMPORARY}{os.getpid()}-{final.name}")
+        # not of the process's number, which is 1 in any container
+        return final.with_name(f"{self.TEMPORARY}{uuid.uuid4().hex}-{final.name}")
 
     def _publish(self, temporary: Path, path: str) -> None:
         final = self.local_path(path)

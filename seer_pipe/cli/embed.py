@@ -21,12 +21,17 @@ def embed(
     subject: Annotated[Path, typer.Argument(help="A run's folder, or an exported backbone's.")],
     data: Annotated[str, typer.Argument(help="Shard set with the images.")],
     out: Annotated[Path, typer.Option(help="Parquet file: key, shard, index, cluster, confidence, feature.")],
+    share: Annotated[
+        str, typer.Option(help="I/N: only this share of the images, 0/N to N-1/N; others do the others.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Write the features of all images, and the clusters that the objective names; interrupted, it continues."""
     from seer_pipe.evaluate.embed import embed as embed_all
+    from seer_pipe.share import Share
 
-    result = embed_all(subject, data, out, say=lambda line: print(line, file=sys.stderr))
+    part = Share.parse(share)
+    result = embed_all(subject, data, out, share=part, say=lambda line: print(line, file=sys.stderr))
     if result is not None:
         show(result, as_json)
 

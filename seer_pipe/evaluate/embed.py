@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import shutil
+import uuid
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -33,27 +34,39 @@ from seer_pipe.evaluate.labels import left_out
 from seer_pipe.evaluate.pictures import FilePictures, ShardPictures
 from seer_pipe.evaluate.subject import Subject, load_subject
 from seer_pipe.shards import ShardSet, to_parquet
+from seer_pipe.share import Share
 from seer_pipe.store import FolderStore
 
 PART = 4096  # images
+ALL = Share()
 PART_NAME = re.compile(r"\d{12}\.parquet")
 
 
 def embed(
-    path: Path, data: str, out: Path, *, part: int = PART, say: Callable[[str], None] = lambda _: None
+    path: Path,
+    data: str,
+    out: Path,
+    *,
+    part: int = PART,
+    share: Share = ALL,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any] | None:
     """Write the embeddings of the shard set ``data`` to ``out``, or continue it; None but on the first rank.
 
-    ``part``: images that are kept at once, and at most lost by a kill. Images that cannot be read or decoded are
+    ``part``: images that are kept at once, and at most lost by a kill. ``share``: only this share of the parts; None
+    where some are left to the others then, of which the last writes ``out``. Images that cannot be read or decoded are
     left out. A file that is already there, of other weights or of another set, is a UserError.
     """
     with join() as world:
         subject, shards = load_subject(path, device=world.device), ShardSet.open(data)
         work = _Work(subject, shards, out, part)
         if not work.done():
-            work.make_parts(world, say)
+            work.make_parts(share, world, say)
             world.barrier()
             if world.is_first:
+                if missing := work.missing():
+                    say(f"share {share} is done; {len(missing)} of {len(work.starts)} parts are left to other shares")
+                    return None
                 work.join_parts()
         if not world.is_first:
             return None
@@ -105,17 +118,16 @@ class _Work:
             )
         return True
 
-    def make_parts(self, world: World, say: Callable[[str], None]) -> None:
-        """Write this rank's share of the parts that are not there yet."""
-        names = [_name(start) for start in self.starts]
-        if world.is_first:
-            for entry in list(self.store.list()):
-                if not PART_NAME.fullmatch(entry.path):
-                    raise UserError(f"{self.store.url}/{entry.path}: not a part of embeddings; choose another --out")
-                if entry.path not in names or not self._is_ours(self.store.local_path(entry.path)):
-                    self.store.delete(entry.path)  # of other weights, another set, or cut elsewhere
-        world.barrier()
-        missing = [start for start in self.starts if self.store.size(_name(start)) is None]
+    def missing(self, share: Share = ALL) -> list[int]:
+        """The parts of a share that are not there, or are of other weights or another set."""
+        return [start for start in share.part(self.starts) if not self._is_ours(self.store.local_path(_name(start)))]
+
+    def make_parts(self, share: Share, world: World, say: Callable[[str], None]) -> None:
+        """Write what this rank has to of the parts of a share that are missing."""
+        for entry in self.store.list() if world.is_first else ():
+            if not PART_NAME.fullmatch(entry.path):
+                raise UserError(f"{self.store.url}/{entry.path}: not a part of embeddings; choose another --out")
+        missing = self.missing(share)
         world.barrier()  # all have looked before any writes
         images = Images(self.pictures, self.subject.size, device=str(world.device))
         try:
@@ -128,12 +140,17 @@ class _Work:
 
     def join_parts(self) -> None:
         """One file of all parts, a row group each, with no more than one in memory."""
-        joined = self.store.local_path(f"{self.store.TEMPORARY}joined")
-        with pq.ParquetWriter(joined, self.schema, compression="zstd") as writer:
-            for start in self.starts:
-                writer.write_table(pq.read_table(pa.BufferReader(self.store.get(_name(start)))))
-        FolderStore(self.out.parent).put_file(self.out.name, joined)
-        shutil.rmtree(self.store.root)
+        joined = self.store.local_path(f"{self.store.TEMPORARY}{uuid.uuid4().hex}")
+        joined.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with pq.ParquetWriter(joined, self.schema, compression="zstd") as writer:
+                for start in self.starts:
+                    writer.write_table(pq.read_table(pa.BufferReader(self.store.get(_name(start)))))
+            FolderStore(self.out.parent).put_file(self.out.name, joined)
+        except FileNotFoundError:  # another share was the last as well, and quicker
+            if not self.done():
+                raise
+        shutil.rmtree(self.store.root, ignore_errors=True)
 
     @torch.no_grad()
     def _table(self, images: Images, numbers: Ints) -> pa.Table:

@@ -20,6 +20,7 @@ from seer_pipe.evaluate.labels import left_out
 from seer_pipe.evaluate.release import export_run
 from seer_pipe.evaluate.subject import load_run, load_subject
 from seer_pipe.shards import ShardSet
+from seer_pipe.share import Share
 from seer_pipe.train.loop import train
 from tests.distributed import run_ranks
 from tests.train.helpers import make_pictures, small
@@ -80,6 +81,18 @@ def test_two_ranks_write_what_one_does(run: Path, pictures: Path, tmp_path: Path
     one, two = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("one", "two"))
     assert one.drop(["feature", "confidence"]).equals(two.drop(["feature", "confidence"]))
     assert np.allclose(one["feature"].to_pylist(), two["feature"].to_pylist(), atol=1e-5)
+
+
+def test_shares_write_what_one_process_does(run: Path, pictures: Path, tmp_path: Path) -> None:
+    one, out = tmp_path / "one.parquet", tmp_path / "e.parquet"
+    embed(run, str(pictures), one, part=4)
+    said: list[str] = []
+    for number in (2, 0):
+        assert embed(run, str(pictures), out, part=4, share=Share(number, 3), say=said.append) is None
+    assert said[-1] == "share 0/3 is done; 3 of 10 parts are left to other shares"
+    assert embed(run, str(pictures), out, part=4, share=Share(1, 3))["images"] == 40
+    assert pq.read_table(out).equals(pq.read_table(one))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["e.parquet", "one.parquet"]
 
 
 def test_goes_on_after_a_kill(run: Path, pictures: Path, tmp_path: Path) -> None:

@@ -43,9 +43,9 @@ def seer_ingest(*arguments: object) -> Result:
     return Result(code or 0, out.getvalue(), err.getvalue())
 
 
-def until(condition: Callable[[], bool]) -> None:
+def until(condition: Callable[[], bool], patience: float = 60) -> None:
     """Wait for what another process or thread is about to do."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

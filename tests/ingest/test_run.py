@@ -239,7 +239,7 @@ def test_a_file_that_may_not_grow_is_said_and_cleared_away(tmp_path: Path) -> No
     assert run.returncode == 2
     assert run.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'out'}: no space left")
     assert "Traceback" not in run.stderr
-    assert sorted(files(tmp_path / "out")) == ["ingest.json", "inputs.parquet"]
+    assert sorted(files(tmp_path / "out")) == ["ingest.json", "inputs.parquet", "progress/0-of-1.json"]
 
 
 def test_what_waits_goes_to_disk_when_memory_is_short(tmp_path: Path) -> None:
