@@ -113,6 +113,15 @@ class Augmenter:
             raise BadImages(faults)
         return out
 
+    def cut(self, images: Sequence[torch.Tensor], views: Sequence[Crops]) -> list[torch.Tensor]:
+        """As a call, of n images that are decoded: uint8 [H, W, 3] each, contiguous and on the device, all at once."""
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with self._on_stream():
+            out = [self._empty(len(images), size) for size in self._sizes]
+            self._make(_Decoded(images), views, out)
+        return out
+
     def _empty(self, n: int, size: int) -> torch.Tensor:
         return torch.empty(n, 3, size, size, dtype=self._dtype, device=self._device, memory_format=self._layout)
 
@@ -157,6 +166,13 @@ class Augmenter:
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+
+class _Decoded:
+    """Images as a batch of DALI's gives them."""
+
+    def __init__(self, images: Sequence[torch.Tensor]) -> None:
+        self.tensors, self.shape = images, [tuple(image.shape) for image in images]
 
 
 def _decode(jpegs: Sequence[bytes | np.ndarray], crops: Sequence[Crops], device: str) -> Any:

@@ -2,8 +2,6 @@
 
 import json
 import pickle
-import subprocess
-import sys
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -196,10 +194,3 @@ def test_bad_input_is_one_line(folder: Path, tmp_path: Path) -> None:
         len(seer_pipe.stream(folder, BATCH, epochs=None))
     endless = iter(seer_pipe.stream(folder, BATCH, epochs=None, start=1000))
     assert next(endless)["jpg"].decode() == planned(folder, range(1000, 1001))[0][0]
-
-
-def test_the_package_alone_brings_no_torch() -> None:
-    code = "import sys, seer_pipe; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    with pytest.raises(AttributeError, match="no attribute 'steam'"):
-        seer_pipe.steam  # noqa: B018
