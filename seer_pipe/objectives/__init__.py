@@ -12,6 +12,7 @@ from seer_pipe.objectives.jigsaw.settings import JigsawSettings
 from seer_pipe.objectives.moco_v2.settings import MocoV2Settings
 from seer_pipe.objectives.moco_v3.settings import MocoV3Settings
 from seer_pipe.objectives.npid.settings import NpidSettings
+from seer_pipe.objectives.pirl.settings import PirlSettings
 from seer_pipe.objectives.rotation.settings import RotationSettings
 from seer_pipe.objectives.sela.settings import SelaSettings
 from seer_pipe.objectives.simclr.settings import SimclrSettings
@@ -28,6 +29,7 @@ AnySettings = Annotated[
     | MocoV2Settings
     | MocoV3Settings
     | NpidSettings
+    | PirlSettings
     | RotationSettings
     | SelaSettings
     | SimclrSettings

@@ -39,10 +39,12 @@ class Visit:
 
 
 class Bank:
-    """Rows of ``shape`` [.., D] for ids below ``samples``, unit in their last dimension; `Reversible`.
+    """Rows of ``shape`` [.., D] for ids below ``samples``, unit in their last dimension; a `Memory`, and `Reversible`.
 
     All ranks call each method together. UserError, on all of them, where a rank has no room for its part.
     """
+
+    echoes = False
 
     def __init__(
         self, settings: BankSettings, samples: int, shape: tuple[int, ...], device: torch.device | str = "cpu"
@@ -63,6 +65,29 @@ class Bank:
             self.logical = DTensor.from_local(part, mesh, [Shard(0)], shape=whole.shape, stride=whole.stride())
         none = torch.zeros(0, dtype=torch.int64, device=device)
         self._changed, self._before = none, self.rows[none]
+        self._visit: Visit | None = None
+
+    def recall(self, samples: Tensor, fresh: Tensor) -> Tensor:
+        self._visit = self.visit(samples)
+        return self.read(self._visit).to(fresh.dtype)
+
+    def remember(self, fresh: Tensor) -> None:
+        assert self._visit is not None  # `recall` came before
+        self.write(self._visit, fresh)
+
+    def others(self, samples: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        rows = self.at(drawn.numpy())
+        foreign = (samples[:, None] != drawn).to(rows.device, non_blocking=True)
+        return rows, foreign & rows.any(1)
+
+    def share(self) -> Tensor:
+        return self.rows
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"bank": self.logical}
+
+    def load_state_dict(self, state: dict[str, Tensor], name: str) -> None:
+        self.load(state.get("bank"), name)
 
     def visit(self, samples: Tensor) -> Visit:
         """Plan the exchange of the rows of this rank's images, [n] int64 on the host, n alike on all ranks."""

@@ -22,15 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seer_pipe.distributed.collectives import all_gather_rows, all_max_, all_sum_, rank, world_size
+from seer_pipe.distributed.collectives import all_gather_rows, all_max_, all_sum_, world_size
 from seer_pipe.models import Trunk
-from seer_pipe.objectives.bank import Bank, Visit
 from seer_pipe.objectives.base import Moment, Network, Objective, take_saved
 from seer_pipe.objectives.cluster_settings import ClusterSettings
 from seer_pipe.objectives.heads import full_precision, projection, unit
+from seer_pipe.objectives.memory import memory_of
 from seer_pipe.objectives.metrics import entropy, logged
 from seer_pipe.objectives.momentum import MomentumNetwork, momentum_at
-from seer_pipe.objectives.ring import Ring
 from seer_pipe.objectives.settings import Setup
 
 #: Scores in flight at once.
@@ -50,11 +49,7 @@ class Clustered(Objective):
         self.offsets = torch.zeros(heads, k, device=device)
         self.health = torch.zeros(len(HEALTH), device=device)  # of the last refresh
         shape = len(settings.assign), dim
-        self.memory: Bank | Ring = (
-            Ring(torch.zeros(settings.ring, *shape, device=device))
-            if settings.ring
-            else Bank(settings.bank, setup.samples, shape, device)
-        )
+        self.memory = memory_of(settings.ring, settings.bank, shape, setup)
 
     def embedded(self, outputs: Any) -> Tensor:
         """Unit embeddings [V · n, D] of what trunk and head returned."""
@@ -80,8 +75,7 @@ class Clustered(Objective):
             if copied is not None:
                 crops = unit(copied).unflatten(0, (len(self.settings.assign), -1))
             fresh = crops.detach().transpose(0, 1)  # [n, A, D]
-            visit = self.memory.visit(moment.samples) if isinstance(self.memory, Bank) else None
-            rows = self._read(visit, fresh)
+            rows = self.memory.recall(moment.samples, fresh)
             labelled = rows.flatten(1).any(1) & self.centroids.any()
             weights = labelled.to(z.dtype) / all_sum_(labelled.sum().to(z.dtype)).clamp_min(1) * world_size()
             losses, right = [], []
@@ -89,13 +83,13 @@ class Clustered(Objective):
                 label = (rows[:, turn] @ self.centroids[head].to(z.dtype).T + self.offsets[head]).argmax(1)
                 scores = self.scores(outputs, z, head)
                 costs = F.cross_entropy(scores / self.settings.temperature, label.repeat(self._crops), reduction="none")
-                others = [v for v in range(self._crops) if visit is not None or v != self.settings.assign[turn]]
+                others = [v for v in range(self._crops) if not (self.memory.echoes and v == self.settings.assign[turn])]
                 losses.append((costs.unflatten(0, (self._crops, -1))[others].mean(0) * weights).sum())
                 if log:
                     found = (scores.argmax(1) == label.repeat(self._crops)).unflatten(0, (self._crops, -1))
                     right.append((found[others].to(z.dtype).mean(0) * weights).sum())
             loss = torch.stack(losses).mean()
-            self._write(visit, fresh)
+            self.memory.remember(fresh)
             return loss, self._metrics(loss, z, labelled, torch.stack(right).mean()) if log else {}
 
     @torch.no_grad()
@@ -112,34 +106,17 @@ class Clustered(Objective):
         self.health = torch.stack(found).mean(0).to(self.health)
 
     def state_dict(self) -> dict[str, Tensor]:
-        memory = self.memory
-        kept = {"bank": memory.logical} if isinstance(memory, Bank) else {"ring": memory.rows, "next": memory.next}
+        kept = self.memory.state_dict()
         return {"centroids": self.centroids, "offsets": self.offsets, "health": self.health, **kept}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, own in ("centroids", self.centroids), ("offsets", self.offsets), ("health", self.health):
             take_saved(own, state[name], f"the {name} of the clusters", SAME)
-        if isinstance(self.memory, Bank):
-            self.memory.load(state.get("bank"), self.settings.name)
-        else:
-            self.memory.load(state["ring"], state["next"], "the ring", SAME)
-
-    def _read(self, visit: Visit | None, fresh: Tensor) -> Tensor:
-        """What this rank's images are labelled by [n, A, D], zeros where nothing is."""
-        if visit is None or not isinstance(self.memory, Bank):
-            return fresh
-        return self.memory.read(visit).to(fresh.dtype)
-
-    def _write(self, visit: Visit | None, fresh: Tensor) -> None:
-        if isinstance(self.memory, Ring):
-            self.memory.push(fresh)
-        elif visit is not None:
-            self.memory.write(visit, fresh)
+        self.memory.load_state_dict(state, self.settings.name)
 
     def _rows_here(self) -> Tensor:
-        """This rank's share of what the memory holds, [m, A, D], in an order that no number of ranks changes."""
-        memory = self.memory
-        rows = memory.rows if isinstance(memory, Bank) else memory.rows.tensor_split(world_size())[rank()]
+        """This rank's share of what the memory holds, [m, A, D]."""
+        rows = self.memory.share()
         return rows[rows.flatten(1).any(1)]
 
     def _labels(self, rows: Tensor, head: int) -> Tensor:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seer_pipe.distributed.collectives import all_gather_rows
+from seer_pipe.distributed.collectives import all_gather_rows, rank, world_size
 from seer_pipe.objectives.base import take_saved
 
 
 class Ring:
-    """``rows`` [length, ..], the same on every rank, and ``next`` [], where the next one is written; `Reversible`."""
+    """``rows`` [length, ..], the same on every rank, and ``next`` [], where the next one is written; a `Memory`, and
+    `Reversible`."""
+
+    echoes = True
 
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
@@ -26,6 +29,24 @@ class Ring:
         self._before = self.rows, self.next
         self.rows = self.rows.index_copy(0, places, fresh)
         self.next = (self.next + len(fresh)) % len(self.rows)
+
+    def recall(self, samples: Tensor, fresh: Tensor) -> Tensor:
+        return fresh
+
+    def remember(self, fresh: Tensor) -> None:
+        self.push(fresh)
+
+    def others(self, samples: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        return self.rows, self.rows.any(1).expand(len(samples), -1)
+
+    def share(self) -> Tensor:
+        return self.rows.tensor_split(world_size())[rank()]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"ring": self.rows, "next": self.next}
+
+    def load_state_dict(self, state: dict[str, Tensor], name: str) -> None:
+        self.load(state["ring"], state["next"], f"the ring of {name}", "views, head and ring")
 
     def take_back(self, bad: Tensor) -> None:
         rows, following = self._before

@@ -58,6 +58,7 @@ class Case:
     exact: dict[str, Any] | None = None
     problem: str = ""
     layout: str = "independent"
+    patches: bool = False  # of a shuffled grid, after the crops
 
 
 CASES = {
@@ -103,6 +104,9 @@ CASES = {
     ),
     "rotation": Case({"name": "rotation"}, 1, (), layout="quarter_turns"),
     "jigsaw": Case({"name": "jigsaw", "permutations": 5, "patch_dim": 8}, 1, (), layout="shuffled_grid"),
+    "pirl": Case(
+        {"name": "pirl", "dim": 8, "negatives": 6, "temperature": 0.2}, 1, (), {"negatives": 2000}, patches=True
+    ),
     "moco_v3": Case({"name": "moco_v3", "head": {"hidden": [16], "dim": 8}, "predictor": 16}, 2, (1,)),
     "align": Case({"name": "align", "dim": 8}, 2, (1, 3, 8)),
 }
@@ -145,9 +149,11 @@ def recipe(
     pictures: Path | str, name: str, crops: int | None = None, objective: dict[str, Any] | None = None, **train: Any
 ) -> settings.Config:
     case = CASES[name]
+    group = {"count": crops or case.crops, "size": 16, "scale": [0.3, 1], "layout": case.layout}
+    patches = [{**group, "count": 1, "layout": "shuffled_grid"}] if case.patches else []
     return small(
         pictures,
-        views={"crops": [{"count": crops or case.crops, "size": 16, "scale": [0.3, 1], "layout": case.layout}]},
+        views={"crops": [group, *patches]},
         model={"name": "tiny"},
         objective=case.objective | (objective or {}),
         optimizer={"name": "sgd", "lr": 0.5, "warmup_images": 16},

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from seer_pipe.config import Config
 from seer_pipe.objectives.base import Moment
+from seer_pipe.objectives.instance_settings import mean_exponential
 from seer_pipe.objectives.npid.objective import Npid
-from seer_pipe.objectives.npid.settings import mean_exponential
 from seer_pipe.objectives.settings import Setup
 from seer_pipe.run import start
 from seer_pipe.train.build import outline
@@ -105,7 +105,7 @@ def test_the_first_visit_only_writes(crops: int) -> None:
     assert loss == 0
     assert z.grad is not None
     assert not z.grad.any()
-    assert npid.bank.rows.any(1).sum() == IMAGES
+    assert npid.memory.share().any(1).sum() == IMAGES
 
 
 def test_negatives_follow_from_seed_and_images_alone() -> None:
