@@ -1,4 +1,4 @@
-"""Files to read from, here or on S3, named by path, pattern or folder."""
+"""Files to read from, here or in a store, named by path, pattern or folder."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seer_pipe.errors import UserError
-from seer_pipe.store import Store, open_in, open_store, split_url
+from seer_pipe.store import Store, is_remote, open_in, open_store, split_url
 
-REMOTE = "s3://"
+BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")  # as webdataset has them: a range of numbers, as wide as the first
 
 
 def locate(where: str) -> tuple[Store, str]:
@@ -27,18 +27,19 @@ def locate(where: str) -> tuple[Store, str]:
 
 
 def open_file(where: str) -> BinaryIO:
-    """A file by its path or ``s3://`` URL."""
-    return open_in(*locate(where)) if where.startswith(REMOTE) else Path(where).open("rb")
+    """A file by its path or URL."""
+    return open_in(*locate(where)) if is_remote(where) else Path(where).open("rb")
 
 
 def expand(where: str, suffixes: Collection[str]) -> list[str]:
     """The files that ``where`` means, in order: itself, the matches of a pattern, or all in a folder that end in one
     of ``suffixes``, but for what macOS puts beside them (``._name``). UserError where there is none.
 
-    On S3 a folder is a prefix that ends at a ``/``; of a pattern ``*`` alone has a meaning, and reaches over ``/``.
+    In a store a folder is a prefix that ends at a ``/``; of a pattern ``*`` alone has a meaning, and reaches over
+    ``/``. A web server lists nothing: there ``{000..099}`` stands for a range of numbers.
     """
     known = ", ".join(sorted(suffixes))
-    if where.startswith(REMOTE):
+    if is_remote(where):
         found = expand_remote(where, suffixes)
     elif Path(where).is_dir():
         found = sorted(
@@ -57,6 +58,10 @@ def expand(where: str, suffixes: Collection[str]) -> list[str]:
 
 
 def expand_remote(where: str, suffixes: Collection[str]) -> list[str]:
+    if (numbers := BRACES.search(where)) is not None:
+        first, last = numbers.groups()
+        each = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
+        return [file for n in each for file in expand_remote(where.replace(numbers[0], n, 1), suffixes)]
     store, key = locate(where)
     if is_one_of(key, suffixes) and store.size(key) is not None:
         return [where]
@@ -93,8 +98,7 @@ def listing(files: Sequence[str]) -> str:
     another, and from itself after a change."""
     total = hashlib.sha256()
     for file in files:
-        remote = file.startswith(REMOTE)
-        if remote:
+        if is_remote(file):
             store, key = locate(file)
             state = f"{file}\t{store.size(key)}"
         else:

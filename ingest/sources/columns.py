@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ingest.files import REMOTE, open_file
+from ingest.files import open_file
 from ingest.reasons import Reason, UnfetchedError
 from ingest.sources.lists import CODECS, DAMAGE, LONGEST_SHOWN, find, inflated, key_of, of_values, plain
 from seer_pipe.errors import UserError
+from seer_pipe.store import is_remote
 
 ROWS = 10_000  # of a table that lists inputs
 HELD = 8 << 20  # bytes of images that are decoded at once
@@ -142,7 +143,7 @@ class WithSchema:
 class ParquetFile(WithSchema):
     def __init__(self, file: str, column: str, keep: Sequence[str]) -> None:
         # buffered: else a column of a row group, which may be the whole file, is read at once
-        where = open_file(file) if file.startswith(REMOTE) else file
+        where = open_file(file) if is_remote(file) else file
         self._file = pq.ParquetFile(where, buffer_size=BUFFER, pre_buffer=False)
         super().__init__(file, self._file.schema_arrow, column, keep)
         self._about = self._file.metadata
@@ -188,7 +189,7 @@ class ArrowFile(WithSchema):
         super().__init__(file, self._reader.schema, column, keep)
 
     def _open(self) -> None:
-        remote = self._where.startswith(REMOTE)
+        remote = is_remote(self._where)
         self._data = pa.PythonFile(open_file(self._where), "r") if remote else pa.memory_map(self._where)
         self._next = 0  # of a stream
         try:

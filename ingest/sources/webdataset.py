@@ -13,14 +13,14 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from ingest.files import REMOTE, expand, labels, listing, open_file
+from ingest.files import expand, labels, listing, open_file
 from ingest.reasons import Reason
 from ingest.sources import FILE, PROBLEM, kept_fields, listed
 from ingest.sources.archive import Member, TarReader, members
 from ingest.sources.lists import find, plain
 from ingest.sources.readers import DAMAGE, OfMembers, Readers
 from seer_pipe.shards import MANIFEST, ShardSet
-from seer_pipe.store import open_store
+from seer_pipe.store import is_remote, open_store
 
 BATCH = 10_000  # rows of a table
 #: What a sample's image may be called; a name says which member it is, its content says what it is.
@@ -84,7 +84,7 @@ class WebDatasetSource(OfMembers):
 
 
 def is_shard_set(where: str) -> bool:
-    folder = where.startswith(REMOTE) or Path(where).is_dir()
+    folder = (is_remote(where) and not where.endswith(".tar")) or Path(where).is_dir()
     return folder and open_store(where).size(MANIFEST) is not None
 
 

@@ -44,7 +44,7 @@ BoardName = Literal["tensorboard", "wandb", "mlflow"]
 class Source(Section):
     """One of several shard sets."""
 
-    path: Place = Field(description="shard set: a folder or s3://bucket/prefix")
+    path: Place = Field(description="shard set: a folder, s3://bucket/prefix, or another store's URL")
     weight: Annotated[float, Field(gt=0)] = Field(
         description="share of the batch, in proportion to the others'; a small set with a large one is repeated often"
     )
@@ -65,7 +65,8 @@ class Data(Section):
 
     path: Annotated[Place | None, FREE] = Field(
         None,
-        description="shard set: a folder or s3://bucket/prefix; or give sources. A set may move: give its new place",
+        description="shard set: a folder, s3://bucket/prefix, or another store's URL; or give sources. A set may move: "
+        "give its new place",
     )
     sources: Annotated[Annotated[list[Source], Field(min_length=1)] | None, FREE] = Field(
         None, description="shard sets to be mixed, instead of path; every batch holds the same number of images of each"
@@ -284,7 +285,7 @@ class Health(Section):
 class Probe(Section):
     """kNN accuracy on a small labelled shard set, while training."""
 
-    path: Place = Field(description="shard set: a folder or s3://bucket/prefix")
+    path: Place = Field(description="shard set: a folder, s3://bucket/prefix, or another store's URL")
     labels: Annotated[str, AfterValidator(_absolute_csv)] = Field(
         "folder", description="CSV file (source,label or key,label), or 'folder': an image's folder is its class"
     )

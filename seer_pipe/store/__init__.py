@@ -1,4 +1,4 @@
-"""A place for bytes: a folder, or ``s3://bucket/prefix``.
+"""A place for bytes: a folder, ``s3://bucket/prefix``, or what fsspec reaches (``seer_pipe.store.remote``).
 
 Whatever is put is seen whole or not at all, on both. Paths inside a store are relative and use ``/``. A prefix is a
 folder: ``s3://bucket/a`` has nothing of ``ab/``. Keys are taken as they are written, whatever is in them.
@@ -13,6 +13,7 @@ import fcntl
 import io
 import os
 import random
+import re
 import shutil
 import time
 import uuid
@@ -26,6 +27,7 @@ from seer_pipe.errors import UserError
 
 T = TypeVar("T")
 S3 = "s3://"
+SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}  # what is there cannot be changed
 
@@ -94,23 +96,43 @@ class Store(Protocol):
 
 
 def open_store(url: str | os.PathLike[str]) -> Store:
-    """The store at ``url``: ``s3://bucket/prefix``, ``file:///folder`` or a folder's path."""
+    """The store at ``url``: ``s3://bucket/prefix``, ``file:///folder``, a folder's path, or a URL for fsspec."""
     text = os.fspath(url)
     scheme, separator, rest = text.partition("://")
-    if not separator or "/" in scheme:
+    if not separator or not SCHEME.fullmatch(scheme):
         return FolderStore(text)
     if scheme == "s3":
         return S3Store(text)
     if scheme == "file":
         return FolderStore("/" + rest.partition("/")[2])
-    raise UserError(f"{text}: a store is a folder or s3://bucket/prefix, not {scheme}://")
+    from seer_pipe.store.remote import HttpStore, RemoteStore
+
+    return HttpStore(text) if scheme in ("http", "https") else RemoteStore(text)
+
+
+def is_remote(url: str) -> bool:
+    """Whether a URL is of a store that is not in the file system."""
+    scheme, separator, _ = url.partition("://")
+    return bool(separator and SCHEME.fullmatch(scheme)) and scheme != "file"
+
+
+def demand_no_secrets(url: str) -> None:
+    """UserError where the URL of a web server holds a query or a password: it would be written down."""
+    scheme, _, rest = url.partition("://")
+    if scheme in ("http", "https") and re.search("[?#@]", rest):
+        raise UserError(
+            f"{scheme}://{re.split('[?#]', rest)[0].rpartition('@')[2]}: a URL with a query or a password would stand "
+            "in manifests and logs; leave it out (docs/data.md says where credentials are looked for)"
+        )
 
 
 def split_url(url: str) -> tuple[str, str]:
     """What to open as a store, and the path in it, of a single object: ``s3://bucket/key`` or the path of a file."""
-    if url.startswith(S3):
-        bucket, _, key = url.removeprefix(S3).partition("/")
-        return S3 + bucket, key
+    if is_remote(url):
+        demand_no_secrets(url)
+        scheme, _, rest = url.partition("://")
+        bucket, _, key = rest.partition("/")
+        return f"{scheme}://{bucket}", key
     folder, name = os.path.split(url)
     return folder or ".", name
 
@@ -175,6 +197,31 @@ def holding(path: Path) -> Iterator[bool]:
             yield True
     finally:
         os.close(file)
+
+
+def patiently(
+    where: str, request: Callable[[], T], final: Callable[[Exception], Exception | None], patience: float
+) -> T:
+    """Run ``request`` until it succeeds, fails for good, or ``patience`` (seconds) ends; full-jitter back-off.
+
+    ``final``: what an error that cannot pass is to be raised as; None where it is worth another try.
+    """
+    started, attempt = time.monotonic(), 0
+    while True:
+        try:
+            return request()
+        except Exception as error:
+            verdict = final(error)
+            if verdict is error:
+                raise
+            if verdict is not None:
+                raise verdict from None
+            failure = error
+        attempt += 1
+        wait = random.uniform(0, min(20.0, 0.2 * 2**attempt))
+        if time.monotonic() + wait - started > patience:
+            raise OSError(f"{where}: gave up after {attempt} tries: {failure}") from failure
+        time.sleep(wait)
 
 
 class FolderStore:
@@ -322,23 +369,7 @@ class S3Store:
         return f"{self.prefix}/{path}" if self.prefix else path
 
     def _retry(self, path: str, request: Callable[[], T]) -> T:
-        """Run ``request`` until it succeeds, fails for good, or patience ends; full-jitter back-off."""
-        started, attempt = time.monotonic(), 0
-        while True:
-            try:
-                return request()
-            except Exception as error:
-                final = self._final(path, error)
-                if final is error:
-                    raise
-                if final is not None:
-                    raise final from None
-                failure = error
-            attempt += 1
-            wait = random.uniform(0, min(20.0, 0.2 * 2**attempt))
-            if time.monotonic() + wait - started > self.PATIENCE:
-                raise OSError(f"{self.url}/{path}: gave up after {attempt} tries: {failure}") from failure
-            time.sleep(wait)
+        return patiently(f"{self.url}/{path}", request, lambda error: self._final(path, error), self.PATIENCE)
 
     def _final(self, path: str, error: Exception) -> Exception | None:
         """What an error that cannot pass is to be raised as; None where it is worth another try."""
