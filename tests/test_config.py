@@ -48,6 +48,7 @@ def test_there_is_a_recipe_for_every_size_and_method() -> None:
         "rotation_cpu", "rotation_imagenette", "rotation_resnet50",
         "jigsaw_cpu", "jigsaw_imagenette", "jigsaw_resnet50",
         "pirl_cpu", "pirl_imagenette", "pirl_resnet50",
+        "relative_patch_cpu", "relative_patch_imagenette", "relative_patch_resnet50",
         "quickstart", "imagenette_cpu", "imagenette_resnet18", "resnext101_32x8d", "regnety_16gf", "seer_regnety_32gf",
         "seer_regnety_64gf", "seer_regnety_128gf", "seer_regnety_256gf", "seer_10b",
     }  # fmt: skip

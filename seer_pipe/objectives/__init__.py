@@ -13,6 +13,7 @@ from seer_pipe.objectives.moco_v2.settings import MocoV2Settings
 from seer_pipe.objectives.moco_v3.settings import MocoV3Settings
 from seer_pipe.objectives.npid.settings import NpidSettings
 from seer_pipe.objectives.pirl.settings import PirlSettings
+from seer_pipe.objectives.relative_patch.settings import RelativePatchSettings
 from seer_pipe.objectives.rotation.settings import RotationSettings
 from seer_pipe.objectives.sela.settings import SelaSettings
 from seer_pipe.objectives.simclr.settings import SimclrSettings
@@ -30,6 +31,7 @@ AnySettings = Annotated[
     | MocoV3Settings
     | NpidSettings
     | PirlSettings
+    | RelativePatchSettings
     | RotationSettings
     | SelaSettings
     | SimclrSettings

@@ -104,6 +104,7 @@ CASES = {
     ),
     "rotation": Case({"name": "rotation"}, 1, (), layout="quarter_turns"),
     "jigsaw": Case({"name": "jigsaw", "permutations": 5, "patch_dim": 8}, 1, (), layout="shuffled_grid"),
+    "relative_patch": Case({"name": "relative_patch", "hidden": 8}, 1, (), layout="grid"),
     "pirl": Case(
         {"name": "pirl", "dim": 8, "negatives": 6, "temperature": 0.2}, 1, (), {"negatives": 2000}, patches=True
     ),
