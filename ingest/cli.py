@@ -33,6 +33,7 @@ from ingest.sources.webdataset import WebDatasetSource
 from seer_pipe.errors import UserError
 from seer_pipe.share import Share
 from seer_pipe.store import Store, open_store
+from seer_pipe.summary import conclude
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -262,7 +263,10 @@ def execute(
         if left:
             left_to_others(plan, share, len(left), job.json)
         else:
-            report(finish(plan), job.json)
+            summary = finish(plan)
+            report(summary, job.json)
+            if not job.json:
+                conclude(f"{summary.url}: complete", f"seer-pipe train RECIPE data.path={summary.url}")
 
 
 def stop(number: int, _: object) -> None:

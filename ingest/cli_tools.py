@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ingest.tools.rejected import EXPLANATIONS
+from seer_pipe.summary import conclude
 
 tools = typer.Typer()
 NAMES = {0: "least", 50: "median", 100: "most"}  # of percentiles
@@ -71,6 +72,8 @@ def verify(
     summary = {"shards": shards, "samples": samples, "bytes": size, "problems": problems}
     text = f"{samples} images in {counted(shards)}, {size / 1e6:.1f} MB: {problems or 'no'} problems"
     print(json.dumps(summary) if as_json else text)
+    if not as_json:
+        conclude(f"{root}: verified")
     if problems:
         raise typer.Exit(1)
 
@@ -93,6 +96,7 @@ def dedup(
             f"{found.samples} images: {found.same} have the bytes of an earlier one, {found.near} nearly look like one"
         )
         print(found.url)
+        conclude(f"{root}: searched for duplicates", "training leaves them out: seer-pipe train")
 
 
 @tools.command()
@@ -110,6 +114,7 @@ def exclude(
         print(json.dumps({"named": named, "excluded": total}))
     else:
         print(f"{named} images named, {total} excluded by now: {root.rstrip('/')}/{EXCLUDED}")
+        conclude(f"{root}: excluded", "training leaves them out: seer-pipe train")
 
 
 @tools.command()
@@ -124,3 +129,4 @@ def show(
 
     draw(root, out, samples, seed)
     print(out)
+    conclude("contact sheet written")

@@ -10,9 +10,19 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from seer_pipe.units import duration
 
 LEADING = 3  # reasons shown
+
+
+class _Left(ProgressColumn):
+    """Time to go, with its units."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.time_remaining is None else f"{duration(task.time_remaining)} left")
 
 
 class Meter:
@@ -31,7 +41,7 @@ class Meter:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TimeRemainingColumn(),
+                _Left(),
                 TextColumn("{task.fields[figures]}"),
                 console=Console(stderr=True),
             )

@@ -76,4 +76,4 @@ def test_no_circle_of_files() -> None:
 
 
 def test_ingest_knows_little_of_the_other_program() -> None:
-    assert arrows()["ingest"] == {"shards", "share", "store", "slurm", "errors"}
+    assert arrows()["ingest"] == {"shards", "share", "store", "slurm", "summary", "units", "errors"}

@@ -6,9 +6,11 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,10 +18,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from ingest.cli import app as ingest
 from seer_pipe import config as settings
 from seer_pipe.cli import app
+from seer_pipe.summary import line
 from seer_pipe.train.events import read_events
 from seer_pipe.train.telemetry import read_metrics
+from seer_pipe.units import duration
 from tests.train.helpers import make_pictures, small
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -72,7 +77,7 @@ def read(terminal: int, until: str) -> str:
 def test_a_terminal_shows_a_bar_and_ctrl_c_ends_it(recipe: Path, tmp_path: Path) -> None:
     words = ["-m", "seer_pipe", "train", recipe, "train.images=80000", "--out", tmp_path / "run"]
     with terminal(sys.executable, *words) as (process, ours):
-        bar = r"step \d+/10000 .+\d:\d\d:\d\d  loss \d\.\d{3} \(chance 2\.485\)  \d+\.\d images/s  wait \d+%"
+        bar = r"step \d+/10000 .+\d (?:s|min) left  loss \d\.\d{3} \(chance 2\.485\)  \d+\.\d images/s  wait \d+%"
         seen = read(ours, until=bar)
         assert "M parameters with head" in seen
         assert re.search(bar, ESCAPES.sub("", seen)), seen
@@ -81,6 +86,8 @@ def test_a_terminal_shows_a_bar_and_ctrl_c_ends_it(recipe: Path, tmp_path: Path)
         assert process.wait() == 130
     text = ESCAPES.sub("", rest)
     assert re.search(r"stopped after \d+ of 10000 steps \(SIGINT\); the same command resumes it", text), text
+    last = text.replace("\r\n", "\n").strip().splitlines()[-1]
+    assert re.search(r"run: stopped in [\d.]+ (s|min .*); next: the same command resumes it$", last), text
     assert "Traceback" not in text
     assert "KeyboardInterrupt" not in text
     assert (seen + rest).rfind("\x1b[?25h") > (seen + rest).rfind("\x1b[?25l")  # the cursor is shown
@@ -130,6 +137,39 @@ def test_json_tells_events_and_steps(recipe: Path, tmp_path: Path) -> None:
         tmp_path / "run"
     )
     assert "chance_loss" in done.stderr
+    assert "; next: " not in done.stderr  # a line for people
+
+
+def test_status_watches_until_all_runs_are_over(tmp_path: Path) -> None:
+    """A table that is drawn again in its place; the run is one of this process, as its heartbeat says."""
+    beat = {"time": time.time(), "state": "running", "step": 5, "steps": 10, "images_per_s": 8.0, "loss": 2.5,
+            "eta_s": 3725.0, "world": 1, "host": socket.gethostname(), "pid": os.getpid(), "restarts": 0}  # fmt: skip
+    (tmp_path / "run").mkdir()
+    heartbeat = tmp_path / "run/heartbeat.json"
+    heartbeat.write_text(json.dumps(beat))
+    with terminal(sys.executable, "-m", "seer_pipe", "status", tmp_path, "--watch") as (process, ours):
+        seen = ESCAPES.sub("", read(ours, until=r"1 h 02 min"))
+        assert re.search(r"run +running +5/10 +8\.0 +2\.5000 +1 h 02 min", seen), seen
+        (tmp_path / "new.json").write_text(json.dumps(beat | {"state": "done", "step": 10}))
+        (tmp_path / "new.json").replace(heartbeat)
+        rest = read(ours, until="(?!)")
+        assert process.wait(120) == 0
+    assert "\x1b[1A" in rest  # up again, over what was there
+    assert re.search(r"run +done +10/10", ESCAPES.sub("", rest)), rest
+
+
+def test_a_command_ends_with_what_it_did_and_what_is_next(tmp_path: Path) -> None:
+    assert line("set: complete", 3725, ["train", "look"]) == "set: complete in 1 h 02 min; next: train, or look"
+    pictures = make_pictures(tmp_path / "pictures", [3])
+    done = CliRunner().invoke(ingest, ["show", str(pictures), str(tmp_path / "sheet.png")])
+    assert done.stdout == f"{tmp_path}/sheet.png\n"  # for programs, nothing else
+    assert re.fullmatch(r"contact sheet written in .* (s|min)\n", done.stderr)
+
+
+def test_durations_have_their_units() -> None:
+    written = {0: "0 s", 0.25: "0.2 s", 9.96: "10 s", 41: "41 s", 59.6: "1 min 00 s", 250: "4 min 10 s",
+               3725: "1 h 02 min", 200000: "2 d 7 h 33 min"}  # fmt: skip
+    assert {seconds: duration(seconds) for seconds in written} == written
 
 
 def test_help_reads_like_a_page() -> None:

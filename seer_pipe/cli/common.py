@@ -14,6 +14,7 @@ import typer
 
 from seer_pipe.errors import UserError
 from seer_pipe.store import READ_ONLY
+from seer_pipe.summary import conclude
 
 
 def complete_recipe(begun: str) -> list[str]:
@@ -71,9 +72,13 @@ def changed_keys(changes: list[str] | None) -> list[str]:
     return [text.partition("=")[0] for text in changes or []]
 
 
-def made(what: str, place: Path, as_json: bool, **more: Any) -> None:
-    """Print where something was written, alone or as JSON under the name ``what``."""
-    print(json.dumps({what: str(place), **more}) if as_json else place)
+def made(what: str, place: Path, as_json: bool, *then: str, **more: Any) -> None:
+    """Print where something was written, alone or as JSON under the name ``what``; ``then``: what may come next."""
+    if as_json:
+        print(json.dumps({what: str(place), **more}))
+        return
+    print(place)
+    conclude(f"{what} written", *then)
 
 
 def columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

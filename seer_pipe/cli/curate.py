@@ -10,6 +10,7 @@ import typer
 
 from seer_pipe.cli.common import AsJson, Labels, OfFeatures, OfSet, show
 from seer_pipe.cli.job import as_job
+from seer_pipe.summary import conclude
 
 verbs = typer.Typer()
 
@@ -59,3 +60,6 @@ def curate(
     )
     if result is not None:
         show(result, as_json)
+        if not as_json:
+            exclude = f"seer-ingest exclude SHARDS --keys {out / 'exclude.parquet'}"
+            conclude(f"{out}: curated", f"open {result['page']} in a browser", exclude)

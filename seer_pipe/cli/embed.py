@@ -11,6 +11,7 @@ import typer
 
 from seer_pipe.cli.common import AsJson, OfFeatures, OfSet, show
 from seer_pipe.cli.job import as_job
+from seer_pipe.summary import conclude
 
 verbs = typer.Typer()
 
@@ -34,6 +35,8 @@ def embed(
     result = embed_all(subject, data, out, share=part, say=lambda line: print(line, file=sys.stderr))
     if result is not None:
         show(result, as_json)
+        if not as_json:
+            conclude(f"{out}: embeddings written", f"seer-pipe atlas {subject} --embeddings {out} --out atlas")
 
 
 @verbs.command()
@@ -84,3 +87,5 @@ def cluster(
     )
     if result is not None:
         show(result, as_json)
+        if not as_json:
+            conclude(f"{out}: clusters written", f"seer-pipe curate {source} --out curation")

@@ -10,6 +10,7 @@ import typer
 
 from seer_pipe.cli.common import AsJson, Labels, columns, made, show
 from seer_pipe.cli.job import as_job
+from seer_pipe.summary import conclude
 
 evaluate = typer.Typer(help="What the features of a run or an export are worth.", no_args_is_help=True)
 verbs = typer.Typer()
@@ -35,19 +36,27 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _report(result: dict[str, Any] | None, as_json: bool) -> None:
+def _report(result: dict[str, Any] | None, as_json: bool, subject: Path) -> None:
     """The first rank has a result to show."""
     if result is None:
         return
     if as_json or "stages" not in result:
-        return show(result, as_json)
-    rows = [
-        [number, *(f"{one[name]:.4f}" for name in one if name.startswith("accuracy")), one["pooling"]]
-        for number, one in result["stages"].items()
-    ]
-    names = [name for name in result["stages"]["1"] if name.startswith("accuracy")]
-    print(*columns(["stage", *names, "pooling"], rows), sep="\n")
-    print(f"best stage: {result['best_stage']}")
+        show(result, as_json)
+    else:
+        rows = [
+            [number, *(f"{one[name]:.4f}" for name in one if name.startswith("accuracy")), one["pooling"]]
+            for number, one in result["stages"].items()
+        ]
+        names = [name for name in result["stages"]["1"] if name.startswith("accuracy")]
+        print(*columns(["stage", *names, "pooling"], rows), sep="\n")
+        print(f"best stage: {result['best_stage']}")
+    if not as_json:
+        _conclude(subject)
+
+
+def _conclude(subject: Path) -> None:
+    then = [f"seer-pipe report {subject}", f"seer-pipe export {subject} --out NEW"]
+    conclude(f"{subject}: evaluated", *then[: 2 * (subject / "config.yaml").exists()])
 
 
 @evaluate.command()
@@ -69,7 +78,7 @@ def knn(
     result = evaluate_knn(
         subject, data, labels, queries, k=k, temperature=temperature, untrained=untrained, stage=stage
     )
-    _report(result, as_json)
+    _report(result, as_json, subject)
 
 
 @evaluate.command()
@@ -87,7 +96,7 @@ def linear(
     """Train linear classifiers on frozen features of central crops, computed once: quick, not as published."""
     from seer_pipe.evaluate.linear import evaluate_linear
 
-    _report(evaluate_linear(subject, data, labels, test, seed=seed, untrained=untrained, stage=stage), as_json)
+    _report(evaluate_linear(subject, data, labels, test, seed=seed, untrained=untrained, stage=stage), as_json, subject)
 
 
 @evaluate.command()
@@ -112,7 +121,7 @@ def linear_published(
 
     recipe = Recipe(size, epochs, batch, lr, seed)
     result = evaluate_published(subject, data, labels, test, recipe, untrained=untrained, stage=stage, say=_say)
-    _report(result, as_json)
+    _report(result, as_json, subject)
 
 
 @evaluate.command()
@@ -145,7 +154,7 @@ def lowshot(
         untrained=untrained,
         stage=stage,
     )
-    _report(result, as_json)
+    _report(result, as_json, subject)
 
 
 @evaluate.command()
@@ -172,7 +181,7 @@ def finetune(
 
     recipe = Recipe(size, epochs, batch, lr, seed)
     result = evaluate_finetune(subject, data, labels, test, recipe, untrained=untrained, share=share, say=_say)
-    _report(result, as_json)
+    _report(result, as_json, subject)
 
 
 @evaluate.command()
@@ -190,12 +199,13 @@ def transfer(
 
     result = evaluate_transfer(subject, sets, seed=seed, untrained=untrained, stage=stage)
     if result is None or as_json:
-        return _report(result, as_json)
+        return _report(result, as_json, subject)
     width = max(map(len, result["sets"]))
     print(f"{'':{width}}  {'knn':>7}  {'linear':>7}  {'images':>7}  {'unused':>8}")
     for name, row in result["sets"].items():
         left_out = sum(row["left_out"].values())
         print(f"{name:{width}}  {row['knn']:7.4f}  {row['linear']:7.4f}  {row['images']:7}  {left_out:8}")
+    _conclude(subject)
 
 
 @evaluate.command()
@@ -210,7 +220,7 @@ def retrieval(
     """Find an image's other half among all images' other halves: needs no labels."""
     from seer_pipe.evaluate.retrieval import evaluate_retrieval
 
-    _report(evaluate_retrieval(subject, data, untrained=untrained, stage=stage), as_json)
+    _report(evaluate_retrieval(subject, data, untrained=untrained, stage=stage), as_json, subject)
 
 
 @evaluate.command()

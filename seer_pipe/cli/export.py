@@ -29,7 +29,7 @@ def export(
     from seer_pipe.evaluate.release import export_run
 
     export_run(run, out, format, with_recalibration=recalibrate, data=data, onnx=onnx)
-    made("backbone", out, as_json)
+    made("backbone", out, as_json, f"{out / 'README.md'} says how to load it")
 
 
 @verbs.command()
@@ -50,5 +50,6 @@ def init(
         print(f"{trunk.name} ({trunk.stem_kind} stem): {loaded.tensors} tensors by their names in {names}")
         for part, tensors in loaded.parts_left_out.items():
             print(f"not taken: {part} ({tensors} {'tensor' if tensors == 1 else 'tensors'})")
-    made("backbone", out, as_json, trunk=trunk.name, stem=trunk.stem_kind, tensors=loaded.tensors,
-         library=loaded.library, prefix=loaded.prefix, left_out=loaded.parts_left_out)  # fmt: skip
+    made("backbone", out, as_json, f"seer-pipe train RECIPE --init-from {out}", trunk=trunk.name,
+         stem=trunk.stem_kind, tensors=loaded.tensors, library=loaded.library, prefix=loaded.prefix,
+         left_out=loaded.parts_left_out)  # fmt: skip

@@ -12,6 +12,7 @@ import typer
 
 from seer_pipe.cli.launch import Defaults, Gpus, Nodes, Partition, Tasks, Time
 from seer_pipe.errors import UserError
+from seer_pipe.summary import conclude
 
 Where = Annotated[str | None, typer.Option("--cluster", help="Run it as a job: slurm, local, or auto.")]
 Slurm = Annotated[bool, typer.Option("--slurm", help="The same as --cluster slurm.")]
@@ -65,3 +66,5 @@ def _submit(
     one = {} if spread else {"nodes": 1, "tasks_per_node": 1, "min_nodes": 1}
     cluster = load(asked.pop("cluster_config"), {"cluster": where, **asked, **size, **one})
     print(run_as_job(Call(verb, arguments), folder / "jobs", cluster.model_copy(update={"min_nodes": None})), end="")
+    if not arguments.get("as_json"):
+        conclude(f"{folder}: the job is done")

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from contextlib import nullcontext, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from time import sleep
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from seer_pipe.cli.common import AsJson, Change, ConfigArgument, Overrides, changed_keys, columns
+from seer_pipe.units import duration
 
+if TYPE_CHECKING:
+    from rich.text import Text
+
+LOOK = 2.0  # seconds between two looks at the runs
 verbs = typer.Typer()
 RunArgument = Annotated[Path, typer.Argument(help="The run's folder.")]
 Where = Annotated[str | None, typer.Option("--cluster", help="slurm, local, or auto: Slurm where one answers.")]
@@ -122,41 +129,59 @@ def logs(
 @verbs.command()
 def status(
     root: Annotated[Path, typer.Argument(help="A run's folder, or one with runs in it.")] = Path("runs"),
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="A live table, until all runs are over or Ctrl-C.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """How a run is doing, or all runs in a folder."""
-    from seer_pipe.launch.status import find_runs
+    from rich.console import Console
+    from rich.live import Live
+
+    from seer_pipe.launch.status import OVER, find_runs
     from seer_pipe.launch.status import status as ask
 
-    rows = ask(find_runs(root.absolute()))
-    if as_json:
-        print(json.dumps(rows))
-    elif rows:
-        _table(rows)
-    else:
-        print("no runs here")
+    console = Console(highlight=False)
+    shown = Live(console=console, auto_refresh=False) if watch and not as_json else nullcontext()
+    with suppress(KeyboardInterrupt), shown as live:
+        while True:
+            rows = ask(find_runs(root.absolute()))
+            if as_json:
+                print(json.dumps(rows), flush=True)
+            elif live is not None:
+                live.update(_table(rows), refresh=True)
+            else:
+                console.print(_table(rows), soft_wrap=True)
+            if not watch or all(row["state"] in OVER for row in rows):
+                return
+            sleep(LOOK)
 
 
-def _table(rows: list[dict[str, Any]]) -> None:
+def _table(rows: list[dict[str, Any]]) -> Text:
     """One line per run, and under it more of it; names are whole, however narrow the terminal is."""
-    from rich.console import Console
+    from rich.text import Text
 
+    if not rows:
+        return Text("no runs here")
     heads = ("run", "state", "step", "images/s", "loss", "left")
     colours = {"running": "green", "done": "bold green", "failed": "bold red", "died": "bold red", "queued": "yellow"}
-    console = Console(highlight=False)
     texts = [(
         Path(row["run"]).name,
-        row["state"] + (f" (silent {row['silent_s']:.0f} s)" if (row["silent_s"] or 0) > 60 else ""),
+        row["state"] + (f" (silent for {duration(row['silent_s'])})" if (row["silent_s"] or 0) > 60 else ""),
         f"{_some(row['step'])}/{_some(row['steps'])}",
         _some(row["images_per_s"], ".1f"), _some(row["loss"], ".4f"),
-        "" if row["eta_s"] is None else str(timedelta(seconds=round(row["eta_s"]))),
+        "" if row["eta_s"] is None else duration(row["eta_s"]),
     ) for row in rows]  # fmt: skip
+    lines = []
     for row, line in zip([None, *rows], columns(heads, texts), strict=True):
-        console.print(line, style="bold" if row is None else colours.get(row["state"]), markup=False, soft_wrap=True)
+        lines.append(Text(line, style="bold" if row is None else colours.get(row["state"], "")))
         if row is not None:
             known = {"checkpoint": row["checkpoint"], "job": row["job"], "restarts": row["restarts"] or None}
             facts = [f"{name} {value}" for name, value in known.items() if value is not None]
-            console.print("  " + "; ".join([*facts, *filter(None, [row["why"]])]), markup=False, soft_wrap=True)
+            if row["since"] is not None:
+                facts.append(f"{row['state']} since {datetime.fromtimestamp(row['since']):%Y-%m-%d %H:%M}")
+            lines.append(Text("  " + "; ".join([*facts, *filter(None, [row["why"]])])))
+    return Text("\n").join(lines)
 
 
 def _some(value: Any, form: str = "") -> str:

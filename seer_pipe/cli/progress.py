@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from seer_pipe.train.events import OnEvent
 from seer_pipe.train.trainer import Say
+from seer_pipe.units import duration
 
 
 @contextmanager
@@ -69,7 +69,7 @@ class Bar:
 
     def __init__(self) -> None:
         step = TextColumn("step {task.completed:.0f}/{task.total:.0f}")
-        self._progress = Progress(step, BarColumn(bar_width=16), TextColumn("{task.description}"), refresh_per_second=2)
+        self._progress = Progress(step, BarColumn(bar_width=8), TextColumn("{task.description}"), refresh_per_second=2)
         self._task = self._progress.add_task("", total=0, visible=False)
 
     def __enter__(self) -> Bar:
@@ -93,8 +93,8 @@ class Bar:
 
 def figures(step: Mapping[str, Any]) -> str:
     """Time to go, loss, rate and waiting of a logged step, short enough for a terminal of 80 columns."""
-    left = timedelta(seconds=round((step["steps"] / step["step"] - 1) * step["images"] / step["images_per_s"]))
+    left = duration((step["steps"] / step["step"] - 1) * step["images"] / step["images_per_s"])
     loss = f"loss {step['loss']:.3f}" if "loss" in step else "loss not finite"
     if "loss_above_chance" in step:
         loss += f" (chance {step['loss'] - step['loss_above_chance']:.3f})"
-    return f"{left}  {loss}  {step['images_per_s']:.1f} images/s  wait {step['data_wait']:.0%}"
+    return f"{left} left  {loss}  {step['images_per_s']:.1f} images/s  wait {step['data_wait']:.0%}"

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from seer_pipe.cli.common import AsJson, Labels, columns, made, show
+from seer_pipe.summary import conclude
 
 verbs = typer.Typer()
 
@@ -21,7 +22,7 @@ def report(
     """Write RUN/report/index.html: what was ingested, the curves, what happened, what the network sees."""
     from seer_pipe.report.page import write_report
 
-    made("report", write_report(run, out), as_json)
+    made("report", write_report(run, out), as_json, "open it in a browser")
 
 
 @verbs.command()
@@ -38,8 +39,8 @@ def compare(
     sides = read_sides(runs)
     page = None if out is None else write_comparison(sides, out)
     if as_json:
-        made = {} if page is None else {"page": str(page)}
-        show({"runs": [summary(side) for side in sides], **made}, as_json)
+        more = {} if page is None else {"page": str(page)}
+        show({"runs": [summary(side) for side in sides], **more}, as_json)
         return
     heads, rows, notes = table(sides)
     console = Console(highlight=False)
@@ -48,7 +49,7 @@ def compare(
     for line in [*notes, *(f"{side.name}: {text}" for side in sides for text in side.findings)]:
         console.print(line, markup=False, soft_wrap=True)
     if page is not None:
-        print(page)
+        made("comparison", page, as_json, "open it in a browser")
 
 
 @verbs.command()
@@ -77,7 +78,7 @@ def atlas(
     from seer_pipe.report.atlas import write_atlas
 
     page = write_atlas(run, out, data, embeddings=embeddings, clusters=clusters, labels=labels, search=search or ())
-    made("atlas", page, as_json)
+    made("atlas", page, as_json, "open it in a browser")
 
 
 @verbs.command("atlas-keys")
@@ -93,3 +94,5 @@ def atlas_keys(
     from seer_pipe.report.atlas import write_keys
 
     show({"keys": str(out), "images": write_keys(names, clusters, out)}, as_json)
+    if not as_json:
+        conclude("keys written", f"seer-ingest exclude SHARDS --keys {out}")

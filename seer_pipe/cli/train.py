@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from seer_pipe.cli.common import Change, ConfigArgument, Overrides, changed_keys
+from seer_pipe.summary import conclude
 
 verbs = typer.Typer()
 
@@ -47,4 +48,7 @@ def train(
     with watching(as_json) as (say, on_event):
         finished = start(recipe, run, say, on_event=on_event, fresh=fresh, init_from=init_from,
                          on_purpose=changed_keys(change))  # fmt: skip
+    if not as_json:
+        then = f"seer-pipe report {run}" if finished else "the same command resumes it"
+        conclude(f"{run}: {'trained' if finished else 'stopped'}", then)
     raise typer.Exit(0 if finished else 130)

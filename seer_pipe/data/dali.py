@@ -31,6 +31,7 @@ except ModuleNotFoundError as error:
 
 from seer_pipe.data import pixels_cpu
 from seer_pipe.data.pixels import pack
+from seer_pipe.data.stray import SIEVE
 from seer_pipe.data.views import Crops, CropSpec
 
 MAX_PIXELS = 2**30 // 12  # Pillow's own bound against decompression bombs: 256 MiB of RGB
@@ -77,6 +78,7 @@ class Augmenter:
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._turn = min(max_batch, CHUNK * threads) if self._stream is None else max_batch
         self._threads = threads
+        SIEVE.hold()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="crops")
         if self._stream is None:
             pixels_cpu.kernel()  # compiled now, if it was not: the first batch shall not wait
@@ -127,6 +129,7 @@ class Augmenter:
 
     def close(self) -> None:
         self._pool.shutdown()
+        SIEVE.release()
 
     def _faults(self, jpegs: Sequence[bytes | np.ndarray], crops: Sequence[Crops]) -> dict[int, str]:
         """Each image alone: a failed batch does not say which of them it was, nor whether there are more."""
