@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LOOK = 2.0  # seconds between two looks at the runs
 verbs = typer.Typer()
 RunArgument = Annotated[Path, typer.Argument(help="The run's folder.")]
-Where = Annotated[str | None, typer.Option("--cluster", help="slurm, local, or auto: Slurm where one answers.")]
+Where = Annotated[str | None, typer.Option("--cluster", help="slurm, local, kubernetes (with --dry-run), or auto.")]
 Defaults = Annotated[
     str | None,
     typer.Option("--cluster-config", envvar="SEER_PIPE_CLUSTER", help="YAML file, or its name in slurm/clusters."),
@@ -37,7 +37,7 @@ Account = Annotated[str | None, typer.Option(help="Slurm account.")]
 Constraint = Annotated[str | None, typer.Option(help="Features that nodes must have.")]
 Exclude = Annotated[str | None, typer.Option(help="Nodes not to use.")]
 Dependency = Annotated[str | None, typer.Option(help="As Slurm has it: afterok:123.")]
-Container = Annotated[str | None, typer.Option(help="Image for the tasks (pyxis).")]
+Container = Annotated[str | None, typer.Option(help="Image for the tasks (pyxis, kubernetes).")]
 
 
 @verbs.command()
@@ -60,6 +60,12 @@ def launch(
     asked = _cluster(cluster_config, cluster=cluster, nodes=nodes, min_nodes=min_nodes, gpus_per_node=gpus,
                      tasks_per_node=tasks, cpus_per_task=cpus, mem=mem, time=time, partition=partition, account=account,
                      constraint=constraint, exclude=exclude, dependency=dependency, container=container)  # fmt: skip
+    if dry_run and asked.cluster == "kubernetes":
+        from seer_pipe.launch import kubernetes
+
+        kubernetes.check(recipe, asked)
+        print(kubernetes.manifest(recipe, run, asked), end="")
+        return
     if dry_run:
         submit.check(recipe, run, asked, changed_keys(change))
         print(submit.batch_script([run], run / "jobs", asked), end="")

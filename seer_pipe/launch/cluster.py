@@ -21,8 +21,10 @@ UNITS = {"d": 24 * 60, "h": 60, "m": 1}
 class Cluster(Section):
     """What a job asks for: a file in slurm/clusters, or options of launch."""
 
-    cluster: Literal["auto", "slurm", "local"] = Field(
-        "auto", description="auto: Slurm where one answers, this machine otherwise; local: this machine"
+    cluster: Literal["auto", "slurm", "local", "kubernetes"] = Field(
+        "auto",
+        description="auto: Slurm where one answers, this machine otherwise; local: this machine; kubernetes: "
+        "launch --dry-run prints a Job",
     )
     nodes: Positive = Field(1, description="machines of the run; train.batch must divide over all of their tasks")
     min_nodes: Positive | None = Field(None, description="continue with as few nodes when others fail; default: all")
@@ -39,8 +41,8 @@ class Cluster(Section):
     constraint: str | None = Field(None, description="features that nodes must have, as Slurm has them: a100|h100")
     exclude: str | None = Field(None, description="nodes not to use: node[17,23]")
     dependency: str | None = Field(None, description="jobs to wait for, as Slurm has it: afterok:123")
-    container: str | None = Field(None, description="image of the tasks, for pyxis (srun --container-image)")
-    mounts: str | None = Field(None, description="srun --container-mounts")
+    container: str | None = Field(None, description="image of the tasks, for pyxis (srun --container-image) or pods")
+    mounts: str | None = Field(None, description="srun --container-mounts; of pods: CLAIM:/path,/of/the/node:/path")
     interface: str | None = Field(None, description="network of NCCL and gloo, where they choose a wrong one: ib0")
     env: dict[str, str] = Field({}, description="variables of every task: NCCL_IB_HCA: mlx5")
     setup: list[str] = Field([], description="lines of the batch script before the tasks: module load …")

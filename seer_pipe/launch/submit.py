@@ -80,6 +80,9 @@ def launch_all(
 
 
 def place(cluster: Cluster) -> Literal["slurm", "local"]:
+    if cluster.cluster == "kubernetes":
+        raise UserError("cluster kubernetes: nothing is submitted there; seer-pipe launch … --dry-run prints a Job for "
+                        "kubectl apply -f -")  # fmt: skip
     if cluster.cluster == "local" or (cluster.cluster == "auto" and not slurm.available()):
         if cluster.nodes > 1:
             raise UserError("nodes: this machine is one node; more need Slurm, and none answers here")
