@@ -1,21 +1,26 @@
-"""What the atlas of a large pile costs: `seer-pipe atlas` over an invented set and invented embeddings.
+"""What the atlas of a large pile costs: `seer-pipe atlas` over an invented set and invented embeddings, and its page in
+headless Chromium (pip install '.[browser]' and Debian's chromium, chromium-driver; left out where they are not there).
 
-    python benchmarks/atlas.py FOLDER [--images 10000000 --clusters 16000 --width 64 --kmeans]
+    python benchmarks/atlas.py FOLDER [--images 10000000 --clusters 16000 --width 64 --pictures 100000 --kmeans]
 
-Every shard of the set is one small real tar of a few pictures under another name, and every sample one of them. FOLDER
-then takes 4 bytes an image and feature, and must be removed by hand.
+Every shard of the set is one real tar of SHARD small drawn pictures under another name. FOLDER takes 4 bytes an image
+and feature, and must be removed by hand.
 """
 
 import argparse
 import os
 import resource
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import simplejpeg
 
 from seer_pipe.quickstart.draw import KINDS, picture
 from seer_pipe.shards import ShardSet, ShardWriter, put_sidecar, sidecar_path, write_manifest
@@ -24,19 +29,24 @@ from seer_pipe.store import open_store
 SHARD, GROUP = 10_000, 4096  # images of a shard, of a row group: those of seer-ingest and seer-pipe embed
 
 
+def drawn(count: int, side: int = 64) -> Iterator[bytes]:
+    """So many small JPEGs: few drawn pictures, their colours mixed anew each time."""
+    rng, kinds = np.random.default_rng(0), sorted(KINDS)
+    few = [np.asarray(picture(kinds[n % len(kinds)], n).resize((side, side)), np.float32) for n in range(160)]
+    for number in range(count):
+        mixed = few[number % len(few)] @ rng.dirichlet(np.full(3, 0.5), 3).astype(np.float32).T
+        yield simplejpeg.encode_jpeg(np.ascontiguousarray(mixed.clip(0, 255), np.uint8), 80)
+
+
 def make_set(root: Path, images: int) -> None:
     store, paths = open_store(root), [f"{n:05d}.tar" for n in range(images // SHARD)]
-    writer = ShardWriter(store, paths[0])
-    for number, kind in enumerate(sorted(KINDS)):
-        file = root.parent / "picture.jpg"
-        picture(kind, number).save(file)
-        writer.add(
-            f"{number:06d}", file.read_bytes(), source=f"http://{kind}.example/{number}.jpg", width=256, height=256
-        )
+    writer, kinds = ShardWriter(store, paths[0]), sorted(KINDS)
+    for number, content in enumerate(drawn(SHARD)):
+        source = f"http://{kinds[number % len(kinds)]}.example/{number}.jpg"
+        writer.add(f"{number:06d}", content, source=source, width=64, height=64)
     writer.commit()
     write_manifest(store, paths[:1])
-    few = ShardSet.open(root).sidecar(0)
-    many = few.take(np.arange(SHARD) % len(few))
+    many = ShardSet.open(root).sidecar(0)
     for number, path in enumerate(paths):
         if number:
             os.link(root / paths[0], root / path)
@@ -63,12 +73,60 @@ def make_embeddings(file: Path, images: int, clusters: int, width: int) -> None:
             ], schema=schema))  # fmt: skip
 
 
+SETTLED = """const done = arguments[0];
+const look = () => tiles.size && [...tiles.values()].every(one => one.canvas)
+  ? requestAnimationFrame(() => done(performance.now())) : setTimeout(look, 5);
+look()"""
+PAN = """const done = arguments[0], began = performance.now();
+let left = 120;
+const step = () => {
+  move(left % 60 < 30 ? 5 : -5, 3);
+  left-- ? requestAnimationFrame(step) : done(120000 / (performance.now() - began));
+};
+step()"""
+RENDERER = """const gl = document.createElement('canvas').getContext('webgl');
+const about = gl?.getExtension('WEBGL_debug_renderer_info');
+return `${navigator.userAgent.match(/Chrome[^ ]*/)[0]}, canvas in software, WebGL: ` +
+  (about ? gl.getParameter(about.UNMASKED_RENDERER_WEBGL) : 'none')"""
+
+
+def browse(page: Path) -> tuple[str, float, dict[str, float]]:
+    """What draws, milliseconds until the first pictures are there, and frames per second while panning at zooms."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--window-size=1280,900",
+    ):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    driver.set_script_timeout(120)
+    driver.set_window_size(1280, 900)
+    try:
+        driver.get(page.as_uri())
+        opened = driver.execute_async_script(SETTLED)
+        frames = {}
+        for name, factor in (("whole", 1), ("4 times", 4), ("16 times", 4)):
+            driver.execute_script(f"zoom({factor})")
+            driver.execute_async_script(SETTLED)
+            frames[name] = driver.execute_async_script(PAN)
+        return driver.execute_script(RENDERER), opened, frames
+    finally:
+        driver.quit()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=10_000_000)
     parser.add_argument("--clusters", type=int, default=16_000)
     parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--pictures", type=int, default=100_000)
     parser.add_argument("--kmeans", action="store_true", help="find as many clusters instead of taking those named")
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True)
@@ -78,15 +136,22 @@ def main() -> None:
     subprocess.run(
         [sys.executable, "-m", "seer_pipe", "atlas", asked.folder, "--out", asked.folder / "atlas",
          "--data", asked.folder / "set", "--embeddings", asked.folder / "embeddings.parquet",
+         "--pictures", str(asked.pictures),
          *(["--clusters", str(asked.clusters)] if asked.kmeans else [])],
         check=True,
     )  # fmt: skip
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
-    files = [file for file in (asked.folder / "atlas").rglob("*") if file.is_file()]
-    data, pictures = (sum(f.stat().st_size for f in files if f.suffix == s) / 1e6 for s in (".js", ".jpg"))
-    print(f"CPU {seconds:.0f} s, peak memory {used.ru_maxrss / 1e6:.2f} GB; data.js {data:.1f} MB, "
+    out = asked.folder / "atlas"
+    files = [file for file in out.rglob("*") if file.is_file()]
+    opening = sum((out / name).stat().st_size for name in ("index.html", "data.js", "points.js")) / 1e6
+    pictures = sum(file.stat().st_size for file in files if file.suffix == ".jpg") / 1e6
+    print(f"CPU {seconds:.0f} s, peak memory {used.ru_maxrss / 1e6:.2f} GB; {opening:.1f} MB to open the page, "
           f"{len(files)} files with {pictures:.0f} MB of pictures")  # fmt: skip
+    if find_spec("selenium") and shutil.which("chromium") and shutil.which("chromedriver"):
+        renderer, opened, frames = browse(out / "index.html")
+        rates = ", ".join(f"{rate:.0f} at {name}" for name, rate in frames.items())
+        print(f"{renderer}: pictures after {opened / 1000:.2f} s, frames/s while panning: {rates}")
 
 
 if __name__ == "__main__":

@@ -72,12 +72,17 @@ def atlas(
     search: Annotated[
         list[Path] | None, typer.Option(help="Image file to find the nearest images of; repeatable.")
     ] = None,
+    pictures: Annotated[
+        int, typer.Option(min=1, help="About how many images the map shows; of a larger set some of each cluster.")
+    ] = 100_000,
     as_json: AsJson = False,
 ) -> None:
-    """Draw what is in a shard set: its clusters, with their images, on a page with a map and a search."""
+    """Draw what is in a shard set: a map of its images by cluster, on a page with a search and lists of keys."""
     from seer_pipe.report.atlas import write_atlas
 
-    page = write_atlas(run, out, data, embeddings=embeddings, clusters=clusters, labels=labels, search=search or ())
+    page = write_atlas(
+        run, out, data, embeddings=embeddings, clusters=clusters, labels=labels, search=search or (), pictures=pictures
+    )
     made("atlas", page, as_json, "open it in a browser")
 
 

@@ -1,41 +1,53 @@
-"""The atlas of a shard set: its clusters, on a page that opens from a folder without a network.
+"""The atlas of a shard set: a map of its images by cluster, on a page that opens from a folder without a network.
 
-OUT/index.html     the page
-OUT/data.js        what it shows
+OUT/index.html, OUT/data.js    the page, and what it shows of the clusters
+OUT/points.js                  of each image on the map: where it is, and what it can be coloured by
+OUT/images/003.js              key, shard, label or domain, and words of CHUNK images; fetched when they are asked for
+OUT/tiles/LEVEL/X-Y.jpg        the pictures of the map; those of the last level are all there are
 OUT/clusters.parquet, OUT/centroids.safetensors    of each image and cluster, where k-means made them
-OUT/sheet-000.jpg  the nearest images of SHEET clusters, a row each; outliers.jpg
-OUT/keys/12.csv    the keys of cluster 12, for seer-ingest exclude (up to KEYS images; beyond, atlas-keys)
+OUT/keys/12.csv                the keys of cluster 12, for seer-ingest exclude (up to KEYS images; beyond, atlas-keys)
+
+A page that is a file may fetch scripts and pictures, but no data; so data are scripts.
 """
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
+from markupsafe import Markup
 from PIL import Image
 
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.cluster import cluster, count
 from seer_pipe.evaluate.embed import embed, features_of_files
-from seer_pipe.evaluate.embeddings import names_clusters, open_clusters, open_embeddings
+from seer_pipe.evaluate.embeddings import check_set, names_clusters, open_clusters, open_embeddings
 from seer_pipe.evaluate.subject import open_data_of
-from seer_pipe.report.clusters import ANSWERS, Clusters, Floats
+from seer_pipe.report import layout
+from seer_pipe.report.clusters import Clusters
 from seer_pipe.report.clusters import clusters as read_clusters
 from seer_pipe.report.page import environment, style
-from seer_pipe.report.thumbnails import thumbnail, thumbnails
+from seer_pipe.report.shown import Column, Shown, numbers, shown
+from seer_pipe.report.thumbnails import thumbnail
+from seer_pipe.report.tiles import SIDE, TILE, brightness, draw_tiles, small_pictures
 from seer_pipe.shards import ShardSet
 
-SIDE, SHEET, KEYS = 64, 32, 2_000_000  # pixels of a picture, clusters a sheet, images whose keys are written out
+PICTURES = 100_000  # on the map, about
+CHUNK, KEYS = 4096, 2_000_000  # images of a file of OUT/images; images whose keys are written out
+SCRIPTS = ("atlas.js", "map.js", "choose.js", "lists.js")
 
 
 def write_atlas(
@@ -47,6 +59,7 @@ def write_atlas(
     clusters: int | None = None,
     labels: str | None = None,
     search: Sequence[Path] = (),
+    pictures: int = PICTURES,
 ) -> Path:
     """Draw the atlas of a run's shard set, or of ``data``, in folder ``out``; the page's path.
 
@@ -58,13 +71,18 @@ def write_atlas(
     none `default_clusters` by k-means.
     ``labels``: what purity is measured by, as in the evaluations, instead of by domain.
     ``search``: image files whose nearest images and clusters the page is to show.
+    ``pictures``: about how many images the map shows, of a larger set spread evenly over each cluster.
     """
     data = data or default_data(run)
     if out.exists() and any(out.iterdir()) and not (out / "data.js").exists():
         raise UserError(f"{out}: holds something else; choose another --out")
     file, say = embeddings or run / "embeddings.parquet", functools.partial(print, file=sys.stderr)
-    if not file.exists():
+    if file.exists():
+        check_set(file, data)
+    else:
         embed(run, data, file, say=say)
+    if not layout.has_tsne():
+        say("openTSNE is not installed: the map is by principal components; pip install 'seer-pipe[atlas]'")
     by_head = clusters is None and names_clusters(open_embeddings(file))
     asked = features_of_files(run, list(search), file).numpy() if search else None
     shards = ShardSet.open(data)
@@ -75,17 +93,30 @@ def write_atlas(
         named = file if by_head else cluster(file, new, clusters, say=say)
         there = int((count(open_clusters(named)) > 0).sum())
         show = 9 if there <= 1000 else 6 if there <= 4000 else 4
-        found = read_clusters(file, shards, labels, show, asked, named)
-        _draw(shards, found, show, new, search)
+        found = read_clusters(file, shards, labels, asked, named)
+        on_map = shown(found, shards, pictures, show, labels, TILE)
+        _draw(shards, found, on_map, new)
+        _draw_asked(search, new)
         with_keys = found.images <= KEYS
         if with_keys:
             write_all_keys(named, new / "keys")
-        about = _about(found, show, with_keys, [file.name for file in search]) | {
+        about = _about(found, on_map, [file.name for file in search]) | {
             "named_by": "head" if by_head else "k-means", "names": str(file if by_head else out / named.name),
-            "by": "label" if labels else "domain", "data": data, "name": run.name,
+            "by": "label" if labels else "domain", "data": data, "show": show, "keys": with_keys,
         }  # fmt: skip
-        (new / "data.js").write_text(f"const ATLAS = {json.dumps(about, separators=(',', ':'))};\n", "utf-8")
-        page = environment().get_template("atlas.html").render(name=run.name, style=style(), script=_script())
+        _write_script(new / "data.js", "const ATLAS = {};\n", about)
+        _write_points(on_map, new / "points.js")
+        _write_images(found, on_map, new / "images")
+        page = (
+            environment()
+            .get_template("atlas.html")
+            .render(
+                name=run.name,
+                style=style(),
+                own_style=_source("atlas.css"),
+                script=Markup("".join(map(_source, SCRIPTS))),
+            )
+        )
         (new / "index.html").write_text(page, "utf-8")
         shutil.rmtree(out, ignore_errors=True)
         new.rename(out)
@@ -97,68 +128,79 @@ def default_data(run: Path) -> str:
     return open_data_of(run).store.url
 
 
-def _script() -> Any:
-    from importlib.resources import files
-
-    from markupsafe import Markup
-
-    return Markup(files("seer_pipe.report").joinpath("atlas.js").read_text())
+def _source(name: str) -> Markup:
+    return Markup(files("seer_pipe.report").joinpath(name).read_text("utf-8"))
 
 
-def _about(found: Clusters, show: int, with_keys: bool, asked: list[str]) -> dict[str, Any]:
-    """Columns of numbers, which stay small for 16,000 clusters."""
+def _about(found: Clusters, on_map: Shown, asked: list[str]) -> dict[str, Any]:
+    """Columns of numbers, which stay small for 16,000 clusters; images are by their number on the map."""
+    number = dict(zip(on_map.rows.tolist(), range(len(on_map.rows)), strict=True))
 
-    def short(column: Floats) -> list[float]:
+    def short(column: npt.NDArray[Any]) -> list[float]:
         return [round(value, 4) for value in column.tolist()]
 
-    def named(rows: list[int]) -> list[tuple[str, int]]:
-        return [(found.rows.key[row], int(found.rows.cluster[row])) for row in rows]
+    def images(rows: list[int]) -> list[int]:
+        return [number[row] for row in rows]
 
     return {
         "images": found.images, "clusters": found.named, "empty": found.empty, "sampled": len(found.rows.key),
-        "show": show, "side": SIDE, "sheet": SHEET,
-        "keys": with_keys,
-        "cluster": found.cluster.tolist(), "size": found.size.tolist(),
-        "cohesion": short(found.cohesion), "repeated": short(found.repeated),
-        "x": short(found.place[:, 0]), "y": short(found.place[:, 1]),
+        "side": SIDE, "tile": TILE, "levels": on_map.levels, "chunk": CHUNK, "shards": sorted(set(found.rows.shard)),
+        "cells": (on_map.cell.max(0) + 1).tolist(), "start": on_map.start.tolist(),
+        "cluster": found.cluster.tolist(), "size": found.size.tolist(), "title": on_map.title,
+        "cohesion": short(found.cohesion), "repeated": short(found.repeated), "disc": short(on_map.disc.ravel()),
         "near": found.near.tolist(),
         "group": [name for name, _ in found.group], "share": [round(share, 3) for _, share in found.group],
-        "nearest": [[found.rows.key[row] for row in rows] for rows in found.nearest],
-        "outliers": named(found.outliers),
-        "asked": [[name, named(rows), homes] for name, (rows, homes) in zip(asked, found.asked, strict=True)],
+        "outliers": images(found.outliers), "repeats": [[times, images(rows)] for times, rows in found.repeats],
+        "asked": [[name, images(rows), homes] for name, (rows, homes) in zip(asked, found.asked, strict=True)],
+        "columns": [{"id": column.id, "names": column.names, "ends": column.ends} for column in on_map.columns],
     }  # fmt: skip
 
 
-def _draw(shards: ShardSet, found: Clusters, show: int, out: Path, search: Sequence[Path]) -> None:
-    """Sheets of the nearest images, one of the outliers, and one of what was searched for with what is nearest."""
+def _draw(shards: ShardSet, found: Clusters, on_map: Shown, out: Path) -> None:
+    """The map's tiles; and the column that needs their pixels."""
     starts = dict(zip(shards.paths, shards.starts.tolist(), strict=False))
+    rows = on_map.rows.tolist()
+    samples = [int(starts[found.rows.shard[row]] + found.rows.index[row]) for row in rows]
+    pictures = small_pictures(shards, samples, out)
+    on_map.columns.append(numbers("brightness", brightness(pictures), lambda value: f"{value:.0%}"))
+    draw_tiles(pictures, on_map.cell, on_map.top, on_map.levels, out / "tiles")
 
-    def sample(row: int) -> int:
-        return int(starts[found.rows.shard[row]] + found.rows.index[row])
 
-    for sheet, first in enumerate(range(0, len(found.nearest), SHEET)):
-        part = [[sample(row) for row in rows] for rows in found.nearest[first : first + SHEET]]
-        _sheet(shards, part, show).save(out / f"sheet-{sheet:03d}.jpg", quality=75)
-    outliers = [sample(row) for row in found.outliers]
-    rows = [outliers[at : at + 8] for at in range(0, len(outliers), 8)]
-    _sheet(shards, rows, 8).save(out / "outliers.jpg", quality=75)
+def _draw_asked(search: Sequence[Path], out: Path) -> None:
     if search:
-        answers = _sheet(shards, [[sample(row) for row in rows] for rows, _ in found.asked], ANSWERS)
-        sheet_of_asked = Image.new("RGB", (answers.width + SIDE, answers.height))
-        sheet_of_asked.paste(answers, (SIDE, 0))
+        sheet = Image.new("RGB", (SIDE, len(search) * SIDE))
         for down, file in enumerate(search):
-            sheet_of_asked.paste(thumbnail(file.read_bytes(), SIDE), (0, down * SIDE))
-        sheet_of_asked.save(out / "asked.jpg", quality=85)
+            sheet.paste(thumbnail(file.read_bytes(), SIDE), (0, down * SIDE))
+        sheet.save(out / "asked.jpg", quality=85)
 
 
-def _sheet(shards: ShardSet, rows: Sequence[Sequence[int]], columns: int) -> Image.Image:
-    pictures = thumbnails(shards, [sample for row in rows for sample in row], SIDE)
-    sheet = Image.new("RGB", (columns * SIDE, max(1, len(rows)) * SIDE), "#888")
-    for down, row in enumerate(rows):
-        for across, sample in enumerate(row):
-            if sample in pictures:
-                sheet.paste(pictures[sample], (across * SIDE, down * SIDE))
-    return sheet
+def _write_script(file: Path, around: str, value: Any) -> None:
+    """``value`` in the place of {} of a line of JavaScript."""
+    file.write_text(around.replace("{}", json.dumps(value, separators=(",", ":"))), "utf-8")
+
+
+def _write_points(on_map: Shown, file: Path) -> None:
+    def packed(column: npt.NDArray[Any]) -> str:
+        return base64.b64encode(column.tobytes()).decode()
+
+    x, y = on_map.cell.astype("<u2").T
+    columns: list[Column] = on_map.columns
+    points = {"x": packed(x), "y": packed(y), "top": packed(on_map.top)} | {
+        f"by_{column.id}": packed(column.level) for column in columns
+    }
+    _write_script(file, "ATLAS.points = {};\n", points)
+
+
+def _write_images(found: Clusters, on_map: Shown, folder: Path) -> None:
+    folder.mkdir()
+    place = {path: number for number, path in enumerate(sorted(set(found.rows.shard)))}
+    for number, first in enumerate(range(0, len(on_map.rows), CHUNK)):
+        rows = on_map.rows[first : first + CHUNK].tolist()
+        columns = {
+            "key": [found.rows.key[row] for row in rows], "shard": [place[found.rows.shard[row]] for row in rows],
+            "group": [found.groups[row] for row in rows], "text": on_map.text[first : first + CHUNK],
+        }  # fmt: skip
+        _write_script(folder / f"{number:03d}.js", f"ATLAS.arrived({number}, {{}});\n", columns)
 
 
 def write_all_keys(file: Path, folder: Path) -> None:

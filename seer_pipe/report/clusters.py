@@ -7,13 +7,13 @@ row group, the centres, and a few numbers an image; it does not grow with the se
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -26,6 +26,7 @@ from seer_pipe.shards import ShardSet
 
 SAMPLE = 1_000_000  # images whose features are read
 OUTLIERS, NEIGHBOURS, REDUCED = 48, 6, 64  # images, clusters, dimensions that neighbours are sought in
+REPEATS, COPIES = 48, 8  # sets of images that look alike, and images shown of each
 ANSWERS, HOMES = 12, 3  # images and clusters nearest to a picture that is searched for
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -40,17 +41,23 @@ class Clusters:
     size: Ints  # images, exact
     cohesion: Floats  # mean cosine of its images to its centre
     repeated: Floats  # share of its images that look like another of the sample
-    place: Floats  # [k, 2] on the map, in [-1, 1]
+    reduced: Floats  # [k, >= 2] principal components of the centres
     near: Ints  # [k, NEIGHBOURS] nearest clusters, by their number here
     centres: Floats  # [k, width], of unit length
-    nearest: list[list[int]]  # sample rows of the images nearest to its centre
+    ranked: Ints  # [n] sample rows, those of a cluster together, nearest to its centre first
+    start: Ints  # [k + 1] where those of each begin
     group: list[tuple[str, float]]  # most frequent label, or domain, and its share
     outliers: list[int]  # sample rows furthest from their centres
+    repeats: list[tuple[int, list[int]]]  # images that look alike: how many, and at most COPIES sample rows; most first
     asked: list[tuple[list[int], list[int]]]  # of each picture searched for: nearest sample rows, nearest clusters
     images: int  # in the file
     named: int  # clusters, also those without an image in the file
     empty: int  # these
     rows: Sample
+    cosine: Floats  # [n] of each sample row to its centre
+    alike: Floats  # [n, NEIGHBOURS] to the centres of the clusters near its own
+    groups: list[str]  # [n] its label, or domain; "" where it has none
+    again: npt.NDArray[np.bool_]  # [n] whether another of the sample looks like it
 
 
 @dataclass
@@ -67,7 +74,6 @@ def clusters(
     file: Path,
     shards: ShardSet,
     labels: str | None,
-    show: int,
     asked: Floats | None = None,
     names: Path | None = None,
 ) -> Clusters:
@@ -75,7 +81,7 @@ def clusters(
 
     ``names``: the file that names the clusters of its images, row group for row group; by default the same.
     ``labels``: what defines groups, as in the evaluations; by default domains.
-    ``show``: nearest images kept of each cluster; ``asked``: features [q, width] of pictures to be searched for.
+    ``asked``: features [q, width] of pictures to be searched for.
     """
     data, naming = open_embeddings(file), open_clusters(names or file)
     sizes = count(naming)
@@ -85,36 +91,53 @@ def clusters(
     centres = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
     wanted = np.zeros((0, centres.shape[1]), np.float32) if asked is None else asked
     wanted = wanted / np.maximum(np.linalg.norm(wanted, axis=1, keepdims=True), 1e-12)
-    to_centre, to_wanted = [], []
-    for cluster, unit in _features(data, naming, chosen):
-        to_centre.append(np.einsum("nd,nd->n", unit, centres[cluster]))
-        to_wanted.append(unit @ wanted.T)
-    cosine, alike = np.concatenate(to_centre).astype(np.float32), np.concatenate(to_wanted)
     seen = np.bincount(rows.cluster, minlength=len(sizes))
     order = np.argsort(-sizes, kind="stable")
     order = order[(sizes[order] > 0) & (seen[order] > 0)]
+    number = np.full(len(sizes), -1)
+    number[order] = np.arange(len(order))
+    kept = centres[order]
+    reduced = reduce(kept)
+    near = neighbours(reduced)
+    to_centre, to_near, to_wanted = [], [], []
+    for cluster, unit in _features(data, naming, chosen):
+        to_centre.append(np.einsum("nd,nd->n", unit, centres[cluster]))
+        others = near[number[cluster]]
+        to_near.append(np.stack([np.einsum("nd,nd->n", unit, kept[other]) for other in others.T], axis=1)
+                       if others.size else np.zeros(others.shape, np.float32))  # fmt: skip
+        to_wanted.append(unit @ wanted.T)
+    cosine, alike = np.concatenate(to_centre).astype(np.float32), np.concatenate(to_wanted)
     cohesion = np.bincount(rows.cluster, cosine, len(sizes)) / np.maximum(seen, 1)
     by = labeller(shards, labels) if labels else Labeller("source", domain)
     named, hashes = sidecars_of(shards, rows, by.column)
-    known = hashes != 0
-    _, at, times = np.unique(hashes, return_inverse=True, return_counts=True)
-    again = (times[at] > 1) & known
+    repeats = _repeats(hashes)
+    again = np.zeros(len(hashes), np.bool_)
+    again[np.concatenate([np.zeros(0, np.int64), *repeats])] = True
     repeated = np.bincount(rows.cluster, again, len(sizes)) / np.maximum(seen, 1)
-    by_cosine = np.lexsort((-cosine, rows.cluster))  # the rows of a cluster stand together, nearest first
-    starts = np.searchsorted(rows.cluster[by_cosine], np.arange(len(sizes) + 1))
+    home = number[rows.cluster]
+    ranked = np.lexsort((-cosine, home))
+    start = np.searchsorted(home[ranked], np.arange(len(order) + 1))
     groups = [by.label(one) for one in named]
-    kept = centres[order]
     return Clusters(
         cluster=order, size=sizes[order], cohesion=cohesion[order].astype(np.float32),
-        repeated=repeated[order].astype(np.float32), place=(reduced := reduce(kept))[:, :2] / _extent(reduced),
-        near=neighbours(reduced), centres=kept,
-        nearest=[by_cosine[starts[p] : min(starts[p] + show, starts[p + 1])].tolist() for p in order],
-        group=[_most([groups[row] for row in by_cosine[starts[p] : starts[p + 1]]]) for p in order],
-        outliers=np.argsort(cosine)[:OUTLIERS].tolist(), images=int(sizes.sum()), rows=rows,
-        named=total, empty=total - int((sizes > 0).sum()),
+        repeated=repeated[order].astype(np.float32), reduced=reduced, near=near, centres=kept,
+        ranked=ranked, start=start,
+        group=[_most([groups[row] for row in ranked[start[p] : start[p + 1]]]) for p in range(len(order))],
+        outliers=np.argsort(cosine, kind="stable")[:OUTLIERS].tolist(),
+        repeats=[(len(one), one[:COPIES].tolist()) for one in repeats[:REPEATS]],
         asked=[(np.argsort(-alike[:, q], kind="stable")[:ANSWERS].tolist(),
                 np.argsort(-(kept @ wanted[q]), kind="stable")[:HOMES].tolist()) for q in range(len(wanted))],
+        images=int(sizes.sum()), named=total, empty=total - int((sizes > 0).sum()),
+        rows=rows, cosine=cosine, alike=np.concatenate(to_near), groups=groups, again=again,
     )  # fmt: skip
+
+
+def _repeats(hashes: npt.NDArray[np.uint64]) -> list[Ints]:
+    """The rows that have one perceptual hash, of each that more than one has; the most first."""
+    order = np.argsort(hashes, kind="stable")
+    order = order[np.searchsorted(hashes[order], 1) :]  # 0 is none
+    sets = np.split(order, np.flatnonzero(np.diff(hashes[order])) + 1)
+    return sorted((rows for rows in sets if len(rows) > 1), key=len, reverse=True)
 
 
 def _features(data: pq.ParquetFile, naming: pq.ParquetFile, groups: list[int]) -> Iterator[tuple[Ints, Floats]]:
@@ -142,22 +165,25 @@ def _centres(data: pq.ParquetFile, naming: pq.ParquetFile, groups: list[int], k:
     return Sample(keys, paths, np.concatenate(index), np.concatenate(clusters)), sums
 
 
-def sidecars_of(shards: ShardSet, rows: Sample, column: str) -> tuple[list[str], npt.NDArray[np.uint64]]:
-    """What stands in a column and the perceptual hash (0: none) of each image, a sidecar at a time."""
+def columns_of(shards: ShardSet, rows: Sample, columns: Sequence[str]) -> pa.Table:
+    """These columns of the sidecars, a row for each of the sample, a sidecar read once."""
     numbers = {path: number for number, path in enumerate(shards.paths)}
-    named = [""] * len(rows.key)
-    hashes = np.zeros(len(rows.key), np.uint64)
     by_shard: defaultdict[str, list[int]] = defaultdict(list)
     for row, path in enumerate(rows.shard):
         by_shard[path].append(row)
-    for path, at in by_shard.items():
-        if path not in numbers:
-            raise UserError(f"{shards.store.url}: has no shard {path}, which the embeddings are of; give their --data")
-        table = shards.sidecar(numbers[path], list({column, "phash"})).take(rows.index[at])
-        for row, one in zip(at, table[column].to_pylist(), strict=True):
-            named[row] = "" if one is None or one != one else str(one)  # a number that is none is no label
-        hashes[at] = table["phash"].fill_null(0).to_numpy()
-    return named, hashes
+    if strange := by_shard.keys() - numbers.keys():
+        path = min(strange)
+        raise UserError(f"{shards.store.url}: has no shard {path}, which the embeddings are of; give their --data")
+    tables = [shards.sidecar(numbers[path], list(columns)).take(rows.index[at]) for path, at in by_shard.items()]
+    at = np.concatenate([np.zeros(0, np.int64), *map(np.array, by_shard.values())])
+    return pa.concat_tables(tables, promote_options="permissive").take(np.argsort(at))
+
+
+def sidecars_of(shards: ShardSet, rows: Sample, column: str) -> tuple[list[str], npt.NDArray[np.uint64]]:
+    """What stands in a column and the perceptual hash (0: none) of each image."""
+    table = columns_of(shards, rows, list({column, "phash"}))
+    named = ["" if one is None or one != one else str(one) for one in table[column].to_pylist()]  # NaN is no label
+    return named, table["phash"].fill_null(0).to_numpy()
 
 
 def _most(names: list[str]) -> tuple[str, float]:
@@ -178,10 +204,6 @@ def reduce(centres: Floats) -> Floats:
     v *= torch.sign(v.gather(0, v.abs().argmax(0, keepdim=True)))
     found = (x @ v).numpy()
     return np.pad(found, ((0, 0), (0, max(0, 2 - found.shape[1]))))
-
-
-def _extent(reduced: Floats) -> Any:
-    return max(float(np.abs(reduced[:, :2]).max()), 1e-12)
 
 
 def neighbours(reduced: Floats, rows: int = 2048) -> Ints:

@@ -1,9 +1,13 @@
 """The atlas: clusters of known make-up are told as they are, at any size, and its lists are what ingest excludes."""
 
+import base64
 import csv
 import json
+import re
 import resource
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +17,7 @@ from PIL import Image
 
 from ingest.tools.excluded import exclude
 from seer_pipe.errors import UserError
+from seer_pipe.evaluate.embeddings import IDENTITY
 from seer_pipe.report import clusters as module
 from seer_pipe.report.atlas import write_atlas, write_keys
 from seer_pipe.report.clusters import clusters, neighbours, reduce
@@ -51,29 +56,30 @@ def made(tmp_path: Path) -> tuple[Path, ShardSet]:
 def test_clusters(made: tuple[Path, ShardSet], tmp_path: Path) -> None:
     sources = made[1].sidecar(0)["source"].to_pylist()[:5]
     (tmp_path / "labels.csv").write_text("source,label\n" + "".join(f"{source},odd\n" for source in sources))
-    found = clusters(*made, str(tmp_path / "labels.csv"), show=4)
+    found = clusters(*made, str(tmp_path / "labels.csv"))
     assert found.cluster.tolist() == [0, 3, 5, 7]
     assert found.size.tolist() == [10] * 4
     assert found.outliers[0] == 39
-    assert all(len(rows) == 4 for rows in found.nearest)
-    assert [{found.rows.cluster[row] for row in rows} for rows in found.nearest] == [{0}, {3}, {5}, {7}]
-    assert 39 not in found.nearest[3]
+    members = [found.ranked[a:b].tolist() for a, b in pairwise(found.start)]
+    assert [{found.rows.cluster[row] for row in rows} for rows in members] == [{0}, {3}, {5}, {7}]
+    assert members[3][-1] == 39
+    for rows in members:
+        assert (np.diff(found.cosine[rows]) <= 0).all()
     assert found.cohesion[:3].min() > 0.99 > found.cohesion[3]
     assert found.group[0] == ("odd", 1.0)
     assert found.group[1] == ("", 0.0)
-    assert clusters(*made, "key", show=4).group[0][1] == 0.1
-    assert clusters(*made, "folder", show=4).group[0] == (sources[0].split("/")[0], 0.2)
+    assert clusters(*made, "key").group[0][1] == 0.1
+    assert clusters(*made, "folder").group[0] == (sources[0].split("/")[0], 0.2)
     with pytest.raises(UserError, match="'shape': no column of"):
-        clusters(*made, "shape", show=4)
+        clusters(*made, "shape")
     assert sorted(found.near[0].tolist()) == [1, 2, 3]
-    assert np.abs(found.place).max() == pytest.approx(1)
 
 
 def test_sizes_are_exact_where_features_are_sampled(
     made: tuple[Path, ShardSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SAMPLE", 32)  # two of three row groups
-    found = clusters(*made, None, show=4)
+    found = clusters(*made, None)
     assert found.images == 40
     assert len(found.rows.key) == 24
     assert found.cluster.tolist() == [0, 3, 7]  # of cluster 5 no image was looked at
@@ -88,17 +94,26 @@ def test_repeated_pictures_are_told(made: tuple[Path, ShardSet]) -> None:
     column = table.schema.get_field_index("phash")
     table = table.set_column(column, "phash", pa.array(hashes))
     put_sidecar(shards.store, shards.sidecars[0], table, int(shards.bytes[0]), shards.sha256[0])
-    found = clusters(file, shards, None, show=4)
+    found = clusters(file, shards, None)
     assert found.repeated.round(2).tolist() == [0, 0.5, 0, 0]
+    assert found.repeats == [(5, [10, 11, 12, 13, 14])]
+
+
+def script(page: Path, name: str) -> Any:
+    """What a script of the page's folder says."""
+    return json.loads(re.sub(r"^[^{]*|\)?;\n$", "", (page.parent / name).read_text()))
 
 
 def test_atlas_and_its_keys(made: tuple[Path, ShardSet], tmp_path: Path) -> None:
     file, _ = made
     root = str(tmp_path / "set")
     page = write_atlas(tmp_path, tmp_path / "atlas", root, embeddings=file)
-    about = json.loads((page.parent / "data.js").read_text().removeprefix("const ATLAS = ").rstrip(";\n"))
+    about = script(page, "data.js")
     assert about["size"] == [10] * 4
-    assert about["nearest"][0][0] in {f"{n:06d}" for n in range(10)}
+    assert about["start"] == [0, 10, 20, 30, 40]
+    images = script(page, "images/000.js")
+    assert set(images["key"][:10]) == {f"{n:06d}" for n in range(10)}
+    assert images["key"][about["outliers"][0]] == "000039"
     text = page.read_text()
     assert "fetch(" not in text
     assert "http" not in text
@@ -118,10 +133,21 @@ def test_atlas_and_its_keys(made: tuple[Path, ShardSet], tmp_path: Path) -> None
         write_keys(tmp_path / "keys.csv", [4], tmp_path / "more.csv")
 
 
+def test_embeddings_of_another_set_are_refused(made: tuple[Path, ShardSet], tmp_path: Path) -> None:
+    file, shards = made
+    table = pq.read_table(file).replace_schema_metadata({IDENTITY: f"weights {shards.fingerprint} choice"})
+    pq.write_table(table, file)
+    page = write_atlas(tmp_path, tmp_path / "atlas", str(tmp_path / "set"), embeddings=file)
+    other = make_pictures(tmp_path / "other", [40])
+    with pytest.raises(UserError, match=r"embeddings of another shard set than .*other"):
+        write_atlas(tmp_path, tmp_path / "atlas", str(other), embeddings=file)
+    assert page.exists()  # what was there stays
+
+
 def test_so_many_clusters_by_kmeans(made: tuple[Path, ShardSet], tmp_path: Path) -> None:
     file, shards = made
     page = write_atlas(tmp_path, tmp_path / "atlas", str(tmp_path / "set"), embeddings=file, clusters=5)
-    about = json.loads((page.parent / "data.js").read_text().removeprefix("const ATLAS = ").rstrip(";\n"))
+    about = script(page, "data.js")
     assert (about["named_by"], about["clusters"], len(about["size"]), sum(about["size"])) == ("k-means", 5, 5, 40)
     assert about["names"] == str(tmp_path / "atlas/clusters.parquet")
     first = about["cluster"][0]
@@ -130,7 +156,7 @@ def test_so_many_clusters_by_kmeans(made: tuple[Path, ShardSet], tmp_path: Path)
     assert write_keys(page.parent / "clusters.parquet", [first], tmp_path / "keys.csv") == about["size"][0] == len(keys)
     with (page.parent / f"keys/{first}.csv").open() as lines:
         assert [row["key"] for row in csv.DictReader(lines)] == keys
-    itself = clusters(file, shards, None, show=4)
+    itself = clusters(file, shards, None)
     assert (itself.named, itself.empty) == (8, 4)  # 0, 3, 5 and 7 of them
     with pytest.raises(UserError, match="41 clusters are more than its 40 images"):
         write_atlas(tmp_path, page.parent, str(tmp_path / "set"), embeddings=file, clusters=41)
@@ -179,7 +205,7 @@ def test_sixteen_thousand_clusters_of_a_million_images(tmp_path: Path) -> None:
                 pa.FixedSizeListArray.from_arrays(pa.array(feature.reshape(-1)), width),
             ], schema=schema))  # fmt: skip
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = clusters(tmp_path / "e.parquet", ShardSet.open(tmp_path / "one"), None, show=4)
+    found = clusters(tmp_path / "e.parquet", ShardSet.open(tmp_path / "one"), None)
     assert found.size.sum() == images
     assert len(found.cluster) == count
     assert found.cohesion.min() > 0.5
@@ -195,14 +221,23 @@ def test_a_picture_is_searched_for(tmp_path: Path) -> None:
         asked.append(tmp_path / f"asked-{number}.jpg")
         asked[-1].write_bytes(shards.read(0, shards.sidecar(0).slice(number, 1).to_pylist()[0]))
     page = write_atlas(tmp_path / "run", tmp_path / "atlas", search=asked)
-    about = json.loads((page.parent / "data.js").read_text().removeprefix("const ATLAS = ").rstrip(";\n"))
-    assert [(name, nearest[0][0]) for name, nearest, _ in about["asked"]] == [
+    about = script(page, "data.js")
+    keys = script(page, "images/000.js")["key"]
+    assert [(name, keys[nearest[0]]) for name, nearest, _ in about["asked"]] == [
         ("asked-5.jpg", "000005"), ("asked-20.jpg", "000020"),
     ]  # fmt: skip
-    with Image.open(page.parent / "asked.jpg") as sheet:
-        assert sheet.size == (13 * 64, 2 * 64)
-        own, first = (np.asarray(sheet.crop((x, 0, x + 64, 64)), np.int64) for x in (0, 64))
-        assert np.abs(own - first).mean() < 4  # levels
+    points = script(page, "points.js")
+    x, y = (np.frombuffer(base64.b64decode(points[axis]), "<u2") for axis in "xy")
+    for place, number in enumerate((5, 20)):
+        at = keys.index(f"{number:06d}")
+        with (
+            Image.open(page.parent / "asked.jpg") as sheet,
+            Image.open(page.parent / f"tiles/{about['levels'] - 1}/{x[at] // 8}-{y[at] // 8}.jpg") as tile,
+        ):
+            own = np.asarray(sheet.crop((0, 64 * place, 64, 64 * place + 64)), np.int64)
+            left, top = 64 * (x[at] % 8), 64 * (y[at] % 8)
+            same = np.asarray(tile.crop((left, top, left + 64, top + 64)), np.int64)
+        assert np.abs(own - same).mean() < 12  # levels
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(UserError, match=r"text\.jpg: cannot identify"):
         write_atlas(tmp_path / "run", tmp_path / "atlas", search=[tmp_path / "text.jpg"])

@@ -4,6 +4,7 @@ Screenshots are left in build/screenshots (SEER_PIPE_SCREENSHOTS), for a person 
 """
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -13,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from ingest.tools.excluded import exclude
 from seer_pipe.report.atlas import write_atlas
 from seer_pipe.report.compare import read_sides, write_comparison
 from seer_pipe.report.curated import write_curation
@@ -146,34 +149,114 @@ def test_the_report_prints_within_its_pages(browser: Any, pages: dict[str, Path]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
-def test_atlas_search_map_and_keyboard(browser: Any, pages: dict[str, Path]) -> None:
+LISTED = "return [...document.querySelectorAll('#list button')].map(button => button.textContent)"
+
+
+def seen(browser: Any) -> Any:
+    """The pixels of the map, as they are on the screen: a page that is a file may not read its own canvas."""
+    from selenium.webdriver.common.by import By
+
+    shot = browser.find_element(By.ID, "map").screenshot_as_png
+    return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"))
+
+
+def has_pictures(browser: Any) -> bool:
+    """Many colours, not the one of what is still to come."""
+    return len(np.unique(seen(browser)[::7, ::7].reshape(-1, 3), axis=0)) > 200
+
+
+def test_atlas_is_searched_by_number_key_and_word(browser: Any, pages: dict[str, Path]) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
     show(browser, pages["atlas"].as_uri(), 1280, 900, "light")
-    listed = "return [...document.querySelectorAll('#list button')].map(button => button.textContent)"
-    assert len(browser.execute_script(listed)) == 10
+    assert len(browser.execute_script(LISTED)) == 10
     field = browser.find_element(By.ID, "find")
     field.send_keys("7")
-    assert "Cluster 7" in browser.execute_script(listed)
+    wait(lambda: "Cluster 7" in browser.execute_script(LISTED))
     field.clear()
     field.send_keys("000013")  # a key: of cluster 3
-    assert browser.execute_script(listed) == ["Cluster 3"]
+    wait(lambda: browser.execute_script(LISTED) == ["Cluster 3"])
+    assert browser.find_element(By.ID, "said").text == "1 image of 1 cluster: found by “000013”"
+    assert (
+        browser.find_element(By.CSS_SELECTOR, "#selection .picture").get_attribute("title").startswith("image 000013 ")
+    )
     browser.find_element(By.ID, "order").send_keys(Keys.TAB)  # to the only item of the list
     browser.switch_to.active_element.send_keys(Keys.ENTER)
     detail = browser.find_element(By.ID, "detail").text
-    assert detail.startswith("Cluster 3\n4 images")
+    assert detail.startswith("Cluster 3\n")
+    assert "4 images" in detail
     assert "seer-ingest exclude" in detail
     assert browser.find_element(By.LINK_TEXT, "The keys of its images").get_attribute("href").endswith("keys/3.csv")
-    at = browser.execute_script("view = {x: A.x[5], y: A.y[5], zoom: 40}; draw(); return A.cluster[5]")
-    browser.execute_script("scrollTo(0, 0)")
-    browser.find_element(By.ID, "map").click()  # its middle
-    assert browser.find_element(By.CSS_SELECTOR, "#detail h2").text == f"Cluster {at}"
-    filled = browser.execute_script(
-        "return pen.getImageData(0, 0, map.width, map.height).data.some(value => value !== 0)"
-    )
-    assert filled
+    field.clear()
+    field.send_keys("bricks")  # the folder of the source, as a domain is
+    wait(lambda: "found by “bricks”" in browser.find_element(By.ID, "said").text)
+    kinds = browser.execute_script("return chunk(0).then(one => one.group.filter((_, i) => mask[i]))")
+    assert set(kinds) == {"bricks"}
+    field.clear()
+    field.send_keys("no such thing")
+    wait(lambda: "Nothing is found" in browser.find_element(By.ID, "said").text)
     assert browser.get_log("browser") == []
+
+
+def test_the_map_by_keyboard(browser: Any, pages: dict[str, Path]) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    show(browser, pages["atlas"].as_uri(), 1280, 900, "light")
+    wait(lambda: has_pictures(browser))
+    canvas = browser.find_element(By.ID, "map")
+    at = browser.execute_script("goTo(X[9] + .5, Y[9] + .5, 6); map.focus(); return A.cluster[HOME[9]]")
+    canvas.send_keys(Keys.ENTER)
+    assert browser.find_element(By.CSS_SELECTOR, "#detail h2").text == f"Cluster {at}"
+    assert browser.execute_script("return looked") == 9
+    before = browser.execute_script("return {...view}")
+    canvas.send_keys(Keys.ARROW_LEFT, "-")
+    after = browser.execute_script("return {...view}")
+    assert (after["x"] < before["x"], after["scale"] < before["scale"]) == (True, True)
+    canvas.send_keys("0")
+    assert browser.execute_script("return view.scale === fitting()")
+    browser.find_element(By.ID, "in-view").send_keys(Keys.ENTER)
+    assert browser.find_element(By.ID, "said").text == "40 images of 10 clusters: within the lasso"
+    canvas.send_keys(Keys.ESCAPE)
+    assert browser.execute_script("return mask") is None
+
+
+def test_a_lasso_gives_the_keys_that_exclude_takes(browser: Any, pages: dict[str, Path], tmp_path: Path) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+
+    show(browser, pages["atlas"].as_uri(), 1280, 900, "light")
+    browser.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    inside = browser.execute_script(  # the left half of the map
+        "by('lasso').click(); view.x = A.cells[0] / 2; draw(); return [...X.keys()].filter(i => X[i] + .5 < view.x)"
+    )
+    canvas = browser.find_element(By.ID, "map")
+    width, height = canvas.size["width"], canvas.size["height"]
+    hand = ActionChains(browser, duration=0).move_to_element_with_offset(canvas, 0, 2 - height // 2).click_and_hold()
+    for x, y in ((2 - width // 2, 2 - height // 2), (2 - width // 2, height // 2 - 2), (0, height // 2 - 2)):
+        hand = hand.move_to_element_with_offset(canvas, x, y)
+    hand.release().perform()
+    assert browser.execute_script("return [...mask.keys()].filter(i => mask[i])") == inside
+    browser.find_element(By.ID, "download").click()
+    wait((tmp_path / "keys.csv").exists)
+    keys = browser.execute_script("return chunk(0).then(one => one.key)")
+    wanted = {keys[i] for i in inside}
+    assert {line.split(",")[0] for line in (tmp_path / "keys.csv").read_text().splitlines()[1:]} == wanted
+    root = shutil.copytree(pages["atlas"].parents[1] / "pictures", tmp_path / "set")
+    assert exclude(str(root), str(tmp_path / "keys.csv"))[0] == len(inside) > 5
+
+
+@pytest.mark.parametrize("what", ["domain", "repeated", "size", "typical", "brightness"])
+def test_the_map_is_coloured(browser: Any, pages: dict[str, Path], what: str) -> None:
+    from selenium.webdriver.common.by import By
+
+    show(browser, pages["atlas"].as_uri(), 1280, 900, "dark")
+    wait(lambda: has_pictures(browser))
+    plain = seen(browser)
+    browser.execute_script(f"by('colour').value = '{what}'; by('colour').onchange()")
+    wait(lambda: (seen(browser) != plain).any(axis=2).mean() > 0.1)
+    assert browser.find_element(By.ID, "legend").text
 
 
 @pytest.mark.parametrize(
@@ -198,16 +281,18 @@ def test_the_command_is_whole_and_copied_and_nothing_is_blank(
     from selenium.webdriver.common.by import By
 
     show(browser, pages["atlas"].as_uri(), width, height, "light")
-    command = browser.find_element(By.ID, "command")
+    command = browser.find_element(By.CSS_SELECTOR, "#detail .command")
     assert browser.execute_script("return arguments[0].scrollWidth <= arguments[0].clientWidth", command)
-    browser.execute_script("arguments[0].scrollIntoView()", browser.find_element(By.ID, "copy"))
-    browser.find_element(By.ID, "copy").click()
+    copy = browser.find_element(By.CSS_SELECTOR, "#detail .command + button")
+    browser.execute_script("arguments[0].scrollIntoView()", copy)
+    copy.click()
     browser.execute_script("by('find').focus()")
-    wait(lambda: browser.find_element(By.ID, "copy").text == "Copied")
+    wait(lambda: copy.text == "Copied")
     browser.execute_cdp_cmd("Input.dispatchKeyEvent", {"type": "keyDown", "key": "v", "commands": ["paste"]})
     assert browser.execute_script("return by('find').value") == command.text.replace("\n", "")
-    ends = "document.querySelectorAll('.both > section > :last-child')"
-    heights = browser.execute_script(f"return [...{ends}].map(one => one.getBoundingClientRect().bottom)")
+    heights = browser.execute_script(
+        "return [map, by('detail').lastElementChild].map(one => one.getBoundingClientRect().bottom)"
+    )
     if width > 960:  # beside each other
         assert abs(heights[0] - heights[1]) < height / 2
 
@@ -241,13 +326,13 @@ def test_the_map_lets_the_page_scroll(browser: Any, pages: dict[str, Path]) -> N
         return browser.execute_script("return scrollY") > 50
 
     wait(wheeled)
-    assert browser.execute_script("return view") == {"x": 0, "y": 0, "zoom": 1}
+    assert browser.execute_script("return view.scale === fitting()")
     browser.execute_script("scrollTo(0, 0)")
     drag(browser, [(x - 30, y), (x + 30, y)], [(-60, 0), (60, 0)])
-    assert browser.execute_script("return view.zoom") == pytest.approx(3, rel=0.2)
+    assert browser.execute_script("return view.scale / fitting()") == pytest.approx(3, rel=0.2)
     browser.execute_script("by('whole').click()")
     browser.execute_cdp_cmd("Input.dispatchMouseEvent", {**wheel, "deltaY": -100, "modifiers": 2})
-    wait(lambda: browser.execute_script("return view.zoom") > 1)
+    wait(lambda: browser.execute_script("return view.scale > fitting()"))
 
 
 def test_a_picture_that_was_searched_for_leads_to_its_cluster(browser: Any, pages: dict[str, Path]) -> None:
@@ -255,9 +340,9 @@ def test_a_picture_that_was_searched_for_leads_to_its_cluster(browser: Any, page
 
     show(browser, pages["searched"].as_uri(), 1280, 900, "light")
     asked = browser.find_element(By.ID, "asked")
-    images = asked.find_elements(By.CSS_SELECTOR, ".pictures:first-of-type > .picture")
-    assert images[0].get_attribute("title").startswith("image 000003 of cluster ")
-    button = asked.find_elements(By.TAG_NAME, "button")[0]
+    first = asked.find_element(By.CSS_SELECTOR, ".pictures > .picture")
+    wait(lambda: first.get_attribute("title").startswith("image 000003 of cluster "))
+    button = asked.find_element(By.CSS_SELECTOR, ".grid-list button")
     browser.execute_script("arguments[0].click()", button)
     assert browser.find_element(By.CSS_SELECTOR, "#detail h2").text == button.text
     show(browser, pages["atlas"].as_uri(), 1280, 900, "light")
