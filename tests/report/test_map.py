@@ -20,6 +20,7 @@ from seer_pipe.shards import ShardSet, put_sidecar
 from tests.report.test_atlas import script, write_embeddings
 from tests.train.helpers import make_pictures
 
+few = settings(deadline=None, max_examples=30)  # the first call compiles
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 
@@ -33,7 +34,7 @@ def placed(count: list[int], seed: int) -> tuple[npt.NDArray[np.int64], npt.NDAr
     return cell, target - origin, home
 
 
-@settings(deadline=None)  # the first call compiles
+@few
 @given(sizes, st.integers(0, 99))
 def test_every_image_has_a_cell_alone_near_where_it_would_stand(count: list[int], seed: int) -> None:
     cell, target, _ = placed(count, seed)
@@ -44,7 +45,7 @@ def test_every_image_has_a_cell_alone_near_where_it_would_stand(count: list[int]
     assert np.array_equal(cell, again)
 
 
-@settings(deadline=None)  # the first call compiles
+@few
 @given(sizes, st.integers(0, 99))
 def test_discs_do_not_cover_each_other(count: list[int], seed: int) -> None:
     radius = layout.radii(np.array(count))
@@ -82,6 +83,7 @@ def test_an_image_stands_towards_the_cluster_that_it_resembles() -> None:
     assert angle[1] == pytest.approx(3 * np.pi / 4, abs=0.01)
 
 
+@few
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.integers(1, 100), st.integers(1, 5))
 def test_images_are_chosen_evenly_of_each_cluster_with_the_nearest_and_those_asked_for(
     count: list[int], most: int, least: int
@@ -101,7 +103,7 @@ def test_images_are_chosen_evenly_of_each_cluster_with_the_nearest_and_those_ask
         assert sorted(rows.tolist()) == sorted(ranked.tolist())
 
 
-@settings(deadline=None)  # the first call compiles
+@few
 @given(sizes, st.integers(0, 99))
 def test_a_level_shows_one_image_of_every_cell_that_has_any(count: list[int], seed: int) -> None:
     cell, _, _ = placed(count, seed)
