@@ -186,6 +186,38 @@ def finetune(
 
 @evaluate.command()
 @as_job
+def detection(
+    subject: SubjectArgument,
+    data: Annotated[
+        list[Path], typer.Option(help="Boxes to learn: COCO's .json, or VOC's ImageSets/Main/NAME.txt; repeatable.")
+    ],
+    test: Annotated[list[Path], typer.Option(help="Boxes to test on, as --data.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of COCO's images; else beside the file.")] = None,
+    test_images: Annotated[Path | None, typer.Option(help="The same of --test.")] = None,
+    head: Annotated[str, typer.Option(help="fpn: a pyramid over the stages; c4: on the third one.")] = "fpn",
+    frozen: Annotated[int, typer.Option(min=0, help="Stages that are not trained, from the first; with the stem.")] = 1,
+    size: Annotated[int, typer.Option(min=32, max=4096, help="Pixels of the shorter side.")] = 800,
+    epochs: Annotated[float, typer.Option(min=0.01, help="Times through the images.")] = 12,
+    batch: Annotated[int, typer.Option(min=1, help="Images a step, over all ranks.")] = 16,
+    lr: Annotated[float, typer.Option(min=1e-9, help="For a batch of 16; scaled linearly.")] = 0.02,
+    seed: Seed = 0,
+    untrained: Untrained = False,
+    out: Annotated[Path | None, typer.Option(help="File for the detector's weights (safetensors).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune torchvision's Faster R-CNN on the trunk, and measure its average precision (extra: detection)."""
+    from seer_pipe.evaluate.detection import evaluate_detection
+    from seer_pipe.evaluate.training import Recipe
+
+    result = evaluate_detection(
+        subject, data, test, Recipe(size, epochs, batch, lr, seed), images=images, test_images=test_images, head=head,
+        frozen=frozen, untrained=untrained, out=out, say=_say,
+    )  # fmt: skip
+    _report(result, as_json, subject)
+
+
+@evaluate.command()
+@as_job
 def transfer(
     subject: SubjectArgument,
     sets: Annotated[Path, typer.Argument(help="YAML list of data sets: name, data, labels, test.")],
