@@ -116,12 +116,18 @@ def test_both_heads_take_every_trunk_and_train_what_is_theirs(loaded, name: str,
     assert all(m.training and m.num_batches_tracked == 1 for m in new)
 
 
+def test_the_result_counts_what_was_used_and_is_kept(resnet: Path, coco: Path) -> None:
+    result = evaluate(resnet, coco)
+    assert (result["steps"], result["images"], result["trained_on"], result["classes"]) == (3, 7, 6, 3)
+    assert result["left_out"] == {"crowds": 1, "images_without_boxes": 1, "boxes_without_area": 1}
+    assert kept(resnet)["detection-fpn-0"] == result
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_what_was_stopped_continues_bit_for_bit(resnet: Path, coco: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(detection, "SAID", 2)
     straight = evaluate(resnet, coco, out=tmp_path / "straight")
-    assert (straight["steps"], straight["images"], straight["trained_on"], straight["classes"]) == (3, 7, 6, 3)
-    assert straight["left_out"] == {"crowds": 1, "images_without_boxes": 1, "boxes_without_area": 1}
-    assert kept(resnet)["detection-fpn-0"] == straight
     monkeypatch.setattr(progress, "EVERY", 0)
     copy = shutil.copytree(resnet, tmp_path / "export")
 
@@ -142,6 +148,7 @@ def test_what_was_stopped_continues_bit_for_bit(resnet: Path, coco: Path, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_two_ranks_share_the_batches(resnet: Path, coco: Path, tmp_path: Path) -> None:
     """Which proposals are learnt from is drawn on each rank, so losses are near those of one rank, and not equal."""
     recipe = Recipe(64, 3, 2, 0.02)

@@ -60,6 +60,7 @@ def striped(folder: Path, count: int, seed: int) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.learns
 def test_a_pretrained_trunk_beats_an_untrained_one(tmp_path: Path) -> None:
     learnt, tested = striped(tmp_path, 24, 1), striped(tmp_path, 16, 2)

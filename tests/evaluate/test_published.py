@@ -90,6 +90,7 @@ def test_what_was_stopped_continues_bit_for_bit(backbone: Path, folder: Path, tm
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_it_survives_a_kill(backbone: Path, folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(backbone, tmp_path / "export")
     code = (
@@ -109,6 +110,7 @@ def test_it_survives_a_kill(backbone: Path, folder: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_two_ranks_learn_what_one_does(backbone: Path, folder: Path, tmp_path: Path) -> None:
     alone = evaluate(backbone, folder)
     first, second = run_ranks(2, evaluate, shutil.copytree(backbone, tmp_path / "export"), folder)
