@@ -66,6 +66,7 @@ SIDECAR_SCHEMA = pa.schema(
         ("phash", pa.uint64()),  # perceptual hash; null where not computed
     ]
 )
+CAPTIONS = ("txt", "caption")  # columns of a source that are the text beside an image, where they are text
 REJECTED_SCHEMA = pa.schema([("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
 
@@ -356,6 +357,27 @@ class ShardSet:
         local = self.store.local_path(path)
         source = local if local is not None else pa.BufferReader(self.store.get(path))
         return pq.read_table(source, columns=columns)
+
+    def rejected(self, shard: int) -> pa.Table | None:
+        """What was rejected when shard number ``shard`` was made (``REJECTED_SCHEMA``); None where it is not known."""
+        try:
+            return pq.read_table(pa.BufferReader(self.store.get(rejected_path(self.sidecars[shard]))))
+        except FileNotFoundError:
+            return None
+
+    def captions(self, shard: int) -> list[str | None]:
+        """The text beside each image of shard number ``shard``; empty where its source kept none."""
+        path = self.sidecars[shard]
+        with self._file(path) as file:
+            table = pq.ParquetFile(file)
+            schema = table.schema_arrow
+            for name in CAPTIONS:
+                if name in schema.names and (
+                    pa.types.is_string(schema.field(name).type) or pa.types.is_large_string(schema.field(name).type)
+                ):
+                    found: list[str | None] = table.read(columns=[name], use_threads=False)[name].to_pylist()
+                    return found
+        return []
 
     def url(self, shard: int) -> str:
         """Where the tar of shard number ``shard`` is: a path, or a URL."""

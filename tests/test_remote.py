@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 import seer_pipe
 from seer_pipe.errors import UserError
+from seer_pipe.report.ingested import ingested
 from seer_pipe.shards import ShardSet
 from seer_pipe.store import is_remote, open_store, split_url
 from seer_pipe.store.remote import status_of, without_secrets
@@ -163,6 +164,11 @@ def test_public_tars_are_indexed_and_trained_from_without_a_copy(site: tuple[Pat
     loader = DataLoader(data, batch_size=4, num_workers=2, collate_fn=lambda batch: [s["jpg"] for s in batch])
     assert {image for batch in loader for image in batch} == images
     assert {sample["jpg"] for sample in seer_pipe.stream(f"{url}/ranges/set", batch=4)} == images
+    assert (
+        seer_ingest("stats", f"{url}/ranges/set").stdout.splitlines()[1:]
+        == (seer_ingest("stats", folder / "set").stdout.splitlines()[1:])
+    )
+    assert ingested(ShardSet.open(f"{url}/ranges/set")).rejected == {}
     run = seer_ingest("index", f"{url}/plain/set/00000.tar", "--out", tmp_path / "none")
     assert run.returncode == 2
     assert "(ranges)" in run.stderr

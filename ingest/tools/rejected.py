@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ingest.reasons import Reason
-from seer_pipe.store import Store
-
-FOLDER = "rejected/"
+from seer_pipe.shards import ShardSet
 
 
-def rejected_tables(store: Store) -> Iterator[pa.Table]:
-    """The tables of ``REJECTED_SCHEMA``, one per unit of work."""
-    for entry in store.list(FOLDER):
-        yield pq.read_table(pa.BufferReader(store.get(entry.path)))
+def rejected_tables(shards: ShardSet) -> Iterator[pa.Table]:
+    """The tables of ``REJECTED_SCHEMA``, one per unit of work. By the manifest: not every store can list its files."""
+    return filter(None, map(shards.rejected, range(len(shards.paths))))
 
 
 #: A line about each reason; what another version of the program wrote may have others.

@@ -28,14 +28,17 @@ def show(root: str | os.PathLike[str], out: str | os.PathLike[str], samples: int
         raise UserError(f"samples = {samples}: at least 1")
     shards = ShardSet.open(root)
     tiles, reasons = _tiles(shards, samples, seed), _reasons(shards)
-    height = max(MARGIN * 2 + 40 + _rows(len(tiles)) * (TILE + GAP), _panel_height(reasons))
+    step = TILE + GAP + (LINE if any(caption for _, caption in tiles) else 0)
+    height = max(MARGIN * 2 + 40 + _rows(len(tiles)) * step, _panel_height(reasons))
     sheet = Image.new("RGB", (MARGIN * 3 + COLUMNS * (TILE + GAP) + PANEL, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((MARGIN, MARGIN), f"{len(tiles)} of {len(shards):,} stored", INK, ImageFont.load_default(20))
-    for number, tile in enumerate(tiles):
+    small = ImageFont.load_default(11)
+    for number, (tile, caption) in enumerate(tiles):
         row, column = divmod(number, COLUMNS)
-        left = MARGIN + column * (TILE + GAP) + (TILE - tile.width) // 2
-        sheet.paste(tile, (left, MARGIN + 40 + row * (TILE + GAP) + (TILE - tile.height) // 2))
+        left, top = MARGIN + column * (TILE + GAP), MARGIN + 40 + row * step
+        sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
+        draw.text((left, top + TILE + 2), _fitted(" ".join(caption.split()), small, TILE), FAINT, small)
     _draw_reasons(draw, MARGIN * 2 + COLUMNS * (TILE + GAP), reasons)
     try:
         sheet.save(Path(out), "PNG")
@@ -47,17 +50,20 @@ def _rows(tiles: int) -> int:
     return -(-tiles // COLUMNS)
 
 
-def _tiles(shards: ShardSet, samples: int, seed: int) -> list[Image.Image]:
+def _tiles(shards: ShardSet, samples: int, seed: int) -> list[tuple[Image.Image, str]]:
+    """Images, each with the text beside it, which is empty where there is none."""
     total = len(shards)
     chosen = np.sort(np.random.default_rng(seed).choice(total, min(samples, total), replace=False))
     tiles = []
     shard_of = shards.shards_of(chosen)
     for shard in np.unique(shard_of).tolist():
         rows = shards.sidecar(shard, ["key", "offset", "length", "crc32c"])
-        for row in rows.take(chosen[shard_of == shard] - shards.starts[shard]).to_pylist():
+        captions = shards.captions(shard)
+        for place in (chosen[shard_of == shard] - shards.starts[shard]).tolist():
+            (row,) = rows.slice(place, 1).to_pylist()
             with Image.open(BytesIO(shards.read(shard, row))) as image:
                 image.thumbnail((TILE, TILE))
-                tiles.append(image.convert("RGB"))
+                tiles.append((image.convert("RGB"), (captions[place] if captions else "") or ""))
     return tiles
 
 
@@ -65,7 +71,7 @@ def _reasons(shards: ShardSet) -> list[tuple[str, int, list[str]]]:
     """Each reason, how often it occurs and some of the sources; the most frequent first."""
     counts: Counter[str] = Counter()
     sources: defaultdict[str, list[str]] = defaultdict(list)
-    for table in rejected_tables(shards.store):
+    for table in rejected_tables(shards):
         counts.update(table["reason"].to_pylist())
         for row in table.select(["reason", "source"]).to_pylist():
             if len(sources[row["reason"]]) < EXAMPLES:
@@ -90,12 +96,12 @@ def _draw_reasons(draw: ImageDraw.ImageDraw, left: int, reasons: list[tuple[str,
         top += LINE * (2 + len(sources)) + GAP * 2
 
 
-def _fitted(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The line, or its two ends where the panel is too narrow for it."""
+def _fitted(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int = PANEL) -> str:
+    """The line, or its two ends where ``width`` pixels are too few for it."""
     line = line.encode("latin-1", "replace").decode("latin-1")  # what the font has
     kept = len(line)
     shown = line
-    while font.getlength(shown) > PANEL and kept:
+    while font.getlength(shown) > width and kept > 4:
         kept -= 4
         shown = f"{line[: kept // 2]} … {line[-(kept // 2) :]}"
     return shown

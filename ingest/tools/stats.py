@@ -54,7 +54,7 @@ def stats(root: str | os.PathLike[str]) -> Stats:
                 formats.update(table["format"].to_pylist())
                 reencoded += pc.sum(table["reencoded"]).as_py() or 0
     rejected: Counter[str] = Counter()
-    for table in rejected_tables(shards.store):
+    for table in rejected_tables(shards):
         rejected.update(table["reason"].to_pylist())
     return Stats(
         url=shards.store.url,

@@ -26,12 +26,12 @@ from seer_pipe.data.threads import Kept
 from seer_pipe.distributed.place import find_place
 from seer_pipe.errors import UserError
 from seer_pipe.section import validate
+from seer_pipe.shards import CAPTIONS
 
 Sample = dict[str, Any]
 BLOCK = 128  # samples whose rows of a sidecar are kept together
 TABLES = 16  # sidecars that are kept whole
 POSITION = ("offset", "length", "crc32c")  # columns of a sidecar that say where an image is
-CAPTIONS = ("txt", "caption")  # columns that are a caption
 
 
 def stream(

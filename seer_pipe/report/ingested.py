@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from seer_pipe.shards import EXCLUDED, ShardSet
 
 SHARDS = 64  # sidecars read of a large set
+CAPTIONS_SHOWN = 12
 EXAMPLES = 4  # sources shown of each reason
 
 
@@ -32,6 +33,8 @@ class Ingested:
     megapixels: float = 0.0  # mean of an image
     formats: dict[str, int] = field(default_factory=dict)
     domains: dict[str, int] = field(default_factory=dict)  # or the folders, where sources are paths
+    captioned: int = 0  # sampled images with text beside them
+    captions: list[str] = field(default_factory=list)  # some of it
     same_look: int = 0  # sampled images whose perceptual hash an earlier one has
     excluded: int | None = None  # rows of excluded.parquet, whole set
     rejected: dict[str, int] = field(default_factory=dict)
@@ -55,6 +58,9 @@ def ingested(shards: ShardSet, most: int = SHARDS) -> Ingested:
         pixels += int((width * height).sum())
         hashes.append(table["phash"].drop_null().to_numpy())
         domains.update(map(domain, table["source"].to_pylist()))
+        captions = [caption for caption in shards.captions(shard) if caption]
+        about.captioned += len(captions)
+        about.captions += captions[: max(0, CAPTIONS_SHOWN - len(about.captions))]
         if "format" in table.column_names:
             formats.update(table["format"].to_pylist())
     if about.sampled:
@@ -71,11 +77,12 @@ def ingested(shards: ShardSet, most: int = SHARDS) -> Ingested:
 
 
 def _rejected(shards: ShardSet, about: Ingested, most: int) -> None:
-    paths = sorted(entry.path for entry in shards.store.list("rejected/"))
     counts: Counter[str] = Counter()
     examples: defaultdict[str, list[str]] = defaultdict(list)
-    for number in sample_numbers(len(paths), most):
-        table = pq.read_table(pa.BufferReader(shards.store.get(paths[number])), columns=["reason", "source"])
+    for number in sample_numbers(len(shards.paths), most):
+        table = shards.rejected(number)
+        if table is None:
+            continue
         counts.update(table["reason"].to_pylist())
         for row in table.to_pylist():
             if len(examples[row["reason"]]) < EXAMPLES:

@@ -317,6 +317,29 @@ def test_the_contact_sheet_shows_the_images_and_the_reasons(tmp_path: Path) -> N
         show(tmp_path / "set", tmp_path / "no such folder" / "sheet.png")
 
 
+def test_the_contact_sheet_shows_the_text_beside_images(tmp_path: Path) -> None:
+    """Below each image, on one line; a set without any has no room for it."""
+    captions = ["a dog\nin the park " * 20, None, "ü 漢字"]
+    for name, extra in (("plain", []), ("captions", [pa.field("caption", pa.string())])):
+        store = open_store(tmp_path / name)
+        writer = ShardWriter(store, "00000.tar", extra)
+        for number, caption in enumerate(captions * 8):
+            image = encoded(Image.new("RGB", (64, 64), "red"))
+            more = {"caption": caption} if extra else {}
+            writer.add(f"{number}", image, source="a", width=64, height=64, **more)
+        writer.commit()
+        write_manifest(store, ["00000.tar"])
+        show(tmp_path / name, tmp_path / f"{name}.png")
+    plain, sheet = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")) for name in ("plain", "captions"))
+    assert sheet.shape[0] == plain.shape[0] + 3 * 20
+    below = sheet[24 + 40 + 160 : 24 + 40 + 160 + 26, 24 : 24 + 166 * 3]
+    ink = [(below[:, left : left + 166] < 200).sum() for left in (0, 166, 332)]
+    assert ink[0] > ink[2] > ink[1] == 0
+    assert (below[:, 160:166] == 255).all(), "text runs into the next image"
+    assert ShardSet.open(tmp_path / "captions").captions(0) == captions * 8
+    assert ShardSet.open(tmp_path / "plain").captions(0) == []
+
+
 def test_a_set_of_nothing_is_no_error(tmp_path: Path) -> None:
     make_set(tmp_path, [[]], [("a", Reason.EMPTY)])
     assert stats(tmp_path).short_side == {}

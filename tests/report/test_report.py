@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -25,7 +26,8 @@ from seer_pipe.report.ingested import domain, ingested, sample_numbers
 from seer_pipe.report.page import write_report
 from seer_pipe.report.recipe import changes
 from seer_pipe.shards import Rejected as Row
-from seer_pipe.shards import ShardSet, put_rejected
+from seer_pipe.shards import ShardSet, ShardWriter, put_rejected, write_manifest
+from seer_pipe.store import open_store
 from seer_pipe.train.loop import train
 from tests.train.helpers import make_pictures, small
 
@@ -109,6 +111,20 @@ def test_large_sets_are_sampled(tmp_path: Path) -> None:
     assert (whole.samples, whole.sampled, part.samples, part.sampled, part.sampled_shards) == (21, 21, 21, 9, 3)
     assert sum(whole.domains.values()) == 21
     assert whole.short_side[0] <= whole.short_side[50] <= whole.short_side[100]
+
+
+def test_text_beside_images_is_counted_and_shown(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    for path, kind in (("0.tar", pa.string()), ("1.tar", pa.int64())):
+        writer = ShardWriter(store, path, [pa.field("txt", kind)])
+        for at in range(20):
+            text = f"text {at}" if at % 2 else ""
+            kept = text if kind == pa.string() else at
+            writer.add(f"{at}", b"image", source="a/b", width=9, height=9, txt=kept)
+        writer.commit()
+    write_manifest(store, ["0.tar", "1.tar"])
+    found = ingested(ShardSet.open(tmp_path))
+    assert (found.captioned, found.captions[:2], len(found.captions)) == (10, ["text 1", "text 3"], 10)
 
 
 @given(st.integers(0, 500), st.integers(1, 50))
