@@ -102,8 +102,9 @@ def towards(alike: Floats, home: Ints, near: Ints, place: npt.NDArray[np.float64
     """
     k = len(near)
     count = np.maximum(np.bincount(home, minlength=k), 1)
-    mean = np.stack([np.bincount(home, column, k) / count for column in alike.T], axis=1).reshape(k, -1)
-    weight = alike - mean[home]
+    weight = np.empty(alike.shape)  # no column where there is one cluster alone
+    for column, own in zip(alike.T, weight.T, strict=True):
+        own[:] = column - (np.bincount(home, column, k) / count)[home]
     away = place[near] - place[:, None]
     away /= np.maximum(np.linalg.norm(away, axis=2, keepdims=True), 1e-12)
     x, y = np.einsum("nm,nmc->cn", weight, away[home])

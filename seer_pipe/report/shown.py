@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from seer_pipe.shards import ShardSet
 
 TEXTS = ("caption", "text", "alt", "title", "description")  # columns of a sidecar that say what a picture shows
 DATE = "date"  # the one that says when it was found
+ISO_DAY = re.compile(r"\d{4}-\d\d-\d\d")
 NAMED, OTHER, NONE = 8, 254, 255  # labels with a colour of their own; in a column of levels: one more, and none
 TEXT = 160  # characters of what an image is shown with
 Levels = npt.NDArray[np.uint8]
@@ -149,13 +151,13 @@ def _days(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.float64], Any]:
     """Days since 1970, NaN where there is no date, and what writes one; of ISO 8601 as text, or of timestamps."""
 
     def day(value: Any) -> float:
+        text = str(value)[:10]
         try:
-            return float(np.datetime64(str(value)[:10], "D").astype(np.int64)) if value else np.nan
-        except ValueError:
+            return float(np.datetime64(text, "D").astype(np.int64)) if ISO_DAY.fullmatch(text) else np.nan
+        except ValueError:  # of the 31st of June
             return np.nan
 
     days = np.array([day(value) for value in column.to_pylist()], np.float64)
-    days[days < -1e6] = np.nan  # no time
     return days, lambda value: str(np.datetime64(int(value), "D"))
 
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seer_pipe.report import layout
-from seer_pipe.report.shown import NONE, OTHER, choose, coarsest, labelled, numbers, priority
+from seer_pipe.report.clusters import clusters
+from seer_pipe.report.shown import NONE, OTHER, choose, coarsest, labelled, numbers, priority, shown
 from seer_pipe.report.tiles import SIDE, TILE, brightness, draw_tiles, small_pictures
 from seer_pipe.report.words import names
 from seer_pipe.shards import ShardSet, put_sidecar
@@ -81,6 +82,18 @@ def test_an_image_stands_towards_the_cluster_that_it_resembles() -> None:
     angle = layout.towards(alike, np.array([0, 0, 1]), near, place)
     assert angle[0] == pytest.approx(-np.pi / 4, abs=0.01)  # to the right, away from above
     assert angle[1] == pytest.approx(3 * np.pi / 4, abs=0.01)
+
+
+def test_one_cluster_alone_and_features_that_are_all_the_same(tmp_path: Path) -> None:
+    """What a collapsed network gives."""
+    shards = ShardSet.open(make_pictures(tmp_path / "set", [20]))
+    for number, cluster in enumerate((np.zeros(20, np.int64), np.arange(20) // 2)):
+        write_embeddings(tmp_path / f"{number}.parquet", [f"{n:06d}" for n in range(20)], ["00000.tar"] * 20,
+                         list(range(20)), cluster, np.ones((20, 4)))  # fmt: skip
+        found = clusters(tmp_path / f"{number}.parquet", shards, None)
+        on_map = shown(found, shards, 100, 4, None, TILE)
+        assert len(np.unique(on_map.cell, axis=0)) == 20
+        assert np.isfinite(on_map.disc).all()
 
 
 @few
@@ -180,7 +193,7 @@ def test_foreign_text_stays_text(tmp_path: Path) -> None:
     evil = "</script><script>alert(1)</script>\u2028<img src=x onerror=alert(1)>"
     table = shards.sidecar(0)
     table = table.append_column("caption", pa.array([evil] * 8)).append_column(
-        "date", pa.array(["2020-02-03", None] * 4)
+        "date", pa.array(["2020-02-03", None, "1580688000", "2020-06-31"] * 2)
     )
     put_sidecar(shards.store, shards.sidecars[0], table, int(shards.bytes[0]), shards.sha256[0])
     feature = np.random.default_rng(0).standard_normal((8, 4))
