@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from seer_pipe.errors import UserError
 
@@ -31,6 +31,14 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def absolute(path: str) -> str:
+    """A run outlives the directory that it was started from; a store's address is none."""
+    return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
+Place = Annotated[str, AfterValidator(absolute)]
 
 
 @dataclass(frozen=True)

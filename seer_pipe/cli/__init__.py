@@ -17,6 +17,7 @@ from seer_pipe.cli import (
     report,
     show,
     train,
+    vocabulary,
 )
 from seer_pipe.cli.common import run_cli
 
@@ -44,7 +45,7 @@ for launch; OMP_NUM_THREADS, the threads of a training on a CPU.
 #: The verbs as the help has them.
 PANELS = {
     "Start": (quickstart,),
-    "Data": (data, curate),
+    "Data": (data, curate, vocabulary),
     "Training": (config, doctor, train),
     "Cluster": (launch,),
     "Evaluation and export": (evaluate, embed, export),

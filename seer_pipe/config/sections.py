@@ -7,14 +7,13 @@ on it (``FREE``, ``LENGTH``, ``fixed``); one without a mark is changed on purpos
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from seer_pipe.config.views import Views
 from seer_pipe.objectives import AnySettings
-from seer_pipe.section import FREE, LENGTH, Count, Positive, Probability, Rate, Section, fixed
+from seer_pipe.section import FREE, LENGTH, Count, Place, Positive, Probability, Rate, Section, absolute, fixed
 
 
 def _seconds(value: Any) -> Any:
@@ -24,17 +23,11 @@ def _seconds(value: Any) -> Any:
     return value
 
 
-def _absolute(path: str) -> str:
-    """A run outlives the directory that it was started from; a store's address is none."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())
-
-
 def _absolute_csv(labels: str) -> str:
     """Labels are also named by a word."""
-    return _absolute(labels) if labels.endswith(".csv") else labels
+    return absolute(labels) if labels.endswith(".csv") else labels
 
 
-Place = Annotated[str, AfterValidator(_absolute)]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 
 

@@ -18,8 +18,10 @@ from seer_pipe.objectives.rotation.settings import RotationSettings
 from seer_pipe.objectives.sela.settings import SelaSettings
 from seer_pipe.objectives.simclr.settings import SimclrSettings
 from seer_pipe.objectives.simsiam.settings import SimSiamSettings
+from seer_pipe.objectives.supervised.settings import SupervisedSettings
 from seer_pipe.objectives.swav.settings import SwavSettings
 from seer_pipe.objectives.vicreg.settings import VicregSettings
+from seer_pipe.objectives.weak_labels.settings import WeakLabelsSettings
 
 AnySettings = Annotated[
     BarlowTwinsSettings
@@ -36,8 +38,10 @@ AnySettings = Annotated[
     | SelaSettings
     | SimclrSettings
     | SimSiamSettings
+    | SupervisedSettings
     | SwavSettings
-    | VicregSettings,
+    | VicregSettings
+    | WeakLabelsSettings,
     Field(discriminator="name"),
 ]  # fmt: skip
 """The settings of every objective."""

@@ -122,6 +122,7 @@ class Setup:
     samples: int  # in the set or mix of sets: the ids of a moment are below
     device: torch.device
     batch: int  # images of a step, over all ranks
+    shards: str = ""  # fingerprint of the set or mix of sets
 
 
 class Head(Section):

@@ -64,10 +64,11 @@ def build_network(config: settings.Config) -> Network:
     return network
 
 
-def spread_network(config: settings.Config, world: World, samples: int = 0) -> Spread:
+def spread_network(config: settings.Config, world: World, samples: int = 0, shards: str = "") -> Spread:
     """Trunk and head with their first weights, spread over the processes, and the objective over them.
 
-    ``samples``: in the set, for objectives that keep something of each.
+    ``samples``: in the set, for objectives that keep something of each; ``shards``: its fingerprint, for those that
+    have something of each from a file.
 
     The order matters. All that changes how a block computes comes first, on the meta device; then sharding; only
     then does a rank give memory to what is its own. So a sharded network never stands whole anywhere.
@@ -96,7 +97,7 @@ def spread_network(config: settings.Config, world: World, samples: int = 0) -> S
     materialise(network, config.seed, world.device)
     forward = engine.ready(network, world)
     objective = config.objective.objective(
-        network, Setup(config.views, config.seed, samples, world.device, config.train.batch)
+        network, Setup(config.views, config.seed, samples, world.device, config.train.batch, shards)
     )
     return Spread(network, objective, forward, engine, form)
 

@@ -70,7 +70,7 @@ class Trainer:
         """Build and restore, and write nothing: what contradicts the run is refused here."""
         self.config, self.plan, self.world, self.say, self.log_event = config, plan, world, say, log_event
         self.path, self.hooks, self.watchdog, self.agreement, self.fresh = run, hooks, watchdog, agreement, fresh
-        spread = build.spread_network(config, world, len(shards))
+        spread = build.spread_network(config, world, len(shards), shards.fingerprint)
         self.network, self.objective, self.layout = spread.network, spread.objective, spread.layout
         parameters = sum(whole_shape(parameter).numel() for parameter in self.network.parameters())
         name, millions = self.network.trunk.name, parameters / 1e6

@@ -24,10 +24,12 @@ from seer_pipe.distributed.collectives import rank, world_size
 from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.subject import load_subject
+from seer_pipe.evaluate.vocabulary import write_vocabulary
 from seer_pipe.models import init_weights
 from seer_pipe.objectives import AnySettings
 from seer_pipe.objectives.base import Moment
 from seer_pipe.objectives.settings import Settings, Setup
+from seer_pipe.quickstart.draw import KINDS
 from seer_pipe.run import start
 from seer_pipe.section import members
 from seer_pipe.train import syncbn
@@ -39,6 +41,7 @@ from tests.distributed import run_ranks
 from tests.objectives.align import AlignSettings
 from tests.objectives.runs import quiet, resumed_from, spoil
 from tests.objectives.union import join, joined
+from tests.objectives.vocabularies import drawn
 from tests.train.helpers import assert_same_run, losses, make_pictures, small, weights
 from tests.train.null_streams import null_streams
 from tests.train.test_step import ALONE
@@ -102,6 +105,8 @@ CASES = {
         3,
         (1,),
     ),
+    "supervised": Case({"name": "supervised", "vocabulary": "", "classes": len(KINDS)}, 1, ()),
+    "weak_labels": Case({"name": "weak_labels", "vocabulary": "", "classes": len(KINDS), "loss": "sigmoid"}, 2, ()),
     "rotation": Case({"name": "rotation"}, 1, (), layout="quarter_turns"),
     "jigsaw": Case({"name": "jigsaw", "permutations": 5, "patch_dim": 8}, 1, (), layout="shuffled_grid"),
     "relative_patch": Case({"name": "relative_patch", "hidden": 8}, 1, (), layout="grid"),
@@ -124,7 +129,9 @@ on_ranks = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pictures(tmp_path_factory.mktemp("pictures"), [13, 0, 1, 20])
+    folder = make_pictures(tmp_path_factory.mktemp("pictures"), [13, 0, 1, 20])
+    write_vocabulary(str(folder), folder / "vocabulary", labels="folder")
+    return folder
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -152,11 +159,17 @@ def recipe(
     case = CASES[name]
     group = {"count": crops or case.crops, "size": 16, "scale": [0.3, 1], "layout": case.layout}
     patches = [{**group, "count": 1, "layout": "shuffled_grid"}] if case.patches else []
+    chosen = case.objective | (objective or {})
+    if "vocabulary" in chosen:
+        most = 1 if name == "supervised" else 3
+        chosen["vocabulary"] = (
+            drawn(TOTAL, len(KINDS), most) if pictures == "unused" else str(Path(pictures, "vocabulary"))
+        )
     return small(
         pictures,
         views={"crops": [group, *patches]},
         model={"name": "tiny"},
-        objective=case.objective | (objective or {}),
+        objective=chosen,
         optimizer={"name": "sgd", "lr": 0.5, "warmup_images": 16},
         probe={"path": str(pictures), "every_images": STEPS * BATCH},
         train={"batch": BATCH, "images": STEPS * BATCH, "checkpoint_every": 1, "keep": 100, **train},
@@ -283,7 +296,7 @@ def test_ranks_are_one_process_in_float64(world: int, names: list[str]) -> None:
 
 def as_ranks(names: list[str], pictures: str, folder: str) -> list[dict[str, tuple[int, int]]]:
     as_replicas(names, pictures, folder, "fsdp2")
-    return [sent(recipe(pictures, name, parallel="fsdp2")) for name in names]
+    return [sent(recipe("unused", name, parallel="fsdp2")) for name in names]
 
 
 def as_replicas(names: list[str], pictures: str, folder: str, parallel: str = "ddp") -> None:
@@ -339,7 +352,7 @@ def test_replicas_are_one_process(runs: Callable[[str], Path], pictures: Path, t
 def by_fairscale(names: list[str], pictures: str, folder: str) -> list[dict[str, tuple[int, int]]]:
     with null_streams():
         as_replicas(names, pictures, folder, "fairscale")
-        return [sent(recipe(pictures, name, parallel="fairscale")) for name in names]
+        return [sent(recipe("unused", name, parallel="fairscale")) for name in names]
 
 
 @slow

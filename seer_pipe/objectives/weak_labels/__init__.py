@@ -1,0 +1,1 @@
+"""Weak labels (Mahajan et al. 2018, arXiv 1805.00932)."""
