@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser import keep_screenshot, show
+from tests.browser import keep_screenshot, show, wait
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.browser
@@ -48,3 +48,15 @@ def test_readable(browser: Any, site: str, width: int, height: int, scheme: str)
         fetched = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
         assert [url for url in fetched if not url.startswith((site, "data:"))] == []
         keep_screenshot(browser, f"docs-{page.stem}-{width}-{scheme}")
+
+
+def test_search_finds_a_setting(browser: Any, site: str) -> None:
+    from selenium.webdriver.common.by import By
+
+    show(browser, f"{site}/", 1280, 900, "light")
+    browser.execute_script("document.querySelector('#__search').click()")
+    field = browser.find_element(By.CSS_SELECTOR, ".md-search__input")
+    wait(field.is_displayed)
+    field.send_keys("max_bad_fraction")
+    found = "return [...document.querySelectorAll('.md-search-result__link')].map(link => link.pathname)"
+    wait(lambda: "/settings/" in browser.execute_script(found))
