@@ -21,7 +21,7 @@ _TIMEOUT = timedelta(seconds=900)  # of a slow test on a busy machine; a test ha
 # instead of seconds a rank.
 processes = get_context("forkserver")
 processes.set_forkserver_preload(
-    ["torch.distributed.fsdp", "torch._dynamo", "pytest", "hypothesis", "seer_pipe.train.loop"]
+    ["torch.distributed.fsdp", "torch._dynamo", "pytest", "hypothesis", "seer_pipe.cli", "seer_pipe.run"]
 )
 
 

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -77,3 +79,11 @@ def test_no_circle_of_files() -> None:
 
 def test_ingest_knows_little_of_the_other_program() -> None:
     assert arrows()["ingest"] == {"shards", "share", "store", "slurm", "summary", "units", "errors"}
+
+
+def test_what_is_asked_on_a_login_node_imports_no_torch() -> None:
+    """Nor does the batch script's last word, or the keeper of a local run: torch and DALI take seconds to import."""
+    modules = [f"seer_pipe.launch.{name}" for name in ("status", "cancel", "after", "keeper", "job")]
+    heavy = ("torch", "nvidia", "numba", "pyarrow", "numpy")
+    code = f"import sys, seer_pipe.cli, {', '.join(modules)}; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"

@@ -1,11 +1,14 @@
 """The command line as a person meets it: results, and one clear line for what is wrong."""
 
+import ctypes
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,14 +19,10 @@ from PIL import Image
 from seer_pipe import config as settings
 from seer_pipe.shards import FORMAT_VERSION, MANIFEST, VERSION_KEY, to_parquet
 from seer_pipe.train.loop import train
+from tests.command import seer_pipe as call
 from tests.train.helpers import make_pictures, small
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-
-
-def call(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "seer_pipe", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -139,18 +138,25 @@ def test_a_run_that_cannot_be_written_to(run: Path, pictures: Path, tmp_path: Pa
 
 def call_without_writing(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """As ``call``, where nobody may write to the folder; root, whom permissions do not hold, by a mount of its own."""
-    command = [sys.executable, "-m", "seer_pipe", *map(str, arguments)]
-    if os.geteuid() == 0:
-        mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" || exit 99; exec "$@"'
-        command = ["unshare", "--mount", "bash", "-c", mount, str(folder), *command]
     folder.chmod(0o555)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = call(*arguments, first=partial(mount_read_only, folder) if os.geteuid() == 0 else None)
     finally:
         folder.chmod(0o755)
-    if done.returncode == 99 or done.stderr.startswith("unshare:"):
+    if done.returncode == 99:
         pytest.skip(f"root cannot mount here: {done.stderr.strip()}")
     return done
+
+
+def mount_read_only(folder: Path) -> None:
+    """For this process alone; exit code 99 where that is not possible."""
+    new_mounts = 0x20000  # CLONE_NEWNS of linux/sched.h
+    if ctypes.CDLL(None, use_errno=True).unshare(new_mounts):
+        print(f"unshare: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
+        sys.exit(99)
+    for how in (["--make-rprivate", "/"], ["--bind", folder, folder], ["-o", "remount,bind,ro", folder]):
+        if subprocess.run(["mount", *how]).returncode:
+            sys.exit(99)
 
 
 def test_a_run_without_checkpoint_is_named(pictures: Path, tmp_path: Path) -> None:
@@ -165,12 +171,12 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(pictures: Path, tmp_path: Pa
     """Files may not grow past 2 MB here, as on a disk that is full: no checkpoint, one line, and later it goes on."""
     config = small(pictures, train={"images": 32, "checkpoint_every": 2})
     settings.save(config, settings.derive(config, 40), tmp_path / "recipe.yaml")
-    words = f"{sys.executable} -m seer_pipe train {tmp_path / 'recipe.yaml'} --out {tmp_path / 'run'}"
-    full = subprocess.run(["bash", "-c", f"ulimit -f 2000; {words}"], capture_output=True, text=True, check=False)
+    words = ["train", tmp_path / "recipe.yaml", "--out", tmp_path / "run"]
+    full = call(*words, first=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)))
     assert full.returncode == 2, full.stderr
     assert re.match(rf"error: .*{re.escape(str(tmp_path / 'run'))}/.*File too large", full.stderr), full.stderr
     assert len(full.stderr.strip().splitlines()) == 1
     assert not list((tmp_path / "run/checkpoints").glob("*/COMMITTED.json"))
-    done = subprocess.run(words.split(), capture_output=True, text=True, check=False)
+    done = call(*words)
     assert done.returncode == 0, done.stderr
     shutil.rmtree(tmp_path / "run")

@@ -113,9 +113,9 @@ def resume(
 @verbs.command()
 def cancel(run: RunArgument, as_json: AsJson = False) -> None:
     """Stop a run for good; it commits a checkpoint first if it is training."""
-    from seer_pipe.launch import submit
+    from seer_pipe.launch.cancel import cancel as stop
 
-    done = submit.cancel(run.absolute())
+    done = stop(run.absolute())
     print(json.dumps({"run": str(run), "done": done}) if as_json else f"{run}: {done}")
 
 

@@ -24,7 +24,8 @@ from seer_pipe.objectives.base import Network
 from seer_pipe.objectives.settings import Settings
 from seer_pipe.shards import ShardSet
 from seer_pipe.train.build import build_network
-from seer_pipe.train.checkpoint import Checkpoints, store_of
+from seer_pipe.train.checkpoint import Checkpoints
+from seer_pipe.train.committed import store_of
 
 #: BatchNorm statistics are taken over so many images, spread over the set.
 RECALIBRATED_ON = 4096

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from seer_pipe.launch import record
 from seer_pipe.launch.record import AGAIN, Outcome
-from seer_pipe.train.checkpoint import Checkpoints, store_of
+from seer_pipe.train.committed import committed_steps, store_of
 
 AGAIN_BY_SUBMITIT = 255  # its own handler's, before ours is set
 LONGEST = 600  # seconds of back-off
@@ -27,7 +27,7 @@ def decide(run: Path, start: str, code: int | None) -> Outcome:
     launched, before, now = record.read(run), record.read_outcome(run), time.time()
     assert launched is not None
     ended = record.endings(run, start)
-    step = max(Checkpoints(store_of(run)).steps(), default=0)
+    step = max(committed_steps(store_of(run)), default=0)
     crashes = 0 if before is None or step > before.step else before.crashes
     if any(end["ending"] == "done" and end["rank"] == 0 for end in ended):
         return Outcome("done", "", now, now, step=step)

@@ -13,17 +13,16 @@ import traceback
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import submitit
-import torch
-import torch.distributed as dist
 
 from seer_pipe import config as settings
-from seer_pipe.distributed.world import RendezvousError, World, join
 from seer_pipe.errors import UserError
 from seer_pipe.launch import record
-from seer_pipe.run import start
+
+if TYPE_CHECKING:
+    from seer_pipe.distributed.world import World
 
 PATIENCE = 60  # seconds for a start before this one to let go of the run
 
@@ -44,6 +43,10 @@ class Job:
     def __call__(self) -> None:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._stop_before_start)
+        # Here, and not above: a stop that comes during these imports counts, and who submits a job needs none of them.
+        from seer_pipe.distributed.world import RendezvousError, join
+        from seer_pipe.run import start
+
         stack = ExitStack()  # left on a good end alone: a broken group may hang in its own farewell
         try:
             launched = record.read(self.run)
@@ -124,6 +127,9 @@ def resolves(host: str) -> bool:
 
 def preflight(world: World) -> None:
     """Say who is there, and add up over all of them once, before any data is touched."""
+    import torch
+    import torch.distributed as dist
+
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
     ranks = world.gather((world.rank, socket.gethostname(), os.getpid(), str(world.device), device))
     if world.size > 1:

@@ -13,7 +13,7 @@ from seer_pipe import slurm
 from seer_pipe.errors import UserError
 from seer_pipe.launch import keeper, record
 from seer_pipe.launch.record import Outcome, Record
-from seer_pipe.train.checkpoint import Checkpoints, store_of
+from seer_pipe.train.committed import committed_steps, store_of
 from seer_pipe.train.heartbeat import read_heartbeat
 
 OVER = ("done", "failed", "cancelled", "stopped", "died")
@@ -41,7 +41,7 @@ def status(runs: Sequence[Path]) -> list[dict[str, Any]]:
 def _row(run: Path, launched: Record | None, queued: dict[str, slurm.Queued]) -> dict[str, Any]:
     beat, outcome = read_heartbeat(run) or {}, record.read_outcome(run)
     state, why, since = _state(run, launched, beat, outcome, queued)
-    steps = Checkpoints(store_of(run)).steps()
+    steps = committed_steps(store_of(run))
     alive = state in ("running", "stopping")
     return {
         "run": str(run), "state": state, "why": why, "job": launched.job if launched else None,

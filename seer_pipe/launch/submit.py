@@ -29,6 +29,7 @@ from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.labels import open_labelled
 from seer_pipe.launch import keeper, record
+from seer_pipe.launch.cancel import active, record_of
 from seer_pipe.launch.cluster import Cluster, minutes
 from seer_pipe.launch.job import Job
 from seer_pipe.launch.record import Record
@@ -39,7 +40,7 @@ from seer_pipe.train.build import check_world, outline
 from seer_pipe.train.engines import check_engine
 from seer_pipe.train.folder import agree
 
-GRACE = 120.0  # seconds that a cancelled run has for its checkpoint
+STARTS = 120.0  # seconds for the keeper of a local run to start
 
 
 def launch(config: Config, run: Path, cluster: Cluster, on_purpose: Collection[str] = ()) -> Record:
@@ -124,14 +125,6 @@ def check_sizes(config: Config, cluster: Cluster) -> None:
         check_engine(config.train, size)
 
 
-def active(run: Path) -> bool:
-    """Whether the run's job waits or runs."""
-    launched = record.read(run)
-    if launched is None:
-        return False
-    return bool(slurm.queue([launched.job])) if launched.where == "slurm" and launched.job else keeper.kept(run)
-
-
 def batch_script(runs: Sequence[Path], folder: Path, cluster: Cluster) -> str:
     """What sbatch is given."""
     command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
@@ -205,7 +198,7 @@ def _to_keepers(runs: Sequence[Path], folder: Path, code: Path | None, at_once: 
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
             )
         jobs[first::at_once] = [str(process.pid)] * len(jobs[first::at_once])
-    deadline = time.monotonic() + GRACE
+    deadline = time.monotonic() + STARTS
     while not all(keeper.kept(run) or record.read_outcome(run) for run in runs[:at_once]):
         if time.monotonic() > deadline:
             raise UserError(f"the job does not start: see {folder / 'keeper.log'}")
@@ -232,7 +225,7 @@ def resume(run: Path, changes: dict[str, Any], overrides: Sequence[str] = ()) ->
     changes    of what the job asks for, where not None
     overrides  of the run's settings on purpose: key.path=value
     """
-    launched = _launched(run)
+    launched = record_of(run)
     tree = launched.config
     for text in overrides:
         override(tree, text)
@@ -252,29 +245,6 @@ def resume(run: Path, changes: dict[str, Any], overrides: Sequence[str] = ()) ->
         slurm.start_now(launched.job)
         return launched
     return launch(config, run, cluster, on_purpose)
-
-
-def cancel(run: Path) -> str:
-    """Stop the run for good, its checkpoint committed if it is training; what was done."""
-    launched = _launched(run)
-    local = launched.where == "local"
-    if not active(run) and not (local and keeper.waits(run)):
-        return "is not running"
-    record.change(run, cancelled=True)  # which the keeper of a local run looks at
-    if not local:
-        waiting = slurm.queue([launched.job]).get(launched.job)
-        if waiting is not None and waiting.state == "RUNNING":
-            slurm.signal(launched.job, "USR2")
-        else:
-            slurm.cancel(launched.job)
-    deadline = time.monotonic() + GRACE
-    while active(run):
-        if time.monotonic() > deadline:
-            if not local:
-                slurm.cancel(launched.job)
-            return f"had {GRACE:.0f} s to stop and did not; its last checkpoint stays"
-        time.sleep(0.5)
-    return "cancelled"
 
 
 def sweep(
@@ -319,10 +289,3 @@ def _split(values: str) -> list[str]:
         else:
             parts[-1] += sign
     return parts
-
-
-def _launched(run: Path) -> Record:
-    launched = record.read(run)
-    if launched is None:
-        raise UserError(f"{run}: was not launched (no launch.json); start it with seer-pipe launch")
-    return launched

@@ -28,7 +28,8 @@ from seer_pipe.report.recipe import changes
 from seer_pipe.report.thumbnails import crops, data_uri, thumbnail, thumbnails
 from seer_pipe.shards import ShardSet
 from seer_pipe.store import READ_ONLY, FolderStore
-from seer_pipe.train.checkpoint import Checkpoints, store_of
+from seer_pipe.train.checkpoint import Checkpoints
+from seer_pipe.train.committed import store_of
 from seer_pipe.train.events import read_events
 from seer_pipe.train.heartbeat import read_heartbeat
 from seer_pipe.train.telemetry import read_metrics

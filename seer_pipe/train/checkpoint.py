@@ -22,7 +22,6 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -30,10 +29,9 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from seer_pipe import config as settings
-from seer_pipe.config import Config
 from seer_pipe.errors import UserError
-from seer_pipe.store import Store, open_store
+from seer_pipe.store import Store
+from seer_pipe.train.committed import MARKER, committed_steps
 from seer_pipe.train.plans import LoadPlanner, SavePlanner, separated
 from seer_pipe.train.storage import (
     DamagedError,
@@ -48,7 +46,6 @@ from seer_pipe.train.storage import (
 )
 
 FORMAT_VERSION = 3
-MARKER = "COMMITTED.json"
 
 Tensors = dict[str, torch.Tensor]
 
@@ -100,14 +97,6 @@ class Latest:
     network: Tensors
 
 
-def store_of(run: Path, config: Config | None = None) -> Store:
-    """Where a run keeps its checkpoints; without ``config``, by that in its folder."""
-    path = run / "config.yaml"
-    if config is None and path.exists():
-        config = settings.load(path)
-    return open_store((config and config.train.checkpoints) or run / "checkpoints")
-
-
 class Checkpoints:
     """The checkpoints of one run, in a store of their own.
 
@@ -131,8 +120,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of the committed checkpoints, in order."""
-        found = (re.fullmatch(rf"step-(\d+)/{MARKER}", entry.path) for entry in self.store.list())
-        return sorted(int(match[1]) for match in found if match)
+        return committed_steps(self.store)
 
     def size(self, step: int) -> int:
         """Bytes of a checkpoint."""

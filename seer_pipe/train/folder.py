@@ -17,7 +17,8 @@ from seer_pipe.config import Config, Derived, Record
 from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.store import Store, open_store
-from seer_pipe.train.checkpoint import Checkpoints, store_of
+from seer_pipe.train.checkpoint import Checkpoints
+from seer_pipe.train.committed import store_of
 from seer_pipe.train.storage import DamagedError
 
 

@@ -25,7 +25,7 @@ from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk, build_trunk
 from seer_pipe.objectives.base import Moment, Network
 from seer_pipe.train import build
-from seer_pipe.train.checkpoint import store_of
+from seer_pipe.train.committed import store_of
 from seer_pipe.train.doctor import training_flops
 from seer_pipe.train.events import OnEvent
 from seer_pipe.train.folder import Agreement, lay_out, set_aside

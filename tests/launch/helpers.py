@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from seer_pipe import config as settings
 from seer_pipe.launch.status import status
 from seer_pipe.train.telemetry import read_metrics
+from tests.command import seer_pipe
 from tests.train.helpers import small
 
 PATIENCE = 240.0
@@ -30,10 +30,6 @@ def recipe(folder: Path, pictures: Path) -> Path:
     config = small(pictures, train={"images": 8 * STEPS, "checkpoint_every": 5})
     settings.save(config, settings.derive(config, 34), folder / "recipe.yaml")
     return folder / "recipe.yaml"
-
-
-def seer_pipe(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True)
 
 
 def launched(*arguments: object) -> str:

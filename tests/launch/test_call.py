@@ -1,8 +1,6 @@
 """Verbs as jobs on this machine: what they print comes back, on as many ranks as were asked for."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from seer_pipe.errors import UserError
 from seer_pipe.evaluate.results import kept
 from seer_pipe.export import Preprocessing, export_backbone
 from seer_pipe.models import build_trunk
+from tests.command import seer_pipe
 from tests.train.helpers import make_pictures
 
 
@@ -24,11 +23,6 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export_backbone(build_trunk("regnety_200mf"), out, images=torch.randn(2, 3, 32, 32), metadata={},
                     preprocessing=Preprocessing(size=32))  # fmt: skip
     return out
-
-
-def seer_pipe(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "seer_pipe", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow

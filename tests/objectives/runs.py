@@ -12,7 +12,8 @@ from torch import Tensor
 from seer_pipe import config as settings
 from seer_pipe.distributed.collectives import local
 from seer_pipe.run import start
-from seer_pipe.train.checkpoint import Checkpoints, store_of
+from seer_pipe.train.checkpoint import Checkpoints
+from seer_pipe.train.committed import store_of
 from seer_pipe.train.restore import run_state
 from seer_pipe.train.step import TrainStep
 

@@ -24,7 +24,8 @@ from seer_pipe.objectives.settings import Setup
 from seer_pipe.objectives.swav.objective import SwavHead, SwavOutput
 from seer_pipe.run import start
 from seer_pipe.train.build import build_network
-from seer_pipe.train.checkpoint import Checkpoints, store_of
+from seer_pipe.train.checkpoint import Checkpoints
+from seer_pipe.train.committed import store_of
 from tests.distributed import processes
 from tests.objectives.runs import quiet
 from tests.objectives.union import join, joined

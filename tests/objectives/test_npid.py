@@ -17,7 +17,8 @@ from seer_pipe.objectives.npid.objective import Npid
 from seer_pipe.objectives.settings import Setup
 from seer_pipe.run import start
 from seer_pipe.train.build import outline
-from seer_pipe.train.checkpoint import Checkpoints, store_of
+from seer_pipe.train.checkpoint import Checkpoints
+from seer_pipe.train.committed import store_of
 from seer_pipe.train.doctor import examine, supposed
 from tests.distributed import run_ranks
 from tests.objectives.runs import quiet

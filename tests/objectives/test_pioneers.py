@@ -13,7 +13,8 @@ from seer_pipe import config as settings
 from seer_pipe.errors import UserError
 from seer_pipe.objectives.base import Moment
 from seer_pipe.run import start
-from seer_pipe.train.checkpoint import Checkpoints, store_of
+from seer_pipe.train.checkpoint import Checkpoints
+from seer_pipe.train.committed import store_of
 from tests.distributed import run_ranks
 from tests.objectives.pioneers import PIONEERS, Targets
 from tests.objectives.runs import quiet, resumed_from, spoil

@@ -2,8 +2,6 @@
 
 import csv
 import io
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from seer_pipe import config as settings
 from seer_pipe.quickstart.draw import KINDS, picture
 from seer_pipe.quickstart.web import draw_web, serve, write_lists
 from seer_pipe.shards import ShardSet
+from tests.command import seer_pipe
 from tests.train.helpers import small
 
 
@@ -71,8 +70,7 @@ def recipe(folder: Path) -> Path:
 
 
 def quickstart(*arguments: object) -> str:
-    command = [sys.executable, "-m", "seer_pipe", "quickstart", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = seer_pipe("quickstart", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

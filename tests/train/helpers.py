@@ -17,7 +17,8 @@ from seer_pipe.errors import UserError
 from seer_pipe.quickstart.draw import KINDS, picture
 from seer_pipe.shards import ShardWriter, write_manifest
 from seer_pipe.store import open_store
-from seer_pipe.train.checkpoint import Checkpoints, store_of
+from seer_pipe.train.checkpoint import Checkpoints
+from seer_pipe.train.committed import store_of
 from seer_pipe.train.loop import train
 from seer_pipe.train.telemetry import read_metrics
 from tests.distributed import processes

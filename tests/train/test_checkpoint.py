@@ -18,7 +18,8 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from seer_pipe.errors import UserError
 from seer_pipe.store import FolderStore, Store, open_store
 from seer_pipe.train import checkpoint, storage
-from seer_pipe.train.checkpoint import FORMAT_VERSION, MARKER, Checkpoints, _sealed, _unsealed
+from seer_pipe.train.checkpoint import FORMAT_VERSION, Checkpoints, _sealed, _unsealed
+from seer_pipe.train.committed import MARKER
 from seer_pipe.train.storage import DamagedError
 from tests.distributed import run_ranks
 

@@ -20,7 +20,8 @@ import pytest
 from seer_pipe import config as settings
 from seer_pipe.data.loader import Batch, Loader
 from seer_pipe.store import FolderStore
-from seer_pipe.train.checkpoint import Checkpoints, store_of
+from seer_pipe.train.checkpoint import Checkpoints
+from seer_pipe.train.committed import store_of
 from seer_pipe.train.events import read_events
 from seer_pipe.train.loop import train
 from seer_pipe.train.signals import Wait

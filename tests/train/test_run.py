@@ -9,7 +9,8 @@ import yaml
 
 from seer_pipe.data.views import VIEWS_VERSION
 from seer_pipe.errors import UserError
-from seer_pipe.train.checkpoint import Checkpoints, store_of
+from seer_pipe.train.checkpoint import Checkpoints
+from seer_pipe.train.committed import store_of
 from seer_pipe.train.events import read_events
 from seer_pipe.train.loop import train
 from seer_pipe.train.telemetry import read_metrics

@@ -23,7 +23,8 @@ from seer_pipe.models import Trunk, build_trunk
 from seer_pipe.run import start
 from seer_pipe.store import open_store
 from seer_pipe.train import signals
-from seer_pipe.train.checkpoint import MARKER, Checkpoints
+from seer_pipe.train.checkpoint import Checkpoints
+from seer_pipe.train.committed import MARKER
 from seer_pipe.train.events import read_events
 from seer_pipe.train.loop import train
 from seer_pipe.train.signals import SIGNALS, StopRequest, deadline
