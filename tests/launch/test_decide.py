@@ -1,6 +1,7 @@
 """What comes after a start, what a job asks for, and what is refused: none of it needs a cluster."""
 
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +173,13 @@ def test_another_folder_than_the_run_s_settings_want(pictures: Path, tmp_path: P
 
 def test_status_fits_a_narrow_terminal_and_breaks_no_name(tmp_path: Path) -> None:
     run = begun(tmp_path / "optimizer.lr=0.3,objective.temperature=0.1,seed=1", job="123_4")
-    record.write_outcome(run, Outcome("failed", "no such data: " + "x" * 90, time.time(), 0.0))
+    record.write_outcome(run, Outcome("failed", "no such data: " + "x" * 90, now := time.time(), 0.0))
     told = CliRunner().invoke(app, ["status", str(tmp_path)], env={"COLUMNS": "80"}, catch_exceptions=False).stdout
     head, line, more = told.splitlines()
     assert head.split() == ["run", "state", "step", "images/s", "loss", "left"]
     assert line.split()[:2] == [run.name, "failed"]
-    assert more == f"  job 123_4; no such data: {'x' * 90}"
+    since = f"{datetime.fromtimestamp(now):%Y-%m-%d %H:%M}"
+    assert more == f"  job 123_4; failed since {since}; no such data: {'x' * 90}"
     assert CliRunner().invoke(app, ["status", str(tmp_path / "nothing")]).stdout == "no runs here\n"
 
 
