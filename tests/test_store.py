@@ -133,7 +133,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def waits(seconds: float) -> None:
         pytest.fail("it is tried again")
 
-    monkeypatch.setattr("seer_pipe.store.time.sleep", waits)
+    monkeypatch.setattr("seer_pipe.store.base.time.sleep", waits)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_local_file_that_is_missing_is_said_at_once(bucket: str, tmp_path: Pat
 
 def test_what_may_pass_is_tried_again(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("seer_pipe.store.time.sleep", waited.append)
+    monkeypatch.setattr("seer_pipe.store.base.time.sleep", waited.append)
     monkeypatch.setattr(S3Store, "PATIENCE", 5.0)
     for status in ((503, "SlowDown"), (400, "RequestTimeout"), (520, "Unknown"), (429, "TooManyRequests")):
         waited.clear()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from seer_pipe.errors import UserError
-from seer_pipe.store import EndedError, Entry, RefusedError, demand_no_secrets, patiently
+from seer_pipe.store.base import EndedError, Entry, RefusedError, demand_no_secrets, patiently
 
 T = TypeVar("T")
 
