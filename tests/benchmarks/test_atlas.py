@@ -39,6 +39,6 @@ def test_a_hundred_thousand_pictures(benchmark: ModuleType, browser: Any, tmp_pa
         wait(lambda: browser.execute_script("return tiles.size && [...tiles.values()].every(one => one.canvas)"), 120)
         assert browser.execute_script("return current().z") > 0
     shown = browser.execute_script("by('in-view').click(); return by('said').textContent")
-    assert int(shown.split()[0].replace(",", "")) > 100
+    assert int(shown.split()[0].replace(",", "")) > 10
     assert browser.execute_script("return tiles.size") <= 240
     assert browser.get_log("browser") == []
