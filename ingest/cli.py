@@ -21,6 +21,7 @@ from ingest.download import DownloadSettings
 from ingest.image import ImageSettings
 from ingest.index import IndexSource
 from ingest.job_array import Work, run_array
+from ingest.on_ray import run_on_ray
 from ingest.plan import ALL, prepare
 from ingest.run import finish, pending, sole
 from ingest.sources import Source
@@ -53,15 +54,17 @@ class JobOptions:
     workers: Annotated[int, "processes that decode; 0: one a core"] = 0
     json: Annotated[bool, "progress and summary as JSON"] = False
     slurm: Annotated[bool, "spread the work over a Slurm job array, or processes here where there is no Slurm"] = False
-    tasks: Annotated[int, "jobs of the array"] = 8
+    ray: Annotated[str, "ADDRESS of a Ray cluster to spread the work over; auto: the one of this machine or of "
+                   "RAY_ADDRESS; local: one that is started here"] = ""  # fmt: skip
+    tasks: Annotated[int, "jobs of the array, or tasks on Ray"] = 8
     slurm_parameters: Annotated[str, "name=value,… for the jobs: partition, cpus_per_task, timeout_min, …"] = ""
     share: Annotated[str, "I/N: only this share of the work, 0/N to N-1/N; others do the others, anywhere"] = ""
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.tasks < 1:
             raise UserError("workers is at least 0, tasks at least 1")
-        if self.slurm and Share.parse(self.share) != ALL:
-            raise UserError("--share and --slurm: choose one; --slurm divides the work itself")
+        if bool(self.slurm) + bool(self.ray) + (Share.parse(self.share) != ALL) > 1:
+            raise UserError("--share, --slurm and --ray: choose one; the last two divide the work themselves")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -257,6 +260,8 @@ def execute(
             work = Work(source, plan, share, own, image, job.workers or None, memory, job.json)
             if job.slurm:
                 run_array(work, job.tasks, job.slurm_parameters)
+            elif job.ray:
+                run_on_ray(work, job.tasks, job.ray)
             else:
                 work()
             left = pending(plan) if job.share else []
