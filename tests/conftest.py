@@ -1,6 +1,5 @@
 """Fixtures that several rooms share."""
 
-import gc
 import importlib
 import os
 import shutil
@@ -34,13 +33,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for item in items:
                 if item.get_closest_marker("gpu"):
                     item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-
-
-def pytest_collection_finish() -> None:
-    """What the imports left lives as long as the process: the collector, which took a tenth of the time, skips it."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.fixture(scope="session")
