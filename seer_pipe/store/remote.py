@@ -54,6 +54,8 @@ class RemoteStore:
             raise UserError(f"{self.url}: {error}") from None
         except ValueError as error:
             raise UserError(f"{self.url}: no store is known for {self.scheme}:// ({error})") from None
+        except OSError as error:
+            raise UserError(f"{self.url}: no server answers: {without_secrets(str(error))}") from None
         self._root = self._root.rstrip("/")
         self._process = os.getpid()
 

@@ -275,7 +275,8 @@ def test_what_waits_goes_to_disk_when_memory_is_short(tmp_path: Path) -> None:
         (["urls", "{tmp}/blank.txt", "--out", "{tmp}/out"], "the input is empty"),
         (["urls", "{tmp}/list.csv", "--out", "{tmp}/out"], "no column 'url'; it has 'link'"),
         (["urls", "{tmp}/blank.txt", "--out", "{tmp}/out", "--allow-network", "home"], "'home'"),
-        (["urls", "{tmp}/blank.txt", "--out", "ftp://x/y"], "a store is a folder or s3://"),
+        (["urls", "{tmp}/blank.txt", "--out", "gopher://x/y"], "no store is known for gopher://"),
+        (["urls", "{tmp}/blank.txt", "--out", "ftp://127.0.0.1:9/y"], "ftp://127.0.0.1:9/y: no server answers: "),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:
