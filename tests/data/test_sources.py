@@ -237,7 +237,7 @@ def test_a_run_of_one_pass_over_two_sources_with_exclusions(tmp_path: Path) -> N
     assert "done: 4 steps, 32 images" in said[-1]
     again = small(tmp_path, data={"path": None, "sources": [sources[0] | {"weight": 3}, sources[1]]},
                   train={"images": None}, objective={"queue": 0, "prototypes": 8})  # fmt: skip
-    with pytest.raises(UserError, match=r"another order of its images .*a setting of data, .* changed; put it back"):
+    with pytest.raises(UserError, match=r"another order of its images .*a setting .*of data, .* changed; put it back"):
         train(again, tmp_path / "run", said.append)
 
 
