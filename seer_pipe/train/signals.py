@@ -93,7 +93,7 @@ class StopRequest:
         """In a thread, for the main one may hang in a collective, where none of its handlers runs."""
         came: dict[int, float] = {}
         while number := int.from_bytes(os.read(pipe, 1)):
-            if number == signal.SIGHUP:
+            if number not in SIGNALS or number == signal.SIGHUP:  # a library's own, of its child processes, say
                 continue
             now = time.monotonic()
             before = min(came.values(), default=now) if number == signal.SIGINT else came.get(number, now)
