@@ -22,7 +22,7 @@ from ingest.image import ImageSettings
 from ingest.index import IndexSource
 from ingest.job_array import Work, run_array
 from ingest.on_ray import run_on_ray
-from ingest.plan import ALL, prepare
+from ingest.plan import prepare
 from ingest.run import finish, pending, sole
 from ingest.sources import Source
 from ingest.sources.archive import ArchiveSource
@@ -32,7 +32,7 @@ from ingest.sources.urls import UrlSource
 from ingest.sources.warc import WarcSource
 from ingest.sources.webdataset import WebDatasetSource
 from seer_pipe.errors import UserError
-from seer_pipe.share import Share
+from seer_pipe.share import ALL, Share
 from seer_pipe.store import Store, open_store
 from seer_pipe.summary import conclude
 

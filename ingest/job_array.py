@@ -62,6 +62,12 @@ class Work:
                     memory=self.memory, as_json=self.as_json,
                 )  # fmt: skip
 
+    def divided(self, tasks: int, workers: int | None) -> list[Work]:
+        """The shares of so many tasks, of those that have any of the units; each with so many ``workers``."""
+        shares = (Share(task, tasks) for task in range(tasks))
+        parts = (replace(self, share=s, units=s.part(self.units), workers=workers, as_json=True) for s in shares)
+        return [part for part in parts if part.units]
+
     def checkpoint(self) -> Any:
         """What Slurm is to do again after a preemption or a time-out: the same, which resumes."""
         from submitit.helpers import DelayedSubmission
@@ -78,15 +84,13 @@ def run_array(work: Work, tasks: int, parameters: str) -> None:
     here = not slurm.available()
     executor = submitit.AutoExecutor(folder, cluster="local" if here else "slurm")
     workers = work.workers or (max(1, len(os.sched_getaffinity(0)) // tasks) if here else None)
-    shares = [Share(task, tasks) for task in range(tasks)]
-    parts = [replace(work, share=s, units=s.part(work.units), workers=workers, as_json=True) for s in shares]
     try:
         executor.update_parameters(
             **{"name": "seer-ingest", "timeout_min": MINUTES, "slurm_teardown": [AGAIN]} | parsed(parameters)
         )
     except (NameError, TypeError) as error:
         raise UserError(f"slurm_parameters: {str(error).splitlines()[0]}") from None
-    jobs = executor.map_array(Work.__call__, [part for part in parts if part.units])
+    jobs = executor.map_array(Work.__call__, work.divided(tasks, workers))
     shown = time.monotonic()
     try:
         while running := sum(not job.done() for job in jobs) if here else len(slurm.queue([j.job_id for j in jobs])):

@@ -8,13 +8,11 @@ import signal
 import socket
 import sys
 import time
-from dataclasses import replace
 from typing import Any
 
 from ingest.job_array import EVERY, LOOK, Work, say
 from ingest.run import pending
 from seer_pipe.errors import UserError
-from seer_pipe.share import Share
 
 AGAIN = 20  # times that a task whose worker was lost is started again
 CONNECT = 10.0  # seconds
@@ -47,9 +45,7 @@ def run_on_ray(work: Work, tasks: int, address: str) -> None:
         if workers > cores:
             raise UserError(f"workers = {workers}: the Ray cluster has {cores} cores, and no task would ever start")
         task = ray.remote(num_cpus=workers, max_retries=AGAIN)(Work.__call__)
-        shares = [Share(number, tasks) for number in range(tasks)]
-        parts = [replace(work, share=s, units=s.part(work.units), workers=workers, as_json=True) for s in shares]
-        running = [task.remote(part) for part in parts if part.units]
+        running = [task.remote(part) for part in work.divided(tasks, workers)]
         failures = _wait(ray, work, running)
     finally:
         ray.shutdown()

@@ -29,12 +29,11 @@ from ingest.shuffle import shuffled
 from ingest.sources import KEPT, Source
 from seer_pipe.errors import UserError
 from seer_pipe.shards import MANIFEST, rejected_path, sidecar_path
-from seer_pipe.share import Share
+from seer_pipe.share import ALL, Share
 from seer_pipe.store import FolderStore, Store, holding, open_in
 
 VERSION = 2
 LOOK = 1.0  # seconds between two looks for a plan that another makes
-ALL = Share()
 TEMPORARY = FolderStore.TEMPORARY  # what a killed run leaves behind begins so
 INPUTS, ABOUT = "inputs.parquet", "ingest.json"
 UNIT_BYTES = 1 << 30  # of inputs, where sizes are known beforehand: a shard is not to grow without bounds

@@ -24,14 +24,14 @@ from ingest.at_work import FOLDER, StoppedError, at_work
 from ingest.budget import Budget, Lease
 from ingest.files import read_parquet
 from ingest.image import BadImage, Stored
-from ingest.plan import ALL, DUPLICATE, INPUTS, TEMPORARY, UnitPlan
+from ingest.plan import DUPLICATE, INPUTS, TEMPORARY, UnitPlan
 from ingest.progress import Meter
 from ingest.reasons import LaterError, Reason, UnfetchedError
 from ingest.sources import Row, Source
 from ingest.unit import MakeSink, Outcome, Rejection, ShardSink, Unit
 from seer_pipe.errors import UserError
 from seer_pipe.shards import MANIFEST, write_manifest
-from seer_pipe.share import Share
+from seer_pipe.share import ALL, Share
 from seer_pipe.store import Store, holding
 
 OPEN_UNITS = 8  # one takes in inputs while the others wait for their slowest

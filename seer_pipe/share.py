@@ -40,3 +40,6 @@ class Share:
     def overlaps(self, other: Share) -> bool:
         """Whether anything can belong to both: some number is ``number`` modulo ``of`` for either."""
         return (self.number - other.number) % math.gcd(self.of, other.of) == 0
+
+
+ALL = Share()  # of the work

@@ -33,6 +33,7 @@ from seer_pipe.evaluate.duplicates import Duplicates, coarsest, duplicates
 from seer_pipe.evaluate.embeddings import (
     clusters_of,
     feature_map,
+    numbers_of,
     open_clusters,
     open_embeddings,
     rows_of,
@@ -165,12 +166,10 @@ def _write(found: Curation, out: Path) -> None:
 def _write_repeats(found: Curation, file: Path) -> None:
     """How often each image comes, by its number in the set."""
     shards, opened = ShardSet.open(found.data), open_embeddings(found.embeddings)
-    starts = dict(zip(shards.paths, shards.starts.tolist(), strict=False))
     numbers = []
     for group in range(opened.num_row_groups):
         table = opened.read_row_group(group, ["shard", "index"])
-        first = np.array([starts[shard] for shard in table["shard"].to_pylist()], np.int64)
-        numbers.append(first + table["index"].to_numpy())
+        numbers.append(numbers_of(shards, table["shard"].to_pylist(), table["index"].to_numpy()))
     sample = np.concatenate(numbers)
     order = np.argsort(sample)
     write_repeats(file, shards, Repeats(sample[order], found.times[order]))

@@ -29,7 +29,7 @@ from seer_pipe.evaluate.boxes import Boxes, Photo, open_boxes
 from seer_pipe.evaluate.pictures import THREADS, FilePictures, ahead
 from seer_pipe.evaluate.progress import Progress
 from seer_pipe.evaluate.results import keep
-from seer_pipe.evaluate.training import Recipe
+from seer_pipe.evaluate.training import Recipe, average_, orders
 from seer_pipe.evaluate.workbench import on_bench
 from seer_pipe.train.build import build_optimizer
 from seer_pipe.train.parallel import replicate
@@ -180,7 +180,7 @@ def train(
             if (step + 1) % SAID == 0 or step + 1 == steps:
                 say(f"step {step + 1}/{steps}: loss {loss.item():.4f}")
                 if progress.due:
-                    recent.copy_(torch.tensor(np.mean(world.gather(recent.tolist()), axis=0)))  # alike on all ranks
+                    average_(recent, world)
                     progress.save(step + 1, {})
     return steps, float(np.mean(world.gather(recent.tolist()))), progress
 
@@ -195,7 +195,6 @@ def _batches(
     photos: list[Photo], recipe: Recipe, steps: range, batch: int, world: World
 ) -> Iterator[tuple[tuple[Tensor, ...], tuple[dict[str, Tensor], ...]]]:
     """This rank's images and targets of each step, read ahead by threads."""
-    share, whole = batch // world.size, len(photos) // batch
 
     def load(order: int, number: int) -> tuple[Tensor, dict[str, Tensor]]:
         image, (boxes, kinds) = photos[number].load(), photos[number].to_learn()
@@ -206,12 +205,9 @@ def _batches(
 
     def made() -> Iterator[Any]:
         with ThreadPoolExecutor(THREADS, thread_name_prefix="photos") as pool:
-            for step in steps:
-                order = step // whole
-                rows = np.random.default_rng([recipe.seed, order]).permutation(len(photos))
-                first = step % whole * batch + world.rank * share
-                mine = rows[first : first + share].tolist()
-                yield tuple(zip(*pool.map(load, itertools.repeat(order), mine), strict=True))
+            for order, rows in orders(np.arange(len(photos)), recipe.seed, steps, batch, world):
+                for mine in rows.tolist():
+                    yield tuple(zip(*pool.map(load, itertools.repeat(order), mine), strict=True))
 
     return ahead(made())
 

@@ -34,11 +34,10 @@ from seer_pipe.evaluate.labels import left_out
 from seer_pipe.evaluate.pictures import FilePictures, ShardPictures
 from seer_pipe.evaluate.subject import Subject, load_subject
 from seer_pipe.shards import ShardSet, to_parquet
-from seer_pipe.share import Share
+from seer_pipe.share import ALL, Share
 from seer_pipe.store import FolderStore
 
 PART = 4096  # images
-ALL = Share()
 PART_NAME = re.compile(r"\d{12}\.parquet")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +103,12 @@ def rows_of(data: pq.ParquetFile, rows: Ints, columns: list[str]) -> pa.Table:
             found.append(data.read_row_group(group, columns).take(own))
         start = stop
     return pa.concat_tables(found)
+
+
+def numbers_of(shards: ShardSet, shard: Sequence[str], index: Ints) -> Ints:
+    """The numbers in the set of samples [n] by their shards' paths and their places there."""
+    starts = dict(zip(shards.paths, shards.starts.tolist(), strict=False))
+    return np.array([starts[path] for path in shard], np.int64) + index
 
 
 def feature_map(data: pq.ParquetFile, groups: list[int], folder: Path, *, unit: bool) -> torch.Tensor:

@@ -9,7 +9,6 @@ the end BatchNorm gets its statistics from whole training images: after few step
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -22,7 +21,7 @@ from seer_pipe import config as settings
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.classifiers import stratified
 from seer_pipe.evaluate.features import Images
-from seer_pipe.evaluate.labels import left_out, open_labelled
+from seer_pipe.evaluate.labels import open_labelled
 from seer_pipe.evaluate.results import keep, keep_rows
 from seer_pipe.evaluate.subject import sample_evenly
 from seer_pipe.evaluate.training import Recipe, classifier, count_right, train
@@ -87,21 +86,8 @@ def evaluate_finetune(
         result = {
             "accuracy": right / images,
             "training_loss": done.losses[0],
-            "size": recipe.size,
-            "epochs": recipe.epochs,
-            "steps": done.steps,
-            "batch": done.batch,
-            "lr": recipe.lr,
             "share": share,
-            "images": images,
-            "trained_on": len(part) - done.unreadable,
-            "left_out": left_out(
-                part.left_out, tested.left_out, Counter(unreadable=done.unreadable + len(tested) - images)
-            ),
-            "classes": len(part.classes),
-            "data": data,
-            "test": test or f"a part of {data}",
-            "seed": recipe.seed,
+            **done.about(recipe, part, tested, images, data, test),
         }
         if share < 1:
             result["rows"] = keep_rows(path, name, part, bench.subject, untrained)

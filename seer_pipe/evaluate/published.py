@@ -9,7 +9,6 @@ features are taken as they are. It is tested on the central 224 pixels of images
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from seer_pipe import config as settings
-from seer_pipe.evaluate.labels import left_out, open_labelled
+from seer_pipe.evaluate.labels import open_labelled
 from seer_pipe.evaluate.stages import Reader, keep_stages, readings
 from seer_pipe.evaluate.training import Recipe, classifier, count_right, train
 from seer_pipe.evaluate.workbench import check_classes, on_bench, train_and_test
@@ -72,23 +71,7 @@ def evaluate_published(
         progress.remove()
         if not world.is_first:
             return None
-        about = {
-            "protocol": "published",
-            "size": recipe.size,
-            "epochs": recipe.epochs,
-            "steps": done.steps,
-            "batch": done.batch,
-            "lr": recipe.lr,
-            "images": images,
-            "trained_on": len(part) - done.unreadable,
-            "left_out": left_out(
-                part.left_out, tested.left_out, Counter(unreadable=done.unreadable + len(tested) - images)
-            ),
-            "classes": len(part.classes),
-            "data": data,
-            "test": test or f"a part of {data}",
-            "seed": recipe.seed,
-        }
+        about = {"protocol": "published", **done.about(recipe, part, tested, images, data, test)}
         results = [
             (reading, {"accuracy": right / images, "training_loss": loss, **about})
             for reading, right, loss in zip(reader.readings, rights, done.losses, strict=True)

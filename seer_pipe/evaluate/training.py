@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Generator, Mapping
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,7 +28,7 @@ from seer_pipe.data.views import Crops, CropSpec, draw
 from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.features import Images
-from seer_pipe.evaluate.labels import Labelled
+from seer_pipe.evaluate.labels import Labelled, left_out
 from seer_pipe.evaluate.progress import Progress
 from seer_pipe.train.build import build_optimizer, precision
 from seer_pipe.train.parallel import replicate
@@ -56,6 +57,26 @@ class Trained:
     batch: int
     losses: list[float]  # means over the last epoch, of each classifier
     unreadable: int  # images that were met and cannot be used
+
+    def about(
+        self, recipe: Recipe, learnt: Labelled, tested: Labelled, images: int, data: str, test: str | None
+    ) -> dict[str, Any]:
+        """For a result: what was trained by ``recipe`` on ``learnt`` of ``data``, and tested on so many ``images``."""
+        unreadable = Counter(unreadable=self.unreadable + len(tested) - images)
+        return {
+            "size": recipe.size,
+            "epochs": recipe.epochs,
+            "steps": self.steps,
+            "batch": self.batch,
+            "lr": recipe.lr,
+            "images": images,
+            "trained_on": len(learnt) - self.unreadable,
+            "left_out": left_out(learnt.left_out, tested.left_out, unreadable),
+            "classes": len(learnt.classes),
+            "data": data,
+            "test": test or f"a part of {data}",
+            "seed": recipe.seed,
+        }
 
 
 def train(
@@ -122,7 +143,7 @@ def train(
                     f"epoch {done} of {recipe.epochs:g}: loss {' '.join(f'{loss:.4f}' for loss in _mean(recent, step))}"
                 )
                 if progress.due:
-                    recent.copy_(torch.tensor(np.mean(world.gather(recent.tolist()), axis=0)))  # alike on all ranks
+                    average_(recent, world)
                     progress.save(step + 1, {"scaler": scaler.state_dict(), "unreadable": _met(images, world)})
     means = np.mean(world.gather(_mean(recent, steps - 1)), axis=0).tolist()
     return Trained(steps, batch, means, len(_met(images, world))), progress
@@ -134,13 +155,24 @@ def batches(images: Images, learnt: Labelled, recipe: Recipe, steps: range, batc
     Every order of the images gives as many whole batches as it has, and is followed by another; what does not fill a
     batch waits for the next one. An image that cannot be used is replaced by the next one that can.
     """
-    share, whole = batch // world.size, len(learnt) // batch
     crop = CropSpec(1, recipe.size, SCALE, AUGMENT)
+    for order, rows in orders(learnt.numbers, recipe.seed, steps, batch, world):
+        yield from images.full_batches(rows.reshape(-1), partial(_view, recipe.seed, order, crop), learnt.numbers)
+
+
+def orders(numbers: Ints, seed: int, steps: range, batch: int, world: World) -> Iterator[tuple[int, Ints]]:
+    """Of each order of ``numbers`` that the steps reach into: which one it is, and what this rank has of those steps,
+    [steps, batch / ranks]."""
+    whole = len(numbers) // batch
     for order in range(steps.start // whole, -(-steps.stop // whole)):
-        rows = np.random.default_rng([recipe.seed, order]).permutation(learnt.numbers)[: whole * batch]
+        rows = np.random.default_rng([seed, order]).permutation(numbers)[: whole * batch]
         first, last = max(steps.start - order * whole, 0), steps.stop - order * whole
-        mine = rows.reshape(whole, world.size, share)[first:last, world.rank].reshape(-1)
-        yield from images.full_batches(mine, partial(_view, recipe.seed, order, crop), learnt.numbers)
+        yield order, rows.reshape(whole, world.size, batch // world.size)[first:last, world.rank]
+
+
+def average_(values: Tensor, world: World) -> None:
+    """Make ``values`` their mean over the ranks, on all of them."""
+    values.copy_(torch.tensor(np.mean(world.gather(values.tolist()), axis=0)))
 
 
 def _view(seed: int, order: int, crop: CropSpec, numbers: Ints, height: Ints, width: Ints) -> Crops:

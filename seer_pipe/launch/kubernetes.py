@@ -7,17 +7,14 @@ import shlex
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
 import yaml
 
-from seer_pipe import config as settings
 from seer_pipe.config import Config
-from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.launch.cluster import Cluster
+from seer_pipe.launch.submit import check_nodes
 from seer_pipe.train.boards import check_boards
-from seer_pipe.train.build import check_world, outline
-from seer_pipe.train.engines import check_engine
+from seer_pipe.train.build import outline
 
 PORT = 29500  # of torchrun's meeting point, in the first pod
 LARGE = 1 << 30  # images of a set that nobody looked at
@@ -28,13 +25,7 @@ SLURMS = ("min_nodes", "partition", "account", "qos", "constraint", "exclude", "
 
 def check(config: Config, cluster: Cluster) -> None:
     """Refuse settings that contradict each other or the nodes. The data is where the pods are, so nothing is read."""
-    size = cluster.nodes * cluster.tasks
-    if config.train.batch % size:
-        raise UserError(f"train.batch {config.train.batch}: does not divide over {cluster.nodes} nodes of "
-                        f"{cluster.tasks} tasks; change the batch or nodes")  # fmt: skip
-    derived = settings.derive(config, LARGE, size)
-    check_world(derived, config.train, World(0, size, torch.device("cpu")))
-    check_engine(config.train, size)
+    check_nodes(config, cluster, cluster.nodes, LARGE, "the batch or nodes")
     outline(config)
     check_boards(config.train.log_to)
 

@@ -116,13 +116,17 @@ def check_sizes(config: Config, cluster: Cluster) -> None:
     """Refuse data that is not there or too little, and a batch that does not suit every number of nodes allowed."""
     _, plan = open_data(config.data, config.train.batch, config.seed)
     for nodes in range(cluster.fewest, cluster.nodes + 1):
-        size = nodes * cluster.tasks
-        if config.train.batch % size:
-            raise UserError(f"train.batch {config.train.batch}: does not divide over {nodes} nodes of {cluster.tasks} "
-                            "tasks; change the batch, nodes or min_nodes")  # fmt: skip
-        world = World(0, size, torch.device("cpu"))
-        check_world(settings.derive(config, plan.total, size), config.train, world)
-        check_engine(config.train, size)
+        check_nodes(config, cluster, nodes, plan.total, "the batch, nodes or min_nodes")
+
+
+def check_nodes(config: Config, cluster: Cluster, nodes: int, images: int, change: str) -> None:
+    """Refuse settings that do not suit so many nodes, with so many images; ``change``: what may mend the batch."""
+    size = nodes * cluster.tasks
+    if config.train.batch % size:
+        raise UserError(f"train.batch {config.train.batch}: does not divide over {nodes} nodes of {cluster.tasks} "
+                        f"tasks; change {change}")  # fmt: skip
+    check_world(settings.derive(config, images, size), config.train, World(0, size, torch.device("cpu")))
+    check_engine(config.train, size)
 
 
 def batch_script(runs: Sequence[Path], folder: Path, cluster: Cluster) -> str:

@@ -19,7 +19,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
-from markupsafe import Markup
 from PIL import Image
 
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.cluster import cluster, count
 from seer_pipe.evaluate.embed import embed, features_of_files
-from seer_pipe.evaluate.embeddings import check_set, names_clusters, open_clusters, open_embeddings
+from seer_pipe.evaluate.embeddings import check_set, names_clusters, numbers_of, open_clusters, open_embeddings
 from seer_pipe.evaluate.subject import open_data_of
 from seer_pipe.report import layout
 from seer_pipe.report.clusters import Clusters
 from seer_pipe.report.clusters import clusters as read_clusters
-from seer_pipe.report.page import environment, style
+from seer_pipe.report.page import asset, environment, style
 from seer_pipe.report.shown import Column, Shown, numbers, shown
 from seer_pipe.report.thumbnails import thumbnail
 from seer_pipe.report.tiles import SIDE, TILE, brightness, draw_tiles, small_pictures
@@ -113,8 +111,8 @@ def write_atlas(
             .render(
                 name=run.name,
                 style=style(),
-                own_style=_source("atlas.css"),
-                script=Markup("".join(map(_source, SCRIPTS))),
+                own_style=asset("atlas.css"),
+                script=asset(*SCRIPTS),
             )
         )
         (new / "index.html").write_text(page, "utf-8")
@@ -126,10 +124,6 @@ def write_atlas(
 def default_data(run: Path) -> str:
     """The shard set that a run was trained on."""
     return open_data_of(run).store.url
-
-
-def _source(name: str) -> Markup:
-    return Markup(files("seer_pipe.report").joinpath(name).read_text("utf-8"))
 
 
 def _about(found: Clusters, on_map: Shown, asked: list[str]) -> dict[str, Any]:
@@ -158,10 +152,8 @@ def _about(found: Clusters, on_map: Shown, asked: list[str]) -> dict[str, Any]:
 
 def _draw(shards: ShardSet, found: Clusters, on_map: Shown, out: Path) -> None:
     """The map's tiles; and the column that needs their pixels."""
-    starts = dict(zip(shards.paths, shards.starts.tolist(), strict=False))
-    rows = on_map.rows.tolist()
-    samples = [int(starts[found.rows.shard[row]] + found.rows.index[row]) for row in rows]
-    pictures = small_pictures(shards, samples, out)
+    samples = numbers_of(shards, [found.rows.shard[row] for row in on_map.rows.tolist()], found.rows.index[on_map.rows])
+    pictures = small_pictures(shards, samples.tolist(), out)
     on_map.columns.append(numbers("brightness", brightness(pictures), lambda value: f"{value:.0%}"))
     draw_tiles(pictures, on_map.cell, on_map.top, on_map.levels, out / "tiles")
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from seer_pipe.data.order import Ints
 from seer_pipe.evaluate.curate import Curation, curate
-from seer_pipe.evaluate.embeddings import open_embeddings, rows_of
+from seer_pipe.evaluate.embeddings import numbers_of, open_embeddings, rows_of
 from seer_pipe.evaluate.labels import Labeller, labeller
 from seer_pipe.report.charts import Chart
 from seer_pipe.report.clusters import SAMPLE, Sample, sidecars_of
@@ -123,8 +123,7 @@ def _pictures(found: Curation, shards: ShardSet) -> dict[str, Any]:
 def _drawn(found: Curation, shards: ShardSet, rows: Ints) -> dict[int, tuple[str, str]]:
     """The key and the picture of each row that can be read."""
     sample = _sample(found, rows)
-    starts = dict(zip(shards.paths, shards.starts.tolist(), strict=False))
-    numbers = [starts[shard] + index for shard, index in zip(sample.shard, sample.index.tolist(), strict=True)]
+    numbers = numbers_of(shards, sample.shard, sample.index).tolist()
     small = thumbnails(shards, numbers, SIDE)
     return {
         row: (key, data_uri(small[number]))

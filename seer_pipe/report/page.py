@@ -110,7 +110,7 @@ def environment() -> jinja2.Environment:
 
 
 def _source(name: str) -> str:
-    return files("seer_pipe.report").joinpath(name).read_text()
+    return files("seer_pipe.report").joinpath(name).read_text("utf-8")
 
 
 def asset(*names: str) -> Markup:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from seer_pipe.distributed.traffic import FLOAT
 from seer_pipe.objectives.patches_settings import PATCHES, check_grids
-from seer_pipe.objectives.pretext_settings import PRETEXT_PANELS, shortcut_sign
-from seer_pipe.objectives.settings import Panel, Settings, Setup, Sign, uniform_sign
+from seer_pipe.objectives.pretext_settings import PretextSettings
+from seer_pipe.objectives.settings import Setup
 from seer_pipe.section import Positive
 
 if TYPE_CHECKING:
@@ -23,11 +22,8 @@ if TYPE_CHECKING:
     from seer_pipe.objectives.base import Network
     from seer_pipe.objectives.jigsaw.objective import Jigsaw
 
-SHORTCUT = 0.9
-"""AlexNet solves 71 % of the puzzles with BatchNorm, fewer without (bbrattoli/JigsawPuzzlePytorch, issue 7)."""
 
-
-class JigsawSettings(Settings):
+class JigsawSettings(PretextSettings):
     """Which orders there are follows from their number and the run's seed. Checkpoints hold them."""
 
     name: Literal["jigsaw"] = Field(description="jigsaw puzzles, arXiv 1603.09246")
@@ -37,7 +33,17 @@ class JigsawSettings(Settings):
     patch_dim: Positive = Field(1000, description="numbers that each patch is summarised in before all are looked at")
 
     layouts = ("shuffled_grid",)
-    panels: ClassVar[Sequence[Panel]] = PRETEXT_PANELS
+    shortcut = 0.9
+    """AlexNet solves 71 % of the puzzles with BatchNorm, fewer without (bbrattoli/JigsawPuzzlePytorch, issue 7)."""
+    unlearnt = "fewer objective.permutations, another optimizer.lr, a longer optimizer.warmup_images"
+    leak = (
+        "leave wider gaps (a smaller views.crops[].grid.patch, grid.jitter: 1), break colours that fringe "
+        "(views.augment.channel_p or grey_p), or take more objective.permutations"
+    )
+
+    @property
+    def answers(self) -> int:
+        return self.permutations
 
     def check(self, views: Views, batch: int) -> None:
         check_grids(self.name, views)
@@ -47,26 +53,9 @@ class JigsawSettings(Settings):
 
         return far_apart(self.permutations, seed, PATCHES)
 
-    def chance_loss(self, views: Views, batch: int) -> float:
-        """ln P, that of uniform guesses."""
-        return math.log(self.permutations)
-
     def memory(self, views: Views, batch: int, ranks: int) -> float:
         """Logits with their softmax and gradient, and which order an image's is, place by place."""
         return self.permutations * (3 * FLOAT + PATCHES) * batch // ranks
-
-    def signs(self) -> Sequence[Sign]:
-        return (
-            uniform_sign(
-                math.log(self.permutations),
-                "fewer objective.permutations, another optimizer.lr, a longer optimizer.warmup_images",
-            ),
-            shortcut_sign(
-                SHORTCUT,
-                "leave wider gaps (a smaller views.crops[].grid.patch, grid.jitter: 1), break colours that fringe "
-                "(views.augment.channel_p or grey_p), or take more objective.permutations",
-            ),
-        )
 
     def network(self, trunk: Callable[[], Trunk]) -> Network:
         from seer_pipe.objectives.jigsaw.objective import JigsawHead

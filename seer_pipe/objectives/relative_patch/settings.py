@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from seer_pipe.distributed.traffic import FLOAT
 from seer_pipe.objectives.patches_settings import PATCHES, check_grids
-from seer_pipe.objectives.pretext_settings import PRETEXT_PANELS, shortcut_sign
-from seer_pipe.objectives.settings import Panel, Settings, Setup, Sign, uniform_sign
+from seer_pipe.objectives.pretext_settings import PretextSettings
+from seer_pipe.objectives.settings import Setup
 from seer_pipe.section import Positive
 
 if TYPE_CHECKING:
@@ -21,37 +20,31 @@ if TYPE_CHECKING:
     from seer_pipe.objectives.relative_patch.objective import RelativePatch
 
 DIRECTIONS = PATCHES - 1
-SHORTCUT = 0.8
-"""By content 30 to 45 % are usual: many patches could stand anywhere."""
 
 
-class RelativePatchSettings(Settings):
+class RelativePatchSettings(PretextSettings):
     name: Literal["relative_patch"] = Field(description="relative patch location, arXiv 1505.05192")
     hidden: Positive = Field(4096, description="width of the layer that looks at both patches of a pair")
 
     layouts = ("grid",)
-    panels: ClassVar[Sequence[Panel]] = PRETEXT_PANELS
+    shortcut = 0.8
+    """By content 30 to 45 % are usual: many patches could stand anywhere."""
+    unlearnt = "another optimizer.lr, a longer optimizer.warmup_images"
+    leak = (
+        "leave wider gaps (a smaller views.crops[].grid.patch, grid.jitter: 1), and break colours that fringe "
+        "(views.augment.channel_p or grey_p)"
+    )
+
+    @property
+    def answers(self) -> int:
+        return DIRECTIONS
 
     def check(self, views: Views, batch: int) -> None:
         check_grids(self.name, views)
 
-    def chance_loss(self, views: Views, batch: int) -> float:
-        """ln 8, that of uniform guesses."""
-        return math.log(DIRECTIONS)
-
     def memory(self, views: Views, batch: int, ranks: int) -> float:
         """Of each pair what is between the layers, with its gradient, and logits with their softmax and gradient."""
         return FLOAT * DIRECTIONS * (4 * self.hidden + 3 * DIRECTIONS) * batch // ranks
-
-    def signs(self) -> Sequence[Sign]:
-        return (
-            uniform_sign(math.log(DIRECTIONS), "another optimizer.lr, a longer optimizer.warmup_images"),
-            shortcut_sign(
-                SHORTCUT,
-                "leave wider gaps (a smaller views.crops[].grid.patch, grid.jitter: 1), and break colours that fringe "
-                "(views.augment.channel_p or grey_p)",
-            ),
-        )
 
     def network(self, trunk: Callable[[], Trunk]) -> Network:
         from seer_pipe.objectives.patches import PatchNetwork
