@@ -18,12 +18,17 @@ def recipes() -> dict[str, Path]:
 
 
 def find_recipe(path: Path) -> Path:
-    """A file that is there, or the recipe that ``NAME`` or ``configs/NAME.yaml`` names; UserError where neither is."""
-    if path.exists():
-        return path
+    """A file that is there, or the recipe that ``NAME`` or ``configs/NAME.yaml`` names; UserError where neither is.
+
+    A folder is no recipe: the quickstart leaves one of its own name.
+    """
     known = recipes()
+    if not path.is_dir() and path.exists():
+        return path
     if path.stem in known and path in (Path(path.stem), Path("configs", path.stem + ".yaml")):
         return known[path.stem]
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, where the file or the name of a recipe belongs")
     raise UserError(f"{path}: no such file, and no recipe of that name; there are {', '.join(known)}")
 
 

@@ -22,6 +22,11 @@ def test_recipes_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert find_recipe(Path("quickstart")) == find_recipe(Path("configs/quickstart.yaml"))
     assert find_recipe(Path("quickstart")).samefile(shipped)
     own = tmp_path / "quickstart"
+    own.mkdir()  # the quickstart leaves such a folder
+    assert find_recipe(Path("quickstart")).samefile(shipped)
+    with pytest.raises(UserError, match="a folder, where the file or the name of a recipe belongs"):
+        find_recipe(tmp_path)
+    own.rmdir()
     own.write_text(shipped.read_text().replace("seed: 0", "seed: 3"))
     assert find_recipe(Path("quickstart")) == Path("quickstart")  # what is there goes first
     assert load_recipe(own, ["seed=7"]).seed == 7
