@@ -45,11 +45,24 @@ SIGNATURES: list[tuple[str, bytes]] = [
         rb"(?i:(?:\xef\xbb\xbf)?(?:\s|<\?xml.*?\?>|<!--.*?-->|<!doctype\s+svg[^>[]*(?:\[.*?\]\s*)?>)*+<svg[\s>])",
     ),
 ]
+#: How the commonest containers of video and sound begin.
+MEDIA_SIGNATURES = [
+    ("MOV", rb".{4}(?:ftyp|moov|mdat|free|skip|wide)"),
+    ("MATROSKA", rb"\x1aE\xdf\xa3"),
+    ("RIFF", rb"RIFF.{4}(?:AVI |WAVE)"),
+    ("OGG", rb"OggS"),
+    ("FLAC", rb"fLaC"),
+    ("MP3", rb"ID3"),
+    ("FLV", rb"FLV\x01"),
+    ("ASF", rb"0&\xb2u"),
+    ("MPEG", rb"\x00\x00\x01\xba"),
+]
 START = re.compile(b"|".join(b"(%s)" % pattern for _, pattern in SIGNATURES), re.DOTALL)  # a group a format
 LONGEST_START = 4096  # bytes looked at, of comments before an SVG's root, say
 BY_PILLOW = {
     "JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM", "AVIF", "ICO", "CUR", "PSD", "DDS", "QOI",
 }  # fmt: skip
+UNKNOWN = 0xFFFFFFFF  # bytes of a RIFF file that was written as a stream
 DECODED = BY_PILLOW | {"HEIF", "JXL"}  # by the packages of the extra ``formats``
 
 
@@ -57,6 +70,11 @@ def sniff(data: bytes) -> str | None:
     """The image format that ``data`` begins as, or None."""
     found = START.match(data[:LONGEST_START])
     return None if found is None or found.lastindex is None else SIGNATURES[found.lastindex - 1][0]
+
+
+def sniff_media(data: bytes) -> str:
+    """The container that ``data`` begins as; empty where it is of no common one."""
+    return next((name for name, start in MEDIA_SIGNATURES if re.match(start, data, re.DOTALL)), "")
 
 
 def open_image(data: bytes, format: str) -> Image.Image:
@@ -100,9 +118,10 @@ def exif_orientation(exif: bytes | None) -> int:
 
 def breaks_off(data: bytes, format: str) -> bool:
     """Whether a file is shorter than its own container says."""
-    if format == "WEBP":
-        return 8 + int.from_bytes(data[4:8], "little") > len(data)
-    if format in ("AVIF", "HEIF"):
+    if format in ("WEBP", "RIFF"):
+        size = int.from_bytes(data[4:8], "little")
+        return 8 + size > len(data) and size != UNKNOWN
+    if format in ("AVIF", "HEIF", "MOV"):
         at = size = 0
         while at + 8 <= len(data):
             size = int.from_bytes(data[at : at + 4], "big")
@@ -112,4 +131,20 @@ def breaks_off(data: bytes, format: str) -> bool:
                 return False
             at += size
         return at > len(data)
+    if format == "MATROSKA":
+        return _matroska_end(data) > len(data)
     return False
+
+
+def _matroska_end(data: bytes) -> int:
+    """Where the last element of the top level ends; 0 where it does not say so, as of a live stream."""
+    at = 0
+    while at < len(data):
+        at += 9 - data[at].bit_length()  # its identifier
+        if at >= len(data) or (length := 9 - data[at].bit_length()) > 8:
+            return 0
+        size = int.from_bytes(data[at : at + length], "big") & ((1 << 7 * length) - 1)
+        if size == (1 << 7 * length) - 1:
+            return 0
+        at += length + size
+    return at
