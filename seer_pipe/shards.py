@@ -1,13 +1,16 @@
 """The shard-set format: the contract between ``ingest`` and training.
 
     ROOT/manifest.parquet         one row per shard: path, samples, bytes, sha256; metadata: format version
-    ROOT/00000.tar                USTAR WebDataset tar: KEY.jpg
+    ROOT/00000.tar                USTAR WebDataset tar: KEY.jpg; or of a sample KEY.mp4, KEY.flac, KEY.json
     ROOT/00000.parquet            the sidecar, one row per sample, in the order of the tar
     ROOT/rejected/00000.parquet   a row a rejected input: source, reason, detail
     ROOT/excluded.parquet         where samples are excluded from training: one row each, by number in the set
 
 A unit of work makes one shard. It is done when its sidecar is there: the tar is put first, then the rejected,
 then the sidecar, each whole or not at all. The manifest is derived from the sidecars and can be written again.
+
+A sample of one member is that member's payload; one of several is the run of them as it stands in the tar, headers and
+all, which `members_of` splits. So a sample is one range of bytes with one checksum, whatever it is.
 
 A set may also index tars that someone else made. Then ``path`` is relative to ROOT or, for a tar that is elsewhere,
 absolute or a URL, and the manifest's column ``sidecar`` says where in ROOT the sidecar is.
@@ -57,7 +60,7 @@ SIDECAR_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("source", pa.string()),  # path or URL that the image came from
-        ("offset", pa.int64()),  # of the image's first byte in the tar
+        ("offset", pa.int64()),  # of the sample's first byte in the tar: the image's, or that of a run's first header
         ("length", pa.int64()),  # bytes
         ("crc32c", pa.uint32()),
         ("width", pa.int32()),  # pixels, as stored (upright)
@@ -107,6 +110,28 @@ def ustar_header(name: str, size: int) -> bytes:
     return b"".join((name_, _HEADER[len(name_) : 124], size_, _HEADER[135:148], b"%06o\0 " % total, _HEADER[156:]))
 
 
+def _member(name: str, data: bytes) -> bytes:
+    return b"".join((ustar_header(name, len(data)), data, bytes(-len(data) % BLOCK)))
+
+
+def is_run(sample: bytes | memoryview) -> bool:
+    """Whether a sample is a run of members of a tar, and not one image alone."""
+    return bytes(sample[257:263]) == b"ustar\0"
+
+
+def members_of(run: bytes | memoryview) -> dict[str, bytes]:
+    """The members of a sample of several by their extensions. ValueError where it is damaged."""
+    found = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(run), mode="r:") as tar:
+            for member in tar:
+                payload = tar.extractfile(member)
+                found[member.name.rpartition("/")[2].partition(".")[2]] = payload.read() if payload else b""
+    except tarfile.TarError as error:
+        raise ValueError(f"its members cannot be told apart: {error}") from None
+    return found
+
+
 class ShardWriter:
     """Writes one shard: ``add`` samples, ``reject`` inputs, then ``commit``; or ``discard``.
 
@@ -138,25 +163,29 @@ class ShardWriter:
         self._sha256.update(data)
         self._written += len(data)
 
-    def _member(self, name: str, data: bytes) -> int:
-        """Append one member; the offset of its payload."""
-        offset = self._written + BLOCK
-        self._write(b"".join((ustar_header(name, len(data)), data, bytes(-len(data) % BLOCK))))
-        return offset
-
     def add(self, key: str, image: bytes, *, source: str, width: int, height: int, **columns: Any) -> None:
         """Append one image (JPEG bytes) as ``key.jpg``; a ``key`` has no dot and at most 90 ASCII characters."""
+        self._note(key, image, self._written + BLOCK, source=source, width=width, height=height, **columns)
+        self._write(_member(f"{key}.jpg", image))
+
+    def add_members(
+        self, key: str, members: Mapping[str, bytes], *, source: str, width: int, height: int, **columns: Any
+    ) -> None:
+        """Append a sample of several members, ``key`` with each extension, as a run; its picture is so large."""
+        run = b"".join(_member(f"{key}.{extension}", data) for extension, data in members.items())
+        self._note(key, run, self._written, source=source, width=width, height=height, **columns)
+        self._write(run)
+
+    def _note(self, key: str, sample: bytes, offset: int, **columns: Any) -> None:
+        """The row of a sample that is written next."""
         if "." in key or not key.isascii() or len(key) > 90:
             raise ValueError(f"key {key!r}: a key has no dot and at most 90 ASCII characters")
         row = {
             "key": key,
-            "source": source,
-            "offset": self._member(f"{key}.jpg", image),
-            "length": len(image),
-            "crc32c": google_crc32c.value(image),
-            "width": width,
-            "height": height,
-            "sha256": hashlib.sha256(image).hexdigest(),
+            "offset": offset,
+            "length": len(sample),
+            "crc32c": google_crc32c.value(sample),
+            "sha256": hashlib.sha256(sample).hexdigest(),
         }
         self._rows.append(row | columns)
 
@@ -402,7 +431,7 @@ class ShardSet:
         return store_at(root).get_range(name, start, length)
 
     def read(self, shard: int, row: Mapping[str, Any]) -> bytes:
-        """The bytes of one image, given its sidecar row; an ``OSError`` when the checksum fails."""
+        """The bytes of one sample, given its sidecar row; an ``OSError`` when the checksum fails."""
         data = self.get_range(shard, int(row["offset"]), int(row["length"]))
         if google_crc32c.value(data) != row["crc32c"]:
             raise OSError(f"{self.url(shard)}: {row.get('key', '')}: checksum mismatch")

@@ -21,6 +21,8 @@ from seer_pipe.shards import (
     VERSION_KEY,
     ShardSet,
     ShardWriter,
+    is_run,
+    members_of,
     rejected_path,
     sidecar_path,
     to_parquet,
@@ -143,6 +145,27 @@ def test_what_is_no_shard_set_is_named(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_bytes(to_parquet(pa.table({"x": np.arange(3)})))
     with pytest.raises(UserError, match="not a seer_pipe manifest"):
         ShardSet.open(tmp_path)
+
+
+def test_a_sample_of_several_members_is_one_run_of_the_tar(tmp_path: Path) -> None:
+    store, members = open_store(tmp_path), {"mp4": b"moving", "flac": b"x" * 600, "json": b"{}"}
+    writer = ShardWriter(store, "00000.tar")
+    writer.add("first", b"image", source="", width=1, height=1)
+    writer.add_members("a", members, source="clip", width=4, height=3)
+    writer.add_members("b", {"jpg": b"still", "flac": b""}, source="pair", width=4, height=3)
+    writer.commit()
+    write_manifest(store, ["00000.tar"])
+    made = ShardSet.open(tmp_path)
+    image, clip, pair = (made.read(0, row) for row in made.sidecar(0).to_pylist())
+    assert [is_run(sample) for sample in (image, clip, pair)] == [False, True, True]
+    assert members_of(clip) == members
+    assert members_of(pair) == {"jpg": b"still", "flac": b""}
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        members_of(b"\xff" * 1024)
+    found = webdataset.WebDataset(str(tmp_path / "00000.tar"), shardshuffle=False, empty_check=False)
+    assert [set(sample) - {"__local_path__"} for sample in found] == [
+        {"__key__", "__url__", *names} for names in (["jpg"], members, ["jpg", "flac"])
+    ]
 
 
 @pytest.mark.parametrize("key", ["a.b", "é", "x" * 91])
