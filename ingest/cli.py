@@ -139,9 +139,10 @@ def folder(
     path: Annotated[Path, typer.Argument(help="a folder of images, with all folders in it")],
     run: RunOptions,
     image: ImageSettings,
+    keep_columns: Annotated[str, typer.Option(help="kept of what lies beside a.jpg: keys of a.json, or txt")] = "",
 ) -> None:
     """Images in a folder."""
-    source = FolderSource(path, image.max_bytes)
+    source = FolderSource(path, image.max_bytes, names(keep_columns))
     root = open_store(run.out).local_path("")
     if root is not None and root.resolve().is_relative_to(path.resolve()):
         raise UserError(f"{run.out}: inside {path}, which is read; choose a place beside it")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain, count, groupby, islice, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +17,8 @@ from ingest.files import expand, labels, listing, open_file
 from ingest.reasons import Reason
 from ingest.sources import FILE, PROBLEM, kept_fields, listed
 from ingest.sources.archive import Member, TarReader, members
-from ingest.sources.lists import find, plain
+from ingest.sources.beside import LONGEST_TEXT, beside
+from ingest.sources.lists import find
 from ingest.sources.readers import DAMAGE, OfMembers, Readers
 from seer_pipe.shards import MANIFEST, ShardSet
 from seer_pipe.store import is_remote, open_store
@@ -25,7 +26,6 @@ from seer_pipe.store import is_remote, open_store
 BATCH = 10_000  # rows of a table
 #: What a sample's image may be called; a name says which member it is, its content says what it is.
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm", "img", "image")
-LONGEST_TEXT = 1 << 20  # bytes of a member that is read for its columns
 FIELDS = [
     pa.field("source", pa.string()),
     pa.field("key", pa.string()),
@@ -104,7 +104,7 @@ def samples(file: str, label: str, keep: Sequence[str]) -> Iterator[tuple[Any, .
                 has = ", ".join(filter(None, reversed(parts))) or "no extension"
                 none = Member(key, 0, 0, Reason.NOT_AN_IMAGE, f"no image among its members: {has}")
                 images = [next((member for member in found if member.problem), none)]
-            said = columns(data, parts, keep) if keep else ()
+            said = beside(partial(text_of, data, parts), keep) if keep else ()
             for image in images:
                 name = unique(key, image.name.rpartition(".")[0], used)
                 yield f"{label}/{name}", name, *image[1:], os.fsencode(file), *said
@@ -125,20 +125,11 @@ def split(name: str) -> tuple[str, str]:
     return folder + slash + stem, extensions.lower()
 
 
-def columns(data: BinaryIO, parts: dict[str, Member], keep: Sequence[str]) -> list[str | None]:
-    """What a sample says under the names ``keep``."""
-
-    def text(name: str) -> str:
-        if name not in parts or parts[name].size > LONGEST_TEXT:
-            return ""
-        try:
-            return TarReader(data).read(parts[name].place, parts[name].size).decode("utf-8", "backslashreplace")
-        except DAMAGE:  # the image behind it will show it
-            return ""
-
+def text_of(data: BinaryIO, parts: dict[str, Member], name: str) -> str:
+    """The member of the sample with the extension ``name``, or nothing."""
+    if name not in parts or parts[name].size > LONGEST_TEXT:
+        return ""
     try:
-        said = json.loads(text("json") or "null")
-    except (ValueError, RecursionError):
-        said = None
-    known = {name.lower(): value for name, value in said.items()} if isinstance(said, dict) else {}
-    return [plain(known.get(name.lower())) or text(name.lower()) or None for name in keep]
+        return TarReader(data).read(parts[name].place, parts[name].size).decode("utf-8", "backslashreplace")
+    except DAMAGE:  # the image behind it will show it
+        return ""

@@ -167,6 +167,36 @@ def kill_and_finish(command: list[str], out: Path, times: int, seed: int, longes
     assert done.returncode == 0, done.stderr
 
 
+def test_what_lies_beside_an_image_is_kept(tmp_path: Path) -> None:
+    inside = tmp_path / "in"
+    (inside / "deep.er").mkdir(parents=True)
+    for number, name in enumerate(["a.jpg", "a-1.jpg", "b.PNG", "deep.er/c.x.jpg", "deep.er/d", "e.jpg"]):
+        (inside / name).write_bytes(jpeg(number))
+    (inside / "a.txt").write_text("a cat")
+    (inside / "a.json").write_text('{"Width": 5, "tags": ["x", "y"]}')
+    (inside / "b.txt").write_bytes(b"caf\xe9")
+    (inside / "deep.txt").write_text("not of what lies in deep.er")
+    (inside / "deep.er/c.x.txt").write_text("of c.x")
+    (inside / "e.json").write_text("{broken")
+    (inside / "orphan.txt").write_text("of nothing")
+    (inside / "page.html").write_text("<html>")
+    arguments = ("folder", inside, "--out", tmp_path / "out", "--keep-columns", "txt,width,tags", "--json")
+    run = seer_ingest(*arguments)
+    assert run.returncode == 0, run.stderr
+    assert rejected(tmp_path / "out") == {"page.html": "not_an_image"}
+    assert [(row["source"], row["txt"], row["input_width"], row["tags"]) for row in stored(tmp_path / "out")] == [
+        ("a-1.jpg", None, None, None),
+        ("a.jpg", "a cat", "5", '["x", "y"]'),
+        ("b.PNG", "caf\\xe9", None, None),
+        ("deep.er/c.x.jpg", "of c.x", None, None),
+        ("deep.er/d", None, None, None),
+        ("e.jpg", None, None, None),
+    ]
+    again = seer_ingest(*arguments)
+    assert again.returncode == 0
+    assert "files now" not in again.stderr
+
+
 @pytest.mark.parametrize(
     ("times", "options"),
     [
