@@ -31,7 +31,7 @@ from ingest.sources.parquet import ParquetSource
 from ingest.sources.urls import UrlSource
 from ingest.sources.warc import WarcSource
 from ingest.sources.webdataset import WebDatasetSource
-from seer_pipe.errors import UserError
+from seer_pipe.errors import UserError, run_to_end
 from seer_pipe.share import ALL, Share
 from seer_pipe.store import Store, open_store
 from seer_pipe.summary import conclude
@@ -283,7 +283,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     try:
-        app()
+        run_to_end(app)
     except StoppedError as stopped:
         print("stopped; what is committed stays, and the same command resumes", file=sys.stderr)
         sys.exit(128 + stopped.signal)

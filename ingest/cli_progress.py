@@ -16,6 +16,7 @@ from ingest.status import Status, look
 from seer_pipe.errors import UserError
 from seer_pipe.share import Share
 from seer_pipe.store import Store, open_store
+from seer_pipe.units import duration
 
 progress = typer.Typer()
 Out = Annotated[str, typer.Argument(metavar="OUT", help="where the run goes to: a folder or s3://bucket/prefix")]
@@ -71,11 +72,6 @@ def show(found: Status) -> None:
         print(f"  {sign.share:8} failed on {sign.host}: {sign.error}")
     for sign in found.silent:
         print(f"  {sign.share:8} silent: killed, on {sign.host} (process {sign.pid})")
-
-
-def duration(seconds: float) -> str:
-    minutes = int(seconds + 59) // 60
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def left_to_others(plan: UnitPlan, share: Share, left: int, as_json: bool) -> None:

@@ -166,6 +166,43 @@ def test_a_command_ends_with_what_it_did_and_what_is_next(tmp_path: Path) -> Non
     assert re.fullmatch(r"contact sheet written in .* (s|min)\n", done.stderr)
 
 
+PROGRAMS = {
+    "seer-pipe": "from seer_pipe.cli import main; main()",
+    "seer-ingest": "from ingest.cli import main; main()",
+    "print": "from seer_pipe.errors import run_to_end; run_to_end(lambda: print('a line'))",  # written at the exit
+    "worker": "import typer; from seer_pipe.errors import run_to_end\n"
+    "def broken(): raise BrokenPipeError('a worker')\n"
+    "app = typer.Typer(pretty_exceptions_enable=False); app.command()(broken); run_to_end(app)",
+}
+
+
+@pytest.mark.parametrize(("program", "words"), [
+    ("seer-pipe", ["config", "data"]), ("seer-pipe", ["--help"]), ("seer-ingest", ["--help"]), ("print", []),
+])  # fmt: skip
+def test_a_command_ends_silently_where_the_reader_of_its_output_is_gone(program: str, words: list[str]) -> None:
+    ours, its = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-c", PROGRAMS[program], *words]
+    ended = subprocess.run(command, stdout=its, stderr=subprocess.PIPE, timeout=600, check=False)
+    os.close(its)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_another_pipe_that_breaks_is_an_error() -> None:
+    command = [sys.executable, "-c", PROGRAMS["worker"]]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("BrokenPipeError: a worker\n")
+
+
+def test_output_that_cannot_be_written_is_told_once() -> None:
+    command = [sys.executable, "-c", PROGRAMS["seer-pipe"], "config", "data"]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=600, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert ended.stderr.startswith("error: disk: No space left on device")
+
+
 def test_durations_have_their_units() -> None:
     written = {0: "0 s", 0.25: "0.2 s", 9.96: "10 s", 41: "41 s", 59.6: "1 min 00 s", 250: "4 min 10 s",
                3725: "1 h 02 min", 200000: "2 d 7 h 33 min"}  # fmt: skip

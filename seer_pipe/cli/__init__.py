@@ -37,7 +37,7 @@ Any setting of a recipe is changed by [bold]section.key=value[/bold]; durations 
 [bold]--json[/bold] a verb's result is an object for programs. [bold]seer-pipe VERB --help[/bold] lists all options.
 """
 ENDS = """Exit codes: 0 done; 1 doctor found something, or a fault of the program; 2 bad input, reported in one line; \
-130 stopped before the end, after a checkpoint.
+130 stopped before the end, after a checkpoint; 141 the reader of the output went away.
 
 Environment: AWS_ENDPOINT_URL and what else boto3 reads, for s3://bucket/prefix; SEER_PIPE_CLUSTER, a file of defaults \
 for launch; OMP_NUM_THREADS, the threads of a training on a CPU.

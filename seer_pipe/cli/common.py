@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from seer_pipe.errors import UserError
+from seer_pipe.errors import UserError, run_to_end
 from seer_pipe.store import READ_ONLY
 from seer_pipe.summary import conclude
 
@@ -52,13 +51,10 @@ PLACE = {*READ_ONLY, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOO
 
 def run_cli(cli: typer.Typer) -> None:
     try:
-        cli()
+        run_to_end(cli)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except OSError as error:
         if error.errno not in FULL | PLACE:
             raise

@@ -49,8 +49,8 @@ class ClusterSettings(Settings):
               percent=True),
         Panel("Refreshes", "How much clusters before and after the last refresh agree: 1 where they are the same.",
               {"refresh_nmi": "NMI"}),
-        Panel("Labels", "Images that have a label, and crops that predict theirs.",
-              {"labelled": "labelled", "label_accuracy": "predicted"}, percent=True),
+        Panel("Labels", "Images that have a label; crops that predict theirs; how even the labels of a batch are.",
+              {"labelled": "labelled", "label_accuracy": "predicted", "label_perplexity": "even"}, percent=True),
         *EMBEDDING_PANELS,
     )  # fmt: skip
 
@@ -108,6 +108,14 @@ class ClusterSettings(Settings):
                 "the clusters' sizes are as uneven as if {cluster_perplexity:.0%} of them were even, and the largest "
                 "has {cluster_largest:.0%} of the images",
                 "few clusters take most images: try fewer objective.prototypes, or a shorter objective.refresh_images",
+            ),
+            Sign(
+                ("label_perplexity", "label_accuracy"),
+                lambda values: values["label_perplexity"] < 0.15,
+                "the labels of a batch are as uneven as if {label_perplexity:.0%} of those that it could have were "
+                "even, and {label_accuracy:.0%} are predicted",
+                "images move to few clusters between two refreshes: try objective.momentum nearer to 1 where there is "
+                "a ring, a shorter objective.refresh_images, or a lower optimizer.lr",
             ),
             Sign(
                 ("refresh_nmi",),

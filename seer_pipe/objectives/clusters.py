@@ -78,7 +78,7 @@ class Clustered(Objective):
             rows = self.memory.recall(moment.samples, fresh)
             labelled = rows.flatten(1).any(1) & self.centroids.any()
             weights = labelled.to(z.dtype) / all_sum_(labelled.sum().to(z.dtype)).clamp_min(1) * world_size()
-            losses, right = [], []
+            losses, right, sizes = [], [], []
             for head, turn in enumerate(self._turns):
                 label = (rows[:, turn] @ self.centroids[head].to(z.dtype).T + self.offsets[head]).argmax(1)
                 scores = self.scores(outputs, z, head)
@@ -88,9 +88,10 @@ class Clustered(Objective):
                 if log:
                     found = (scores.argmax(1) == label.repeat(self._crops)).unflatten(0, (self._crops, -1))
                     right.append((found[others].to(z.dtype).mean(0) * weights).sum())
+                    sizes.append(z.new_zeros(self.settings.prototypes).index_add_(0, label, weights))
             loss = torch.stack(losses).mean()
             self.memory.remember(fresh)
-            return loss, self._metrics(loss, z, labelled, torch.stack(right).mean()) if log else {}
+            return loss, self._metrics(loss, z, labelled, right, sizes) if log else {}
 
     @torch.no_grad()
     def refresh(self, number: int, moment: Moment) -> None:
@@ -128,10 +129,16 @@ class Clustered(Objective):
         return torch.cat([torch.zeros(0, dtype=torch.int64, device=rows.device), *found])
 
     @torch.no_grad()
-    def _metrics(self, loss: Tensor, z: Tensor, labelled: Tensor, right: Tensor) -> dict[str, Tensor]:
+    def _metrics(
+        self, loss: Tensor, z: Tensor, labelled: Tensor, right: list[Tensor], sizes: list[Tensor]
+    ) -> dict[str, Tensor]:
         """Of the memory at the last refresh, means over heads: see `compared`. Of the batch: the share of images that
-        have a label, and of their crops that predict it."""
-        metrics = logged(loss, z, labelled=labelled.to(z.dtype).mean(), label_accuracy=right)
+        have a label, and of their crops that predict it; the perplexity of the labels, 1 where as many as there could
+        be are as frequent as one another."""
+        metrics = logged(loss, z, labelled=labelled.to(z.dtype).mean(), label_accuracy=torch.stack(right).mean(),
+                         label_perplexity=torch.stack(sizes))  # fmt: skip
+        most = min(self.settings.prototypes, len(labelled) * world_size())
+        metrics["label_perplexity"] = entropy(metrics["label_perplexity"]).exp().mean() / most
         return metrics | dict(zip(HEALTH, self.health.unbind(), strict=True))
 
 

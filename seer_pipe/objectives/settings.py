@@ -65,12 +65,6 @@ EMBEDDING_SIGNS = (
         "the embeddings fill {effective_rank:.1f} directions",
         "embeddings lie in one direction: try a lower optimizer.lr, or a longer optimizer.warmup_images",
     ),
-    Sign(
-        ("effective_rank", "effective_rank_most"),  # the latter where all of a run's steps are looked at
-        lambda values: values["effective_rank"] < values["effective_rank_most"] / 3,
-        "the embeddings filled {effective_rank_most:.1f} directions at most, and fill {effective_rank:.1f} now",
-        "they collapse: go back to a checkpoint before, with a lower optimizer.lr",
-    ),
 )
 
 

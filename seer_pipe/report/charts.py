@@ -144,12 +144,12 @@ MORE_PANELS = (
     Panel("Throughput", "Images per second, all ranks together.", {"images_per_s": "images/s"}),
     Panel("Model FLOPs utilisation", "Share of the GPUs' peak that the training itself uses.", {"mfu": "MFU"},
           percent=True),
-    Panel("Waiting for data", "Share of the time that training waits for the loader.", {"data_wait": "waiting"},
-          percent=True),
-    Panel("GPU utilisation", "Share of the last second in which a kernel ran on the first process's GPU.",
+    Panel("Waiting for data, most of all ranks", "Share of the time that a rank waits for its loader: the slowest "
+          "holds up all.", {"data_wait": "waiting"}, percent=True),
+    Panel("GPU utilisation, mean over ranks", "Share of the last second in which a kernel ran on the GPU.",
           {"gpu_busy": "GPU"}, percent=True),
-    Panel("CPU", "Cores that the first process keeps busy.", {"cpu_cores": "cores"}),
-    Panel("Memory", "Peak of the first process in GB: of its GPU, or resident.", {"memory_gb": "GB"}),
+    Panel("CPU, sum over ranks", "Cores that are kept busy, by training and decoding.", {"cpu_cores": "cores"}),
+    Panel("Memory, most of all ranks", "Peak in GB: of the GPU, or resident.", {"memory_gb": "GB"}),
 )  # fmt: skip
 NOT_DRAWN = {"loss_above_chance", "images", "step", "knn"}
 

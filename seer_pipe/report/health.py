@@ -60,9 +60,7 @@ def verdicts(
     """What to look at: (whether it is healthy, a sentence that ends with what to try where it is not)."""
     if not rows:
         return [(False, "no step was logged yet")]
-    last = dict(rows[-1])
-    if "effective_rank" in last:
-        last["effective_rank_most"] = max(row.get("effective_rank", 0.0) for row in rows)
+    last = rows[-1]
     if last["step"] > derived.get("settled_steps", 0):
         judged = ((sign, sign.judge(last)) for sign in signs)
         found = [

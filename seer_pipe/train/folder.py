@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from seer_pipe import changes
 from seer_pipe import config as settings
@@ -21,23 +22,47 @@ from seer_pipe.train.checkpoint import Checkpoints
 from seer_pipe.train.committed import store_of
 from seer_pipe.train.storage import DamagedError
 
+LOCK = ".lock"  # in a run's folder, held while it runs
+
 
 @contextmanager
 def only_start(run: Path, world: World) -> Iterator[None]:
-    """Refuse a second start of the same run while one is running."""
+    """Refuse a second start of the same run while one is running. Of a start that is refused nothing is left."""
     if not world.is_first:
         yield
         return
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{run}: cannot make the run's folder: {error.strerror}") from None
-    with (run / ".lock").open("w") as file:
+    made = [path for path in (run, *run.parents) if not path.exists()]
+    with _locked(run):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{run}: this run is already running; stop it first, or choose another folder") from None
-        yield
+            yield
+        except BaseException:
+            if [path.name for path in run.iterdir()] == [LOCK]:  # refused: nothing is left of it
+                (run / LOCK).unlink()
+                with suppress(OSError):  # another start has put something there
+                    for path in made:
+                        path.rmdir()
+            raise
+
+
+def _locked(run: Path) -> TextIO:
+    """The lock of a run, held until it is closed, in a folder that is made where there is none."""
+    while True:
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{run}: cannot make the run's folder: {error.strerror}") from None
+        with suppress(FileNotFoundError):  # a start that was refused has just removed the folder
+            file = (run / LOCK).open("w")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                raise UserError(
+                    f"{run}: this run is already running; stop it first, or choose another folder"
+                ) from None
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+            file.close()  # it, too, was just removed: another start would not see that it is held
 
 
 def set_aside(config: Config, run: Path, world: World, say: Callable[[str], None]) -> None:
@@ -47,7 +72,7 @@ def set_aside(config: Config, run: Path, world: World, say: Callable[[str], None
         if elsewhere and Checkpoints(open_store(elsewhere)).steps():
             raise UserError(f"{elsewhere}: holds the checkpoints of a run, and --fresh moves only what is in the run's "
                             "folder: move them, or give another train.checkpoints")  # fmt: skip
-        held = [path for path in run.iterdir() if path.name != ".lock" and not path.name.startswith("before-")]
+        held = [path for path in run.iterdir() if path.name != LOCK and not path.name.startswith("before-")]
         if held:
             aside = run / f"before-{datetime.now(UTC):%Y%m%dT%H%M%S}"
             aside.mkdir()

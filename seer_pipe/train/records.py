@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from seer_pipe.config import Config, Derived
@@ -12,7 +12,7 @@ from seer_pipe.errors import UserError
 from seer_pipe.train.events import OnEvent
 from seer_pipe.train.health import Signs
 from seer_pipe.train.heartbeat import Heartbeat, State
-from seer_pipe.train.telemetry import Metrics, Quarantine, finite
+from seer_pipe.train.telemetry import Metrics, Quarantine, finite, over_ranks
 
 
 class Records:
@@ -46,10 +46,10 @@ class Records:
         if self._heartbeat is not None:
             self._heartbeat.beat(state, step, loss)
 
-    def log(self, step: int, images: int, derived: Derived, values: dict[str, float]) -> None:
-        """The metrics of step ``step``, after which ``images`` images were seen. All ranks must call it."""
-        self._gather(images)
-        values["images"] = images
+    def log(self, step: int, images: int, derived: Derived, own: Mapping[str, float]) -> None:
+        """The metrics of step ``step`` with what this rank measured of itself, after which ``images`` images were seen.
+        All ranks must call it."""
+        values = self._gather(images, own) | {"images": images}
         if self._utilisation is not None:
             values["mfu"] = values["images_per_s"] * self._utilisation
         chance = derived.chance_loss
@@ -70,9 +70,11 @@ class Records:
             self._log_event("warning", step, reason=warning)
             self._say(f"warning: {warning}")
 
-    def _gather(self, images: int) -> None:
-        """Bring what was replaced on any rank to the first, and stop where it is too much."""
-        gathered = [row for rows in self._world.gather(self.replaced) for row in rows]
+    def _gather(self, images: int, own: Mapping[str, float]) -> dict[str, float]:
+        """Bring what was replaced on any rank to the first, and stop where it is too much. Of all ranks' ``own`` values
+        one row, see `over_ranks`."""
+        replaced, values = zip(*self._world.gather((self.replaced, own)), strict=True)
+        gathered = [row for rows in replaced for row in rows]
         self.replaced = []
         verdict = None
         if self._quarantine is not None and gathered:
@@ -81,10 +83,11 @@ class Records:
         verdict = self._world.gather(verdict)[0]
         if verdict:
             raise UserError(verdict)
+        return over_ranks(values)
 
     def flush(self, images: int) -> None:
         """All of it is on the disk: a checkpoint vouches for it. All ranks must call it."""
-        self._gather(images)
+        self._gather(images, {})
         if self._quarantine is not None:
             self._quarantine.write()
         if self._metrics is not None:

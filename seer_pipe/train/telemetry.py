@@ -9,9 +9,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,6 +33,21 @@ QUARANTINE_SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
+
+
+#: How what every rank measures of itself is one number of the run. A step waits for the rank that waits most for data,
+#: and the one that needs most memory is the first to have none left.
+OVER_RANKS: dict[str, Callable[[list[float]], float]] = {
+    "data_wait": max, "cpu_cores": sum, "memory_gb": max, "gpu_busy": fmean,
+}  # fmt: skip
+
+
+def over_ranks(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """One row of all ranks' rows: by `OVER_RANKS` over those that have the value, else the first rank's."""
+    return {
+        name: joined([row[name] for row in found if name in row]) if (joined := OVER_RANKS.get(name)) else value
+        for name, value in found[0].items()
+    }
 
 
 @dataclass

@@ -96,7 +96,7 @@ def test_who_runs_failed_or_fell_silent_is_told(tmp_path: Path) -> None:
     assert [s["share"] for s in found["silent"]] == ["3/6", "4/6"]
     assert (found["done"], found["inputs_per_s"], found["eta_s"]) == (4, 4.0, 2.0)
     said = seer_ingest("status", out).stdout
-    assert "4 of 12 inputs done, 1 of 6 units\nrunning 1, 4.0 inputs/s, 1 min to go\n" in said
+    assert "4 of 12 inputs done, 1 of 6 units\nrunning 1, 4.0 inputs/s, 2.0 s to go\n" in said
     assert "2/6      failed on elsewhere: no space left" in said
     put(store, sign("1/6", seen=0))
     assert "nothing is at work" in seer_ingest("status", out).stdout

@@ -225,6 +225,25 @@ def test_collapse_is_seen(name: str) -> None:
     assert any("the embeddings fill 1.0 directions" in text for text in told)
 
 
+@BOTH
+def test_how_even_the_labels_of_a_batch_are(name: str) -> None:
+    """By hand, of different images, and of images that are all alike and have one label."""
+    made = objective(name)
+    for step in range(3):
+        made.loss(outputs(made, embeddings(step)), at(step, list(range(IMAGES))))
+    made.refresh(1, at(3, []))
+    for alike in (False, True):
+        raw = embeddings(7) if not alike else torch.ones_like(embeddings(7))
+        made.loss(outputs(made, raw), at(4, list(range(IMAGES))))  # which the bank remembers
+        rows = F.normalize(raw, dim=1).unflatten(0, (3, IMAGES))
+        found = [(rows[h % 2] @ made.centroids[h].double().T + made.offsets[h]).argmax(1) for h in range(HEADS)]
+        shares = torch.stack([torch.bincount(labels, minlength=K) / IMAGES for labels in found])
+        wanted = torch.special.entr(shares).sum(1).exp().mean() / K
+        _, metrics = made.loss(outputs(made, raw), at(5, list(range(IMAGES))), log=True)
+        assert metrics["label_perplexity"].item() == pytest.approx(wanted.item(), rel=1e-6)
+        assert (metrics["label_perplexity"].item() == pytest.approx(1 / K)) == alike
+
+
 def test_settings_that_cannot_work_are_refused_or_told() -> None:
     with pytest.raises(UserError, match=r"objective.ring 3 is less than train.batch or objective.prototypes"):
         config("sela", 3)

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -15,7 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from seer_pipe import config as settings
-from seer_pipe.objectives.settings import EMBEDDING_SIGNS
+from seer_pipe.objectives.deepcluster.settings import DeepClusterSettings
+from seer_pipe.objectives.settings import EMBEDDING_SIGNS, Sign
 from seer_pipe.objectives.swav.settings import SwavSettings
 from seer_pipe.recipes import load_recipe
 from seer_pipe.report.charts import Chart, nice_ticks, number, run_charts, thinned
@@ -263,13 +265,37 @@ def test_numbers_are_written_one_way() -> None:
     assert {value: number(value) for value in written} == written
 
 
-def test_a_rank_that_fell_is_a_warning() -> None:
-    signs = SwavSettings().signs()
-    rows = [{"step": 1.0, "effective_rank": 55.0}, {"step": 2.0, "effective_rank": 5.0}]
-    ((healthy, told),) = verdicts(rows, [], {}, signs)
-    assert not healthy
-    assert "filled 55.0 directions at most, and fill 5.0 now; they collapse" in told
-    assert verdicts(rows[::-1], [], {}, signs)[0][0]
+def test_collapse_is_told_from_structure_that_was_learned() -> None:
+    """By rows of real runs on drawn pictures. That of the quickstart, whose embeddings have gone from 54 directions to
+    5 for eight kinds of pictures, fills fewer than those that collapsed."""
+    learned = {"step": 270.0, "loss": 2.291, "code_entropy": 1.518, "prediction_entropy": 3.278, "embedding_std": 0.734,
+               "effective_rank": 5.25, "prototypes_dead": 0.0625}  # fmt: skip
+    uniform = {"step": 100.0, "loss": 3.467, "code_entropy": 3.466, "prediction_entropy": 3.466, "embedding_std": 0.323,
+               "effective_rank": 6.8, "prototypes_dead": 0.0}  # epsilon 1  # fmt: skip
+    one = {"step": 100.0, "loss": 0.001, "code_entropy": 0.0, "prediction_entropy": 0.006, "embedding_std": 0.230,
+           "effective_rank": 18.5, "prototypes_dead": 0.969}  # a softmax for Sinkhorn's  # fmt: skip
+    swav = SwavSettings(prototypes=32).signs()
+    assert _wrong(learned | {"step": 1.0, "effective_rank": 54.4, "loss": 4.128}, learned, signs=swav) == []
+    assert len(_wrong(uniform, signs=swav)) == 2
+    assert [text.split("; ")[1].split(":")[0] for text in _wrong(one, signs=swav)] == [
+        "few prototypes are ever predicted", "more than half of the prototypes are nearest to no image"
+    ]  # fmt: skip
+
+    clusters = DeepClusterSettings(name="deepcluster", prototypes=32).signs()
+    slow = {"step": 30.0, "loss": 3.545, "embedding_std": 0.561, "effective_rank": 37.5, "labelled": 1.0,
+            "label_accuracy": 0.036, "label_perplexity": 0.654, "cluster_perplexity": 0.898, "cluster_largest": 0.071,
+            "refresh_nmi": 0.779}  # as it should be  # fmt: skip
+    alone = {"step": 40.0, "loss": 0.760, "embedding_std": 0.339, "effective_rank": 22.4, "labelled": 1.0,
+             "label_accuracy": 0.849, "label_perplexity": 0.038, "cluster_perplexity": 0.328, "cluster_largest": 0.327,
+             "refresh_nmi": 0.640}  # a ring without the slow copy  # fmt: skip
+    assert _wrong(slow, signs=clusters) == []
+    assert [text.split("; ")[1].split(":")[0] for text in _wrong(alone, signs=clusters)] == [
+        "images move to few clusters between two refreshes"
+    ]  # fmt: skip
+
+
+def _wrong(*rows: dict[str, float], signs: Sequence[Sign]) -> list[str]:
+    return [text for good, text in verdicts(rows, [], {}, signs) if not good]
 
 
 def test_verdicts() -> None:
@@ -280,7 +306,7 @@ def test_verdicts() -> None:
     ill = {"step": 10.0, "loss": 2.99, "effective_rank": 1.2, "embedding_std": 0.9, "prototypes_dead": 0.9,
            "data_wait": 0.5}  # fmt: skip
     found = verdicts([ill], [{"event": "skip"}], derived, signs)
-    assert [good for good, told in found if "at most" not in told] == [False] * 5
+    assert [good for good, _ in found] == [False] * 5
     assert verdicts([ill | {"step": 2.0}], [], derived, signs)[0][0]  # too early to judge the loss
     old = verdicts([healthy | {"step": 1000.0}], [{"event": "skip", "step": 50}], derived, signs)
     assert (True, "earlier, and recovered from: skipped steps: 1") in old

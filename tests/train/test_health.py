@@ -23,14 +23,15 @@ from seer_pipe.objectives.base import Objective
 from seer_pipe.objectives.swav.objective import Swav
 from seer_pipe.objectives.swav.settings import SwavSettings
 from seer_pipe.optim.larc import Larc
+from seer_pipe.report.charts import MORE_PANELS
 from seer_pipe.train.doctor import training_flops
 from seer_pipe.train.events import read_events
 from seer_pipe.train.health import Guard, Policy, Signs
 from seer_pipe.train.loop import train
-from seer_pipe.train.machine import peak_flops
+from seer_pipe.train.machine import peak_flops, peak_memory
 from seer_pipe.train.parallel import shard
 from seer_pipe.train.restore import zero_state
-from seer_pipe.train.telemetry import read_metrics
+from seer_pipe.train.telemetry import OVER_RANKS, over_ranks, read_metrics
 from tests.distributed import run_ranks
 from tests.train.helpers import Ranks, assert_same_run, make_pictures, small
 
@@ -197,16 +198,22 @@ def test_a_run_that_stays_ill_stops(pictures: Path, tmp_path: Path, honest_loss:
     assert kinds[-1] == "error"
 
 
-def ill_rank(data: str, run: str, parallel: str) -> list[Any]:
+def ill_rank(data: str, run: str, parallel: str) -> tuple[list[Any], float]:
+    """Of two ranks, of which the second holds 300 MB more: the skipped steps, and the peak of this one's memory."""
     spoil({4}, rank=1)
+    held = torch.ones(dist.get_rank() * 75_000_000)
     assert train(small(Path(data), train={"parallel": parallel}), Path(run), say=lambda _: None)
-    return [event for event in read_events(Path(run)) if event["event"] == "skip"]
+    del held
+    return [event for event in read_events(Path(run)) if event["event"] == "skip"], peak_memory(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 def test_a_bad_loss_of_one_rank_is_skipped_by_all(pictures: Path, tmp_path: Path, parallel: str) -> None:
-    for told in run_ranks(2, ill_rank, str(pictures), str(tmp_path / "run"), parallel):
+    found = run_ranks(2, ill_rank, str(pictures), str(tmp_path / "run"), parallel)
+    for told, _ in found:
         assert [(event["step"], event["rank"]) for event in told] == [(4, 1)]
+    (_, first), (_, second) = found
+    assert first < read_metrics(tmp_path / "run")[-1]["memory_gb"] <= second  # the most of all ranks
 
 
 def test_collapse_is_told_once_with_what_to_try() -> None:
@@ -294,6 +301,16 @@ def test_the_norm_of_the_gradient_is_logged(pictures: Path, tmp_path: Path) -> N
     assert all(0 < row["grad_norm"] < math.inf for row in rows)
     assert all(row["cpu_cores"] > 0 for row in rows)
     assert not any("gpu_busy" in row for row in rows)  # of a GPU alone
+
+
+def test_a_number_of_all_ranks_says_what_it_is_of_them() -> None:
+    one = {"loss": 2.0, "data_wait": 0.1, "cpu_cores": 1.5, "memory_gb": 3.0, "gpu_busy": 0.5}
+    other = {"loss": 2.0, "data_wait": 0.4, "cpu_cores": 2.0, "memory_gb": 2.0, "gpu_busy": 1.0}
+    assert over_ranks([one, other]) == {
+        "loss": 2.0, "data_wait": 0.4, "cpu_cores": 3.5, "memory_gb": 3.0, "gpu_busy": 0.75
+    }  # fmt: skip
+    assert over_ranks([one]) == one
+    assert set(OVER_RANKS) == {name for panel in MORE_PANELS if "rank" in panel.title for name in panel.metrics}
 
 
 @pytest.mark.parametrize("peak", [None, 1e12])

@@ -1,5 +1,6 @@
 """How a run begins and when it is asked to end: anew, from given weights, by a signal, by the allocation's end."""
 
+import fcntl
 import importlib
 import os
 import re
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from seer_pipe import config as settings
+from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.probe import KnnProbe
 from seer_pipe.evaluate.subject import load_run
@@ -26,6 +28,7 @@ from seer_pipe.train import signals
 from seer_pipe.train.checkpoint import Checkpoints
 from seer_pipe.train.committed import MARKER
 from seer_pipe.train.events import read_events
+from seer_pipe.train.folder import LOCK, only_start
 from seer_pipe.train.loop import train
 from seer_pipe.train.signals import SIGNALS, StopRequest, deadline
 from seer_pipe.train.telemetry import read_metrics
@@ -194,6 +197,39 @@ def test_a_deadline_of_ours_that_cannot_be_read_is_refused(
     with pytest.raises(UserError, match=rf"SEER_PIPE_DEADLINE={text}: must be .* Unix seconds"):
         train(small(pictures), tmp_path / "run", quiet)
     assert not (tmp_path / "run").exists()
+
+
+def test_nothing_is_left_of_a_start_that_is_refused(tmp_path: Path) -> None:
+    """Not the folders that it made, nor a lock in one that was there; what a run has stays."""
+    refused = small(tmp_path / "no set")
+    (tmp_path / "there").mkdir()
+    for run in (tmp_path / "new/run", tmp_path / "there"):
+        with pytest.raises(UserError):
+            train(refused, run, quiet)
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    (tmp_path / "there/mine.txt").touch()
+    with pytest.raises(UserError):
+        train(refused, tmp_path / "there", quiet)
+    assert (tmp_path / "there/mine.txt").exists()
+
+
+def test_a_lock_that_a_refused_start_removes_locks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that opened it just before takes the next one, which others see."""
+    honest, refused = fcntl.flock, iter([True])
+
+    def late(file: Any, how: int) -> None:
+        if next(refused, False):
+            (tmp_path / "run" / LOCK).unlink()
+            (tmp_path / "run").rmdir()
+        honest(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    first = World(0, 1, torch.device("cpu"))
+    with only_start(tmp_path / "run", first):
+        with pytest.raises(UserError, match="already running"), only_start(tmp_path / "run", first):
+            pass
+        assert (tmp_path / "run" / LOCK).exists()
+    assert (tmp_path / "run" / LOCK).exists()  # a start that was not refused
 
 
 def test_durations_are_read_with_their_units() -> None:
