@@ -81,4 +81,5 @@ os.write(2, b"last words\\n")
         rest = process.stderr.read()
         assert process.wait() != 0
     assert rest.startswith(b"last words\n")
+    assert b"BrokenPipe" not in rest  # of what has no one left to count for
     assert (b"Fatal Python error: Aborted" in rest) == (last == "os.abort()")

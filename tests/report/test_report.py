@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from seer_pipe import config as settings
 from seer_pipe.objectives.deepcluster.settings import DeepClusterSettings
 from seer_pipe.objectives.settings import EMBEDDING_SIGNS, Sign
+from seer_pipe.objectives.simsiam.settings import SimSiamSettings
 from seer_pipe.objectives.swav.settings import SwavSettings
 from seer_pipe.recipes import load_recipe
 from seer_pipe.report.charts import Chart, nice_ticks, number, run_charts, thinned
@@ -292,6 +293,10 @@ def test_collapse_is_told_from_structure_that_was_learned() -> None:
     assert [text.split("; ")[1].split(":")[0] for text in _wrong(alone, signs=clusters)] == [
         "images move to few clusters between two refreshes"
     ]  # fmt: skip
+
+    same = {"step": 60.0, "loss": -0.957, "embedding_std": 0.218, "effective_rank": 1.73}  # targets with gradient
+    (told,) = _wrong(same, signs=SimSiamSettings(name="simsiam").signs())
+    assert "embeddings lie in one direction" in told
 
 
 def _wrong(*rows: dict[str, float], signs: Sequence[Sign]) -> list[str]:
