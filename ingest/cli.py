@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -21,6 +21,7 @@ from ingest.download import DownloadSettings
 from ingest.image import ImageSettings
 from ingest.index import IndexSource
 from ingest.job_array import Work, run_array
+from ingest.media import MediaSettings, demand_av
 from ingest.on_ray import run_on_ray
 from ingest.plan import prepare
 from ingest.run import finish, pending, sole
@@ -39,12 +40,13 @@ from seer_pipe.summary import conclude
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Images from anywhere into a shard set.",
+    help="Images, videos and sounds from anywhere into a shard set.",
 )
 app.add_typer(progress)
 app.add_typer(tools)
-#: Bytes of images under way: at least, for each connection, for each worker
+#: Bytes of inputs under way: at least, for each connection, for each worker
 MEMORY, MEMORY_PER_CONNECTION, MEMORY_PER_WORKER = 32 << 20, 128 << 10, 8 << 20
+UNIT = {"image": 10_000, "video": 200, "audio": 1_000}  # inputs that make one shard, of about 1 GB or less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,44 +74,69 @@ class RunOptions(JobOptions):
     """What every run that makes shards needs to know."""
 
     out: Annotated[str, "where the shard set goes: a folder or s3://bucket/prefix"]
-    unit: Annotated[int, "inputs that make one shard; fewer once they have 1 GiB"] = 10_000
+    unit: Annotated[int | None, "inputs that make one shard, fewer once they have 1 GiB; 10,000, or 200 videos, or "
+                    "1,000 sounds"] = None  # fmt: skip
     shuffle: Annotated[bool, "deal the inputs to the shards at random, the same way each time"] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.unit < 1:
+        if self.unit is not None and self.unit < 1:
             raise UserError(f"unit = {self.unit}: at least 1")
 
 
-IMAGE_HELP = {
+Media = Annotated[
+    Literal["image", "video", "audio"], typer.Option(help="what is stored: images, or clips of videos or of sound")
+]
+HELP = {
     "reencode": "whether fit JPEGs are encoded again: auto (no), always, or never (and all else is rejected)",
     "quality": "of JPEGs encoded here",
-    "short_side": "pixels; larger images are scaled down to it",
-    "min_side": "pixels; images with a shorter side are rejected",
+    "short_side": "pixels; what is larger is scaled down to it: images are not, videos to 256",
+    "min_side": "pixels; what has a shorter side is rejected",
     "max_aspect": "longer side : shorter side",
     "min_bytes": "of an input",
-    "max_bytes": "of an input",
+    "max_bytes": "of an input; 64 MiB, or 256 MiB of video and audio",
     "max_pixels": "by the header; larger images are not decoded",
     "repair": "store what is there of a truncated JPEG that is nearly complete",
+    "clip_seconds": "of a clip; the last one of a source may be shorter",
+    "min_seconds": "a shorter source is rejected, and a shorter rest of one left off",
+    "max_seconds": "of a source",
+    "frame_rate": "frames per second of the clips",
+    "audio_rate": "Hz of the clips",
+    "decode_timeout": "seconds that a worker may take for one source",
 }
 
 
 def options(verb: Callable[..., None]) -> Callable[..., None]:
-    """Turn parameters that are settings (dataclasses) into one option a field, by the fields' names and defaults."""
+    """Turn parameters that are settings (dataclasses) into one option a field, by the fields' names and defaults.
+
+    A name that two of them have is one option for both, which has no default where theirs differ. A field that has the
+    name of a parameter beside them is no option.
+    """
     parameters: list[inspect.Parameter] = []
     kinds: dict[str, Any] = {}
+    places: dict[str, int] = {}  # of the options among the parameters
+    beside = inspect.signature(verb).parameters
     for name, kind in get_type_hints(verb, include_extras=True).items():
         if name == "return":
             continue
         if not dataclasses.is_dataclass(kind):
-            parameters.append(inspect.signature(verb).parameters[name].replace(annotation=kind))
+            parameters.append(beside[name].replace(annotation=kind))
             continue
         kinds[name] = kind
         hints = get_type_hints(kind, include_extras=True)
         for field in dataclasses.fields(kind):
-            hint, text = hints[field.name], IMAGE_HELP.get(field.name)
+            if field.name in beside:
+                continue
+            hint, text = hints[field.name], HELP.get(field.name)
             if get_origin(hint) is Annotated:
                 hint, text = get_args(hint)
+            if field.name in places:
+                shared = parameters[places[field.name]]
+                if shared.default != field.default:
+                    hint = Annotated[hint | None, *get_args(shared.annotation)[1:]]
+                    parameters[places[field.name]] = shared.replace(default=None, annotation=hint)
+                continue
+            places[field.name] = len(parameters)
             option = typer.Option("--" + field.name.replace("_", "-"), help=text)
             parameters.append(
                 inspect.Parameter(
@@ -123,9 +150,10 @@ def options(verb: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(verb)
     def command(**given: Any) -> None:
         for name, kind in kinds.items():
-            values = {field.name: given.pop(field.name) for field in dataclasses.fields(kind)}
-            given[name] = kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
-        verb(**given)
+            values = {f.name: given[f.name] for f in dataclasses.fields(kind) if f.name in places}
+            made = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if v is not None}
+            given[name] = kind(**made)
+        verb(**{name: value for name, value in given.items() if name not in places})
 
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
@@ -136,17 +164,20 @@ def options(verb: Callable[..., None]) -> Callable[..., None]:
 @app.command()
 @options
 def folder(
-    path: Annotated[Path, typer.Argument(help="a folder of images, with all folders in it")],
+    path: Annotated[Path, typer.Argument(help="a folder of images, videos or sounds, with all folders in it")],
     run: RunOptions,
     image: ImageSettings,
+    clips: MediaSettings,
+    media: Media = "image",
     keep_columns: Annotated[str, typer.Option(help="kept of what lies beside a.jpg: keys of a.json, or txt")] = "",
 ) -> None:
-    """Images in a folder."""
-    source = FolderSource(path, image.max_bytes, names(keep_columns))
+    """Images, videos or sounds in a folder."""
+    wanted = chosen(media, image, clips)
+    source = FolderSource(path, wanted.max_bytes, names(keep_columns), media)
     root = open_store(run.out).local_path("")
     if root is not None and root.resolve().is_relative_to(path.resolve()):
         raise UserError(f"{run.out}: inside {path}, which is read; choose a place beside it")
-    execute(source, open_store(run.out), run.unit, run, image)
+    execute(source, run, wanted)
 
 
 @app.command()
@@ -157,9 +188,12 @@ def archive(
     ],
     run: RunOptions,
     image: ImageSettings,
+    clips: MediaSettings,
+    media: Media = "image",
 ) -> None:
-    """Images in archives, which are not extracted."""
-    execute(ArchiveSource(path, image.max_bytes), open_store(run.out), run.unit, run, image)
+    """Images, videos or sounds in archives, which are not extracted."""
+    wanted = chosen(media, image, clips)
+    execute(ArchiveSource(path, wanted.max_bytes), run, wanted)
 
 
 @app.command()
@@ -170,7 +204,7 @@ def warc(
     image: ImageSettings,
 ) -> None:
     """Images in web archives."""
-    execute(WarcSource(path, image.max_bytes), open_store(run.out), run.unit, run, image)
+    execute(WarcSource(path, image.max_bytes), run, image)
 
 
 @app.command()
@@ -179,10 +213,13 @@ def webdataset(
     path: Annotated[str, typer.Argument(help="tar, pattern or folder of tars, or a shard set, here or s3://")],
     run: RunOptions,
     image: ImageSettings,
+    clips: MediaSettings,
+    media: Media = "image",
     keep_columns: Annotated[str, typer.Option(help="kept in the sidecar: keys of the json members, or txt")] = "",
 ) -> None:
-    """Images of an existing set, into new shards."""
-    execute(WebDatasetSource(path, names(keep_columns), image.max_bytes), open_store(run.out), run.unit, run, image)
+    """Images, videos or sounds of an existing set, into new shards."""
+    wanted = chosen(media, image, clips)
+    execute(WebDatasetSource(path, names(keep_columns), wanted.max_bytes, media), run, wanted)
 
 
 @app.command()
@@ -198,7 +235,7 @@ def parquet(
 ) -> None:
     """Images in a column of Parquet, Arrow or JSON Lines files."""
     source = ParquetSource(path, image_column, names(keep_columns), image.max_bytes)
-    execute(source, open_store(run.out), run.unit, run, image)
+    execute(source, run, image)
 
 
 @app.command()
@@ -209,13 +246,16 @@ def urls(
     ],
     run: RunOptions,
     image: ImageSettings,
+    clips: MediaSettings,
     download: DownloadSettings,
+    media: Media = "image",
     url_column: Annotated[str, typer.Option(help="column of the URLs")] = "url",
     keep_columns: Annotated[str, typer.Option(help="columns kept in the sidecar, separated by commas")] = "",
 ) -> None:
-    """Images behind the URLs of a list."""
-    source = UrlSource(lists, url_column, names(keep_columns), download, image.max_bytes)
-    execute(source, open_store(run.out), run.unit, run, image, connections=download.connections)
+    """Images, videos or sounds behind the URLs of a list."""
+    wanted = chosen(media, image, clips)
+    source = UrlSource(lists, url_column, names(keep_columns), download, wanted.max_bytes, media)
+    execute(source, run, wanted, connections=download.connections)
 
 
 @app.command()
@@ -232,7 +272,7 @@ def index(
         raise UserError(f"{path}: no folder; say with --out where the sidecars go")
     source = IndexSource(path, names(keep_columns), image.max_bytes)
     store, strict = open_store(out or path), dataclasses.replace(image, reencode="never")
-    execute(source, store, None, job, strict)
+    carry_out(source, store, None, job, strict)
 
 
 def names(text: str) -> list[str]:
@@ -240,14 +280,42 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def execute(
-    source: Source, store: Store, unit: int | None, job: JobOptions, image: ImageSettings, connections: int = 0
+def chosen(
+    media: Literal["image", "video", "audio"], image: ImageSettings, clips: MediaSettings
+) -> ImageSettings | MediaSettings:
+    """The settings of what is wanted. UserError where one is given that is for something else, or PyAV is missing."""
+    wanted: ImageSettings | MediaSettings = image
+    others: ImageSettings | MediaSettings = clips
+    if media != "image":
+        wanted, others = dataclasses.replace(clips, media=media), image
+    known = {field.name for field in dataclasses.fields(wanted)}
+    for field in dataclasses.fields(others):
+        if field.name not in known and getattr(others, field.name) != field.default:
+            raise UserError(f"--{field.name.replace('_', '-')}: has no meaning with --media {media}")
+    if media != "image":
+        demand_av()
+    return wanted
+
+
+def execute(source: Source, run: RunOptions, wanted: ImageSettings | MediaSettings, connections: int = 0) -> None:
+    """Make new shards of the inputs of ``source``."""
+    media = wanted.media if isinstance(wanted, MediaSettings) else "image"
+    carry_out(source, open_store(run.out), run.unit or UNIT[media], run, wanted, connections)
+
+
+def carry_out(
+    source: Source,
+    store: Store,
+    unit: int | None,
+    job: JobOptions,
+    wanted: ImageSettings | MediaSettings,
+    connections: int = 0,
 ) -> None:
     """Do what is left to do of the job's share; once all is done write the manifest and print the summary. Without
     ``unit`` tars are used in place."""
     share = Share.parse(job.share)
     with sole(store, share):
-        settings = {"unit": unit, **dataclasses.asdict(image)}
+        settings = {"unit": unit, **dataclasses.asdict(wanted)}
         if isinstance(job, RunOptions) and job.shuffle:
             settings["shuffle"] = True  # not written where it is off, so that older runs can be resumed
         plan, resumed = prepare(source, store, settings, unit, share)
@@ -258,7 +326,7 @@ def execute(
         if not set(own).isdisjoint(left):
             workers = job.workers or len(os.sched_getaffinity(0))
             memory = max(MEMORY, connections * MEMORY_PER_CONNECTION, workers * MEMORY_PER_WORKER)
-            work = Work(source, plan, share, own, image, job.workers or None, memory, job.json)
+            work = Work(source, plan, share, own, wanted, job.workers or None, memory, job.json)
             if job.slurm:
                 run_array(work, job.tasks, job.slurm_parameters)
             elif job.ray:

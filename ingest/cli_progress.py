@@ -14,6 +14,7 @@ from ingest.run import Summary, pending, sole
 from ingest.run import finish as complete
 from ingest.status import Status, look
 from seer_pipe.errors import UserError
+from seer_pipe.shards import HOLDS
 from seer_pipe.share import Share
 from seer_pipe.store import Store, open_store
 from seer_pipe.units import duration
@@ -85,6 +86,7 @@ def report(summary: Summary, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(summary)))
         return
-    print(f"{summary.url}: {summary.stored} images in {counted(summary.shards)}, {summary.bytes / 1e6:.1f} MB")
+    what = f"{summary.samples} {HOLDS[summary.media]} in {counted(summary.shards)}"
+    print(f"{summary.url}: {what}, {summary.bytes / 1e6:.1f} MB")
     print(f"{summary.inputs} inputs: {summary.stored} stored, {summary.inputs - summary.stored} rejected")
     print_rejected(dict(summary.rejected))

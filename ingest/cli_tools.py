@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ingest.tools.rejected import EXPLANATIONS
+from seer_pipe.shards import HOLDS
 from seer_pipe.summary import conclude
 
 tools = typer.Typer()
@@ -36,15 +37,22 @@ def stats(root: Root, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(asdict(found)))
         return
-    print(f"{found.url}: {found.samples} images in {counted(found.shards)}, {found.bytes / 1e6:.1f} MB")
-    print(f"{'images':16}{found.image_bytes / 1e6:.1f} MB, {found.megapixels:.1f} megapixels")
+    what = HOLDS[found.media]
+    print(f"{found.url}: {found.samples} {what} in {counted(found.shards)}, {found.bytes / 1e6:.1f} MB")
+    if found.media == "image":
+        print(f"{'images':16}{found.image_bytes / 1e6:.1f} MB, {found.megapixels:.1f} megapixels")
+    else:
+        print(f"{what:16}{found.image_bytes / 1e6:.1f} MB, {found.seconds / 60:.1f} min, of {found.sources} sources; "
+              f"{found.with_sound} with sound")  # fmt: skip
     for name, sides in (("short side", found.short_side), ("long side", found.long_side)):
         parts = (f"{NAMES.get(percent, f'{percent} %')} {pixels}" for percent, pixels in sides.items())
-        print(f"{name:16}" + ", ".join(parts) + " pixels")
+        if found.media != "audio":
+            print(f"{name:16}" + ", ".join(parts) + " pixels")
     if found.formats:
         formats = ", ".join(f"{name} {count}" for name, count in found.formats.items())
-        print(f"{'came as':16}{formats}; {found.reencoded} encoded again")
-    print(f"{'without a hash':16}{found.unhashed}")
+        print(f"{'came as':16}{formats}" + (f"; {found.reencoded} encoded again" if found.media == "image" else ""))
+    if found.media == "image":
+        print(f"{'without a hash':16}{found.unhashed}")
     print(f"{'excluded':16}{found.excluded}")
     print(f"{'rejected':16}{sum(found.rejected.values())}")
     print_rejected(found.rejected)
@@ -53,7 +61,7 @@ def stats(root: Root, as_json: AsJson = False) -> None:
 @tools.command()
 def verify(
     root: Root,
-    images: Annotated[bool, typer.Option("--images", help="decode every image, too")] = False,
+    images: Annotated[bool, typer.Option("--images", "--clips", help="decode every image or clip, too")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Read every byte of a shard set and hold it against its manifest and sidecars; exit code 1 where they differ."""
@@ -70,7 +78,7 @@ def verify(
                 else " ".join(filter(None, (f"{problem.shard}:", problem.key, problem.what)))
             )
     summary = {"shards": shards, "samples": samples, "bytes": size, "problems": problems}
-    text = f"{samples} images in {counted(shards)}, {size / 1e6:.1f} MB: {problems or 'no'} problems"
+    text = f"{samples} samples in {counted(shards)}, {size / 1e6:.1f} MB: {problems or 'no'} problems"
     print(json.dumps(summary) if as_json else text)
     if not as_json:
         conclude(f"{root}: verified")
@@ -93,7 +101,7 @@ def dedup(
         print(json.dumps(asdict(found)))
     else:
         print(
-            f"{found.samples} images: {found.same} have the bytes of an earlier one, {found.near} nearly look like one"
+            f"{found.samples} samples: {found.same} have the bytes of an earlier one, {found.near} nearly look like one"
         )
         print(found.url)
         conclude(f"{root}: searched for duplicates", "training leaves them out: seer-pipe train")
@@ -113,7 +121,7 @@ def exclude(
     if as_json:
         print(json.dumps({"named": named, "excluded": total}))
     else:
-        print(f"{named} images named, {total} excluded by now: {root.rstrip('/')}/{EXCLUDED}")
+        print(f"{named} samples named, {total} excluded by now: {root.rstrip('/')}/{EXCLUDED}")
         conclude(f"{root}: excluded", "training leaves them out: seer-pipe train")
 
 
@@ -121,10 +129,10 @@ def exclude(
 def show(
     root: Root,
     out: Annotated[Path, typer.Argument(help="the PNG to write")],
-    samples: Annotated[int, typer.Option(help="images on it")] = 48,
+    samples: Annotated[int, typer.Option(help="images or clips on it")] = 48,
     seed: Annotated[int, typer.Option(help="which ones")] = 0,
 ) -> None:
-    """A contact sheet: random images of a shard set, and what was rejected, by reason."""
+    """A contact sheet: random images, or frames and waveforms, of a shard set, and what was rejected, by reason."""
     from ingest.tools.show import show as draw
 
     draw(root, out, samples, seed)

@@ -12,6 +12,7 @@ Anything else is decoded, turned upright, converted to 8-bit sRGB on white, and 
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -91,6 +92,16 @@ class Stored:
     original_height: int
     phash: int | None  # 64-bit perceptual hash; None for a flat image
     reencoded: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.jpeg)
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of what is stored."""
+        return hashlib.sha256(self.jpeg).digest()
 
 
 class BadImage(Exception):  # noqa: N818 - it is about the image

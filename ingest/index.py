@@ -88,6 +88,8 @@ def as_they_are(process: Process) -> Process:
     """Judge images as ``process`` does, and take their bytes as they came."""
 
     async def judge(data: bytes) -> Stored:
-        return replace(await process(data), jpeg=data)
+        image = await process(data)
+        assert isinstance(image, Stored)
+        return replace(image, jpeg=data)
 
     return judge

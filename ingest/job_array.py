@@ -13,11 +13,12 @@ from typing import Any
 
 from ingest.image import ImageSettings
 from ingest.index import IndexSink, as_they_are
+from ingest.media import MediaSettings
 from ingest.plan import INPUTS, UnitPlan
-from ingest.run import ingest, pending
+from ingest.run import Process, ingest, pending
 from ingest.sources import Source
-from ingest.unit import ShardSink
-from ingest.workers import ImagePool
+from ingest.unit import ClipSink, MakeSink, ShardSink
+from ingest.workers import pool_for
 from seer_pipe import slurm
 from seer_pipe.errors import UserError
 from seer_pipe.share import Share
@@ -43,7 +44,7 @@ class Work:
     plan: UnitPlan
     share: Share  # what the units are called
     units: Sequence[int]
-    image: ImageSettings
+    wanted: ImageSettings | MediaSettings
     workers: int | None
     memory: int  # bytes under way
     as_json: bool
@@ -52,10 +53,11 @@ class Work:
         left = set(pending(self.plan))
         todo = [unit for unit in self.units if unit in left]
         if todo:
-            with ImagePool(self.image, self.workers) as pool:
-                process, sink = (
-                    (as_they_are(pool.process), IndexSink) if self.plan.in_place else (pool.process, ShardSink)
-                )
+            with pool_for(self.wanted, self.workers) as pool:
+                sink: MakeSink = ShardSink if self.plan.media == "image" else ClipSink
+                process: Process = pool.process
+                if self.plan.in_place:
+                    sink, process = IndexSink, as_they_are(pool.process)
                 ingest(
                     self.source, self.plan, todo, process, sink,
                     share=self.share, earlier=sum(self.plan.size(unit) for unit in self.units if unit not in left),

@@ -21,6 +21,7 @@ from ingest.formats import breaks_off, sniff_media
 from ingest.image import BadImage
 from ingest.reasons import Reason, said
 from seer_pipe.errors import UserError
+from seer_pipe.shards import members_of
 
 if TYPE_CHECKING:
     from av import AudioStream, VideoStream
@@ -52,7 +53,7 @@ class MediaSettings:
     min_bytes: int = 0
     max_bytes: int = 256 << 20
     max_pixels: int = 64_000_000  # of a frame
-    timeout: float = 600.0  # seconds that a worker may take for one source
+    decode_timeout: float = 600.0  # seconds that a worker may take for one source
 
     def __post_init__(self) -> None:
         def demand(condition: bool, name: str, what: str) -> None:
@@ -72,7 +73,7 @@ class MediaSettings:
         demand(self.min_bytes >= 0, "min_bytes", "at least 0")
         demand(self.max_bytes > self.min_bytes, "max_bytes", "more than min_bytes")
         demand(self.max_pixels >= self.min_side**2, "max_pixels", "at least min_side squared")
-        demand(self.timeout > 0, "timeout", "seconds, more than 0")
+        demand(self.decode_timeout > 0, "decode_timeout", "seconds, more than 0")
 
     @property
     def rate(self) -> Fraction:
@@ -136,6 +137,32 @@ class Clips:
     def digest(self) -> bytes:
         """Equal where the same clips were made."""
         return hashlib.sha256("".join(clip.sha256 for clip in self.clips).encode()).digest()
+
+
+def examine(sample: bytes, settings: MediaSettings) -> Clips:
+    """What a stored sample (a run of members) turns out to hold, decoded in full; BadImage where it does not decode."""
+    import av
+
+    from ingest import sound, video
+
+    members = members_of(sample)
+    seen: dict[str, Any] = {}
+    duration = 0.0
+    try:
+        if "mp4" in members:
+            with opened(members["mp4"]) as container:
+                rate, frames, (width, height) = video.measure(container)
+            duration = float(frames / rate)
+            seen = {"frame_rate": float(rate), "frames": frames, "width": width, "height": height}
+        if "flac" in members:
+            with opened(members["flac"]) as container:
+                hertz, samples = sound.measure(container)
+            seen["audio_rate"], duration = hertz, duration or samples / hertz
+            if round(duration * hertz) != samples:
+                raise BadImage(Reason.CORRUPT, f"{samples / hertz:.3f} s of sound beside {duration:.3f} s of video")
+    except av.error.FFmpegError as error:
+        raise BadImage(Reason.CORRUPT, said(error)) from None
+    return Clips([Clip(members.get("mp4"), members.get("flac"), 0.0, duration, **seen)], "")
 
 
 def demand_av() -> None:

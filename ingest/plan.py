@@ -46,6 +46,7 @@ class UnitPlan:
     inputs: int
     units: int
     in_place: bool = False  # the shards are tars that exist; only sidecars are written
+    media: str = "image"  # what the samples are: image, video or audio
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}  # without the open file
@@ -101,7 +102,7 @@ def open_plan(store: Store) -> tuple[UnitPlan, dict[str, Any]] | None:
                 f"{store.url}/{ABOUT}: version {about['version']}; this seer-ingest resumes {VERSION}: "
                 "finish it with the one that began it, or use another --out"
             )
-        return UnitPlan(store, about["inputs"], about["units"], about["input"]["kind"] == "index"), about
+        return plan_of(store, about), about
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (KeyError, TypeError, ValueError) as error:
@@ -136,7 +137,13 @@ def prepare(
         raise UserError("the input is empty: there is nothing to ingest")
     about = {"version": VERSION, **wanted, "inputs": sum(counts), "units": len(counts)}
     store.put(ABOUT, (json.dumps(about, indent=1) + "\n").encode())
-    return UnitPlan(store, sum(counts), len(counts), source.identity["kind"] == "index"), False
+    return plan_of(store, about), False
+
+
+def plan_of(store: Store, about: Mapping[str, Any]) -> UnitPlan:
+    """The plan that is written down as ``about``."""
+    kind, media = about["input"]["kind"], about["settings"].get("media", "image")
+    return UnitPlan(store, about["inputs"], about["units"], kind == "index", media)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

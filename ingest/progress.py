@@ -85,7 +85,7 @@ class Meter:
             "under_way": seen - self.committed,
             "stored": self.stored,
             "inputs_per_s": round(seen / seconds, 1),
-            "images_per_s": round(self.stored / seconds, 1),
+            "stored_per_s": round(self.stored / seconds, 1),
             "mb_per_s": round(self.bytes / seconds / 1e6, 2),
             "success": round(self.stored / max(1, seen), 4),
             "rejected": dict(self.reasons.most_common(LEADING)),
@@ -98,5 +98,5 @@ class Meter:
             print(json.dumps(now), file=sys.stderr, flush=True)
             return
         leading = "  ".join(f"{reason} {count}" for reason, count in self.reasons.most_common(LEADING))
-        figures = f"{now['images_per_s']} images/s  {now['mb_per_s']} MB/s  {now['success']:.0%} stored  {leading}"
+        figures = f"{now['stored_per_s']} stored/s  {now['mb_per_s']} MB/s  {now['success']:.0%} stored  {leading}"
         self._bar.update(self._task, completed=self.earlier + self.stored + self.reasons.total(), figures=figures)

@@ -23,12 +23,12 @@ from typing import Any, TypeVar
 from ingest.at_work import FOLDER, StoppedError, at_work
 from ingest.budget import Budget, Lease
 from ingest.files import read_parquet
-from ingest.image import BadImage, Stored
+from ingest.image import BadImage
 from ingest.plan import DUPLICATE, INPUTS, TEMPORARY, UnitPlan
 from ingest.progress import Meter
 from ingest.reasons import LaterError, Reason, UnfetchedError
 from ingest.sources import Row, Source
-from ingest.unit import MakeSink, Outcome, Rejection, ShardSink, Unit
+from ingest.unit import Made, MakeSink, Outcome, Rejection, ShardSink, Unit
 from seer_pipe.errors import UserError
 from seer_pipe.shards import MANIFEST, write_manifest
 from seer_pipe.share import ALL, Share
@@ -38,7 +38,7 @@ OPEN_UNITS = 8  # one takes in inputs while the others wait for their slowest
 LOOK = 0.25  # seconds between two looks at the inputs that were put back
 #: Names of unfinished tars, of files not renamed yet, and of the folder in which a plan is made.
 LEFTOVER = re.compile(rf"{re.escape(TEMPORARY)}([0-9a-f]{{32}}(\.tar|-.+)|plan-\w+)")
-Process = Callable[[bytes], Awaitable[Stored]]
+Process = Callable[[bytes], Awaitable[Made]]
 T = TypeVar("T")
 
 
@@ -139,10 +139,10 @@ class Run:
 
     async def _settle(self, unit: Unit, place: int, outcome: Outcome, lease: Lease | None = None) -> None:
         for written in unit.put(place, outcome, lease, room=self._budget.limit // 2 // OPEN_UNITS):
-            if isinstance(written, Stored):
-                self._meter.add_stored(len(written.jpeg))
-            else:
+            if isinstance(written, Rejection):
                 self._meter.add_rejected(written.reason)
+            else:
+                self._meter.add_stored(written.size)
         if unit.complete:
             await self._in_thread(self._commit, unit)
             self._meter.add_committed(len(unit.rows))
@@ -157,9 +157,11 @@ class Summary:
     url: str
     shards: int
     inputs: int
-    stored: int
+    stored: int  # of the inputs
     bytes: int
     rejected: Mapping[str, int]  # by reason, the most frequent first
+    media: str  # image, video or audio
+    samples: int  # as many as are stored, or of videos and sounds the clips that were cut
 
 
 def ingest(
@@ -231,7 +233,7 @@ def finish(plan: UnitPlan) -> Summary:
     if plan.store.size(MANIFEST) is None:
         with saying_what_stays(plan.store):
             sidecars = [plan.sidecar(unit) for unit in units] if plan.in_place else None
-            write_manifest(plan.store, [plan.shard(unit) for unit in units], sidecars)
+            write_manifest(plan.store, [plan.shard(unit) for unit in units], sidecars, plan.media)
     manifest = read_parquet(plan.store.get(MANIFEST), ["samples", "bytes"])
     rejected: Counter[str] = Counter()
 
@@ -239,10 +241,16 @@ def finish(plan: UnitPlan) -> Summary:
         found: list[str] = read_parquet(plan.store.get(plan.rejected(unit)), ["reason"])["reason"].to_pylist()
         return found
 
+    def cut(unit: int) -> int:
+        """Inputs that were cut into clips, of each of which one is the first."""
+        clips = read_parquet(plan.store.get(plan.sidecar(unit)), ["clip"])["clip"].to_numpy()
+        return int((clips == 0).sum())
+
+    samples = sum(manifest["samples"].to_pylist())
     with ThreadPoolExecutor(16) as pool:
         for found in pool.map(reasons, units):
             rejected.update(found)
-    stored = sum(manifest["samples"].to_pylist())
+        stored = samples if plan.media == "image" else sum(pool.map(cut, units))
     if stored + rejected.total() != plan.inputs:
         raise UserError(
             f"{plan.store.url}: {stored} stored and {rejected.total()} rejected, but {plan.inputs} inputs: files of "
@@ -255,6 +263,8 @@ def finish(plan: UnitPlan) -> Summary:
         stored=stored,
         bytes=sum(manifest["bytes"].to_pylist()),
         rejected=dict(rejected.most_common()),
+        media=plan.media,
+        samples=samples,
     )
 
 

@@ -68,6 +68,14 @@ def beside(container: InputContainer, settings: MediaSettings, begin: Fraction, 
     return found
 
 
+def measure(container: InputContainer) -> tuple[int, int]:
+    """Hz and number of samples of a sound, by decoding it."""
+    stream = stream_of(container)
+    if stream is None:
+        raise BadImage(Reason.CORRUPT, "no sound")
+    return stream.codec_context.sample_rate, sum(frame.samples for frame in container.decode(stream))
+
+
 def pieces(container: InputContainer, settings: MediaSettings, begin: Fraction | None) -> Iterator[Piece]:
     """All sound from ``begin`` (s, by the clock of the container) on, or from its own beginning, without a gap."""
     stream = stream_of(container)

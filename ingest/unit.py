@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
+import pickle
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import IO, Any, Protocol
+
+import pyarrow as pa
 
 from ingest.budget import Lease
 from ingest.image import Stored
+from ingest.media import Clips
 from ingest.plan import UnitPlan, beside
 from ingest.reasons import Reason
-from ingest.sources import IMAGE_FIELDS, Row, Source
+from ingest.sources import CLIP_FIELDS, IMAGE_FIELDS, Row, Source
+from ingest.workers import Made
 from seer_pipe.shards import ShardWriter
 
 
@@ -25,15 +30,15 @@ class Rejection:
     detail: str = ""
 
 
-Outcome = Stored | Rejection
+Outcome = Made | Rejection
 
 
 class Sink(Protocol):
-    """Takes the outcomes of a unit in order: the samples, and the names of what is rejected."""
+    """Takes the outcomes of a unit in order: what the inputs became, and the names of what is rejected."""
 
-    def add(self, place: int, row: Row, source: str, image: Stored) -> None: ...
+    def add(self, place: int, row: Row, source: str, made: Any, /) -> None: ...
     def reject(self, source: str, reason: str, detail: str = "") -> None: ...
-    def __len__(self) -> int: ...  # outcomes taken
+    def __len__(self) -> int: ...  # outcomes taken, of inputs
     def commit(self) -> None: ...
     def discard(self) -> None: ...
 
@@ -49,24 +54,46 @@ def columns(image: Stored) -> dict[str, Any]:
 
 
 class ShardSink:
-    """A new shard."""
+    """A new shard of images."""
+
+    fields: Sequence[pa.Field] = IMAGE_FIELDS
 
     def __init__(self, plan: UnitPlan, source: Source, number: int) -> None:
         self._plan, self._number = plan, number
         self._places: list[int] = []  # of the samples among the inputs
-        self._writer = ShardWriter(plan.store, plan.shard(number), IMAGE_FIELDS)
+        self._writer = ShardWriter(plan.store, plan.shard(number), self.fields)
         self.reject, self.discard = self._writer.reject, self._writer.discard
 
     def __len__(self) -> int:
         return len(self._writer)
 
-    def add(self, place: int, row: Row, source: str, image: Stored) -> None:
-        key = f"{self._number:05d}-{place:06d}"
-        self._writer.add(key, image.jpeg, source=source, **columns(image))
+    def add(self, place: int, row: Row, source: str, image: Any) -> None:
+        self._writer.add(self._key(place), image.jpeg, source=source, **columns(image))
         self._places.append(place)
+
+    def _key(self, place: int) -> str:
+        return f"{self._number:05d}-{place:06d}"
 
     def commit(self) -> None:
         self._writer.commit(self._plan.kept(self._number, self._places))
+
+
+class ClipSink(ShardSink):
+    """A new shard of clips: of each input several samples, one after the other."""
+
+    fields = CLIP_FIELDS
+
+    def __len__(self) -> int:
+        return len(self._writer) - len(self._places) + len(set(self._places))
+
+    def add(self, place: int, row: Row, source: str, made: Clips) -> None:
+        for number, clip in enumerate(made.clips):
+            about = {"source": source, "clip": number, **clip.about, "sha256": clip.sha256}
+            said = json.dumps(about, ensure_ascii=False).encode("utf-8", "backslashreplace")
+            came_as = {name: getattr(made, name) for name in ("format", "original_width", "original_height")}
+            key = f"{self._key(place)}-{number:04d}"
+            self._writer.add_members(key, {**clip.members, "json": said}, phash=clip.phash, **about, **came_as)
+            self._places.append(place)
 
 
 MakeSink = Callable[[UnitPlan, Source, int], Sink]
@@ -84,7 +111,7 @@ class Unit:
         self.rows = plan.rows(number)
         self._plan, self._source = plan, source
         self._sink = make_sink(plan, source, number)
-        self._waiting: dict[int, tuple[Outcome, Lease | None, int | None]] = {}
+        self._waiting: dict[int, tuple[Outcome | None, Lease | None, int | None]] = {}
         self._written = 0
         self._parked = 0  # bytes of images that wait in memory
         self._seen: dict[bytes, int] = {}
@@ -100,25 +127,22 @@ class Unit:
         ``room``: bytes of images that may wait in memory; those of more wait in a file, and give back their lease.
         """
         spooled = None
-        if isinstance(outcome, Stored) and place != self._written:
-            if self._parked + len(outcome.jpeg) > room:
-                spooled = self._spill(outcome.jpeg)
-                outcome = replace(outcome, jpeg=b"")
+        if not isinstance(outcome, Rejection) and place != self._written:
+            if self._parked + outcome.size > room:
+                spooled = self._spill(outcome)
             elif lease is not None:
-                lease.park(len(outcome.jpeg))
-            self._parked += len(outcome.jpeg)
+                lease.park(outcome.size)
+            self._parked += outcome.size
         if lease is not None and (spooled is not None or isinstance(outcome, Rejection)):
             lease.release()
             lease = None
-        self._waiting[place] = outcome, lease, spooled
+        self._waiting[place] = outcome if spooled is None else None, lease, spooled
         written = []
         while (waiting := self._waiting.pop(self._written, None)) is not None:
-            outcome, lease, spooled = waiting
-            if isinstance(outcome, Stored):
-                if self._written != place:
-                    self._parked -= len(outcome.jpeg)
-                if spooled is not None:
-                    outcome = replace(outcome, jpeg=self._fetch(spooled))
+            kept, lease, spooled = waiting
+            outcome = self._fetch(spooled) if kept is None else kept
+            if not isinstance(outcome, Rejection) and self._written != place:
+                self._parked -= outcome.size
             written.append(self._write(self._written, outcome))
             self._written += 1
             if lease is not None:
@@ -128,9 +152,8 @@ class Unit:
     def _write(self, place: int, outcome: Outcome) -> Outcome:
         row = self.rows[place]
         shown = self._source.shown(row)
-        if isinstance(outcome, Stored):
-            digest = hashlib.sha256(outcome.jpeg).digest()
-            first = self._seen.setdefault(digest, place)
+        if not isinstance(outcome, Rejection):
+            first = self._seen.setdefault(outcome.digest, place)
             if first == place:
                 self._sink.add(place, row, shown, outcome)
                 return outcome
@@ -138,18 +161,20 @@ class Unit:
         self._sink.reject(shown, outcome.reason, outcome.detail)
         return outcome
 
-    def _spill(self, data: bytes) -> int:
-        """Where ``data`` stands in the temporary file, its length before it."""
+    def _spill(self, made: Made) -> int:
+        """Where ``made`` stands in the temporary file."""
         if self._spool is None:
             self._spool = tempfile.TemporaryFile(dir=beside(self._plan.store))  # noqa: SIM115, closed in discard
         start = self._spool.seek(0, 2)
-        self._spool.write(len(data).to_bytes(8, "little") + data)
+        pickle.dump(made, self._spool)
         return start
 
-    def _fetch(self, start: int) -> bytes:
+    def _fetch(self, start: int | None) -> Made:
         assert self._spool is not None
+        assert start is not None
         self._spool.seek(start)
-        return self._spool.read(int.from_bytes(self._spool.read(8), "little"))
+        made: Made = pickle.load(self._spool)
+        return made
 
     def commit(self) -> None:
         """Make the shard visible, whole: every input is stored or rejected, or nothing of it is committed."""

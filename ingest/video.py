@@ -49,6 +49,15 @@ def clips(container: InputContainer, settings: MediaSettings) -> tuple[Fraction,
     return begin, cutter.finish()
 
 
+def measure(container: InputContainer) -> tuple[Fraction, int, tuple[int, int]]:
+    """Frames per second, number of frames, and width and height (pixels) of a clip, by decoding it."""
+    stream = stream_of(container)
+    sizes = [(frame.width, frame.height) for frame in container.decode(stream)] if stream is not None else []
+    if stream is None or not sizes or len(set(sizes)) > 1 or not stream.average_rate:
+        raise BadImage(Reason.CORRUPT, "no frames of one size and rate")
+    return Fraction(stream.average_rate.numerator, stream.average_rate.denominator), len(sizes), sizes[0]
+
+
 def displayed(container: InputContainer, stream: av.VideoStream) -> Iterator[tuple[av.VideoFrame, Fraction, Fraction]]:
     """Every frame, and from when to when it is displayed (s). One whose time goes back is not displayed at all."""
     held: av.VideoFrame | None = None

@@ -1,7 +1,7 @@
-"""Decoding in processes that can be killed: a crash, a hang or a memory bomb costs the one image that caused it.
+"""Decoding in processes that can be killed: a crash, a hang or a memory bomb costs the one input that caused it.
 
 A worker is a fresh Python (no fork of a process that has threads) at the other end of a pipe. One thread here
-serves one worker: it sends an image, waits for the answer as long as allowed, and starts another worker where one
+serves one worker: it sends an input, waits for the answer as long as allowed, and starts another worker where one
 died. Workers die with this process, however it ends.
 """
 
@@ -19,34 +19,38 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing import Pipe
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from ingest.image import BadImage, ImageSettings, Stored, process
+from ingest import image, media
+from ingest.image import BadImage, ImageSettings, Stored
+from ingest.media import Clips, MediaSettings
 from ingest.reasons import Reason
 from seer_pipe.errors import UserError
 
-Processor = Callable[[bytes, ImageSettings], Stored]  # importable by name
+Settings = ImageSettings | MediaSettings
+Made = Stored | Clips  # what an input becomes: a sample, or several
+Processor = Callable[[bytes, Any], Made]  # importable by name
 
-WAITING = 2  # images that may wait for each worker, so that it never waits for one
+WAITING = 2  # inputs that may wait for each worker, so that it never waits for one
 PIXEL_MEMORY = 32  # bytes of memory for each pixel, while an image is decoded, converted and encoded
 START_TIMEOUT = 120.0  # seconds for a worker's imports, on a slow network file system, say
 
 
-class ImagePool:
-    """``process`` for many images at once, in ``workers`` processes (as many as there are cores).
+class DecoderPool:
+    """A ``processor`` for many inputs at once, in ``workers`` processes (as many as there are cores).
 
-    timeout: seconds for one image. memory_limit: bytes of data that a worker may hold (enforced on Linux); by
+    timeout: seconds for one input. memory_limit: bytes of data that a worker may hold (enforced on Linux); by
     default enough for any image of ``max_pixels``. ``submit`` works from any thread and blocks while every worker
-    has images waiting; in an event loop, ``await pool.process(data)``.
+    has inputs waiting; in an event loop, ``await pool.process(data)``.
     """
 
     def __init__(
         self,
-        settings: ImageSettings,
+        settings: Settings,
         workers: int | None = None,
         timeout: float = 60.0,
         memory_limit: int | None = None,
-        processor: Processor = process,
+        processor: Processor = image.process,
     ) -> None:
         workers = len(os.sched_getaffinity(0)) if workers is None else workers
         if workers < 1:
@@ -58,7 +62,7 @@ class ImagePool:
             raise UserError(f"memory_limit = {memory_limit}: bytes, at least 256 MiB")
         self._timeout = timeout
         self._task = pickle.dumps((processor, settings, memory_limit))
-        self._jobs: queue.SimpleQueue[tuple[bytes, Future[Stored]] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[bytes, Future[Made]] | None] = queue.SimpleQueue()
         capacity = workers * (1 + WAITING)
         self._slots = threading.Semaphore(capacity)
         self._turns = asyncio.Semaphore(capacity)  # so that ``submit`` does not block an event loop
@@ -67,17 +71,17 @@ class ImagePool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, data: bytes) -> Future[Stored]:
-        """The image to be; its ``result()`` may raise BadImage."""
+    def submit(self, data: bytes) -> Future[Made]:
+        """The image or the clips to be; its ``result()`` may raise BadImage."""
         self._slots.acquire()
         if self._closed:
             raise RuntimeError("this pool is closed")
-        future: Future[Stored] = Future()
+        future: Future[Made] = Future()
         future.add_done_callback(lambda _: self._slots.release())
         self._jobs.put((data, future))
         return future
 
-    async def process(self, data: bytes) -> Stored:
+    async def process(self, data: bytes) -> Made:
         """``submit`` and its result, awaited."""
         async with self._turns:
             return await asyncio.wrap_future(self.submit(data))
@@ -118,6 +122,14 @@ class ImagePool:
             worker.stop()
 
 
+def pool_for(settings: Settings, workers: int | None = None) -> DecoderPool:
+    """What makes of inputs that which ``settings`` are for. UserError where what it needs is not installed."""
+    if isinstance(settings, ImageSettings):
+        return DecoderPool(settings, workers)
+    media.demand_av()
+    return DecoderPool(settings, workers, settings.decode_timeout, processor=media.process)
+
+
 class _Worker:
     """One process and our end of its pipe."""
 
@@ -149,7 +161,7 @@ class _Worker:
     def dead(self) -> bool:
         return self._process.returncode is not None
 
-    def ask(self, data: bytes, timeout: float) -> Stored:
+    def ask(self, data: bytes, timeout: float) -> Made:
         try:
             self._pipe.send_bytes(data)
             if not self._pipe.poll(timeout):

@@ -49,6 +49,8 @@ BLOCK = 512  # bytes of a tar block
 MANIFEST = "manifest.parquet"
 SIDECAR = "sidecar"  # column of the manifest, where sidecars are not beside their tars
 EXCLUDED = "excluded.parquet"
+MEDIA_KEY = b"seer_pipe.media"  # in the manifest: what the samples are; images where it does not say
+HOLDS = {"image": "images", "video": "video clips", "audio": "audio clips"}
 FINGERPRINT_KEY = b"seer_pipe.fingerprint"  # of the set that the numbers in EXCLUDED are of
 SMALL = 1000  # samples: a sidecar of no more is fetched whole
 
@@ -65,7 +67,7 @@ SIDECAR_SCHEMA = pa.schema(
         ("crc32c", pa.uint32()),
         ("width", pa.int32()),  # pixels, as stored (upright)
         ("height", pa.int32()),
-        ("sha256", pa.string()),  # of the stored bytes, hex
+        ("sha256", pa.string()),  # of the stored bytes, hex; see content_sha256
         ("phash", pa.uint64()),  # perceptual hash; null where not computed
     ]
 )
@@ -115,8 +117,8 @@ def _member(name: str, data: bytes) -> bytes:
 
 
 def is_run(sample: bytes | memoryview) -> bool:
-    """Whether a sample is a run of members of a tar, and not one image alone."""
-    return bytes(sample[257:263]) == b"ustar\0"
+    """Whether a sample is a run of members of a tar, and not one image alone, which begins with no ASCII character."""
+    return bytes(sample[257:263]) == b"ustar\0" and sample[0] < 128
 
 
 def members_of(run: bytes | memoryview) -> dict[str, bytes]:
@@ -130,6 +132,14 @@ def members_of(run: bytes | memoryview) -> dict[str, bytes]:
     except tarfile.TarError as error:
         raise ValueError(f"its members cannot be told apart: {error}") from None
     return found
+
+
+def content_sha256(sample: bytes) -> str:
+    """SHA-256, hex, of an image, or of the members of a run one after the other, but for what its JSON says of them:
+    equal where two samples are, whatever they are called."""
+    if not is_run(sample):
+        return hashlib.sha256(sample).hexdigest()
+    return hashlib.sha256(b"".join(data for name, data in members_of(sample).items() if name != "json")).hexdigest()
 
 
 class ShardWriter:
@@ -185,7 +195,7 @@ class ShardWriter:
             "offset": offset,
             "length": len(sample),
             "crc32c": google_crc32c.value(sample),
-            "sha256": hashlib.sha256(sample).hexdigest(),
+            "sha256": content_sha256(sample),
         }
         self._rows.append(row | columns)
 
@@ -241,10 +251,12 @@ def to_parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def write_manifest(store: Store, paths: Sequence[str], sidecars: Sequence[str] | None = None) -> int:
+def write_manifest(
+    store: Store, paths: Sequence[str], sidecars: Sequence[str] | None = None, media: str = "image"
+) -> int:
     """Write the manifest of the committed shards ``paths`` (tar paths, in order); the number of samples.
 
-    ``sidecars`` are needed where they are not beside the tars.
+    ``sidecars`` are needed where they are not beside the tars. ``media``: what the samples are: image, video or audio.
     """
 
     def row(path: str, sidecar: str) -> dict[str, Any]:
@@ -262,7 +274,8 @@ def write_manifest(store: Store, paths: Sequence[str], sidecars: Sequence[str] |
     table = pa.Table.from_pylist(rows, MANIFEST_SCHEMA)
     if sidecars is not None:
         table = table.append_column(SIDECAR, pa.array(sidecars, pa.string()))
-    table = table.replace_schema_metadata({VERSION_KEY: str(FORMAT_VERSION).encode()})
+    about = {VERSION_KEY: str(FORMAT_VERSION).encode()} | ({} if media == "image" else {MEDIA_KEY: media.encode()})
+    table = table.replace_schema_metadata(about)
     store.put(MANIFEST, to_parquet(table))
     return sum(r["samples"] for r in rows)
 
@@ -290,6 +303,7 @@ class ShardSet:
         self.counts: npt.NDArray[np.int64] = manifest["samples"].to_numpy()
         self.bytes: npt.NDArray[np.int64] = manifest["bytes"].to_numpy()
         self.sha256: list[str] = manifest["sha256"].to_pylist()
+        self.media: str = (manifest.schema.metadata or {}).get(MEDIA_KEY, b"image").decode()  # a key of HOLDS
         beside = SIDECAR not in manifest.column_names
         self.sidecars: list[str] = list(map(sidecar_path, self.paths)) if beside else manifest[SIDECAR].to_pylist()
 
@@ -319,6 +333,11 @@ class ShardSet:
         if version < 1 or missing:
             raise UserError(f"{store.url}/{MANIFEST}: not a seer_pipe manifest; lacks {sorted(missing)}")
         return cls(store, manifest)
+
+    @property
+    def holds(self) -> str:
+        """What its samples are, in words."""
+        return HOLDS.get(self.media, self.media)
 
     def __len__(self) -> int:
         """Number of samples."""

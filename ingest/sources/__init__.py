@@ -23,15 +23,29 @@ IMAGE_FIELDS = (
     pa.field("original_height", pa.int32()),
     pa.field("reencoded", pa.bool_()),
 )
-#: Names that a kept column cannot have in the sidecar, where they describe the stored image.
-RESERVED = {*SIDECAR_SCHEMA.names, *(field.name for field in IMAGE_FIELDS)}
+#: Columns of the sidecar that say what a clip is, and what it was cut from.
+CLIP_FIELDS = (
+    pa.field("clip", pa.int32()),  # its number in the source
+    pa.field("start", pa.float64()),  # s in the source
+    pa.field("duration", pa.float64()),  # s
+    pa.field("frame_rate", pa.float64()),  # 1/s; null without video
+    pa.field("frames", pa.int32()),
+    pa.field("audio_rate", pa.int32()),  # Hz; null without sound
+    pa.field("format", pa.string()),  # container and codecs, as FFmpeg names them
+    pa.field("original_width", pa.int32()),  # pixels, as coded, before rotation; 0 without video
+    pa.field("original_height", pa.int32()),
+)
 #: How the kept columns begin in the list of inputs. None of its own does, so that theirs can have any name.
 KEPT = "kept:"
 
 
-def kept_fields(fields: Iterable[pa.Field]) -> list[pa.Field]:
-    """The columns of a list that are to be kept as the sidecar has them. UserError where two have one name."""
-    kept = [pa.field(f"input_{f.name}" if f.name.lower() in RESERVED else f.name, f.type) for f in fields]
+def kept_fields(fields: Iterable[pa.Field], media: str = "image") -> list[pa.Field]:
+    """The columns of a list that are to be kept as the sidecar has them. UserError where two have one name.
+
+    What describes the stored image or clip there keeps its name, and a kept column of that name gets another.
+    """
+    taken = {*SIDECAR_SCHEMA.names, *(field.name for field in (IMAGE_FIELDS if media == "image" else CLIP_FIELDS))}
+    kept = [pa.field(f"input_{f.name}" if f.name.lower() in taken else f.name, f.type) for f in fields]
     if twice := [name for name, count in Counter(field.name for field in kept).items() if count > 1]:
         raise UserError(f"--keep-columns: {', '.join(twice)} would be in the sidecar more than once")
     return kept

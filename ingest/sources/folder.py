@@ -34,14 +34,14 @@ class FolderSource(Plain):
     under ``txt`` and so on. Files with the extension json or one of these names are then no inputs.
     """
 
-    def __init__(self, root: Path, max_bytes: int, keep: Sequence[str] = ()) -> None:
+    def __init__(self, root: Path, max_bytes: int, keep: Sequence[str] = (), media: str = "image") -> None:
         self.root = root.absolute()
         if not self.root.is_dir():
             raise UserError(f"{root}: {'not a folder' if self.root.exists() else 'no such folder'}")
         self.identity = {"kind": "folder", "path": str(self.root.resolve())}
         if keep:
             self.identity |= {"keep_columns": list(keep)}
-        self.kept = kept_fields(pa.field(name, pa.string()) for name in keep)
+        self.kept = kept_fields((pa.field(name, pa.string()) for name in keep), media)
         self._keep, self._max_bytes = list(keep), max_bytes
         self._texts = {b"json", *(name.lower().encode() for name in keep)} if keep else set()
         self._schema = pa.schema([*SCHEMA, *listed(self.kept)])

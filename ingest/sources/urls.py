@@ -35,11 +35,12 @@ class UrlSource(Plain):
     unique = True
 
     def __init__(
-        self, where: str, url_column: str, keep: Sequence[str], download: DownloadSettings, max_bytes: int
-    ) -> None:
+        self, where: str, url_column: str, keep: Sequence[str], download: DownloadSettings, max_bytes: int,
+        media: str = "image",
+    ) -> None:  # fmt: skip
         self._where, self._url, self._keep = where, url_column, list(keep)
         self._files = expand(where, lists.SUFFIXES)
-        self.kept = kept_fields(lists.column_types(self._files, self._keep))
+        self.kept = kept_fields(lists.column_types(self._files, self._keep), media)
         try:
             content = digest(self._files)
         except OSError as error:

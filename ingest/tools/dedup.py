@@ -3,7 +3,7 @@
 Of samples of the same bytes all but the first are excluded. So is every sample whose perceptual hash differs from
 an earlier sample's in at most ``distance`` bits, be that one excluded or not: of a chain of copies the first stays,
 whatever else is found, so the same set always gives the same list. Samples without a hash (flat images) and hashes
-further apart are left alone.
+further apart are left alone. So are clips that look alike: those of one source mostly do, and their sounds differ.
 
 Near hashes are found without comparing all with all. Cut 64 bits into d + 3 blocks: hashes that differ in at most d
 bits agree in at least 3 whole blocks, so they meet in one of the joins over 3 blocks (the pigeonhole of Manku et
@@ -65,6 +65,8 @@ def _load(db: duckdb.DuckDBPyConnection, shards: ShardSet) -> None:
     first = 0
     for shard in range(len(shards.paths)):
         rows = shards.sidecar(shard, ["sha256", "phash"])
+        if shards.media != "image":
+            rows = rows.set_column(1, "phash", pa.nulls(rows.num_rows, pa.uint64()))
         db.register("rows", rows.append_column("sample", pa.array(np.arange(first, first + rows.num_rows))))
         db.execute("INSERT INTO samples SELECT sample, left(sha256, 32)::UUID, phash FROM rows")
         first += rows.num_rows

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ingest.media import demand_av
+from ingest.tools.clip_tile import clip_tile
 from ingest.tools.rejected import EXPLANATIONS, rejected_tables
 from seer_pipe.errors import UserError
 from seer_pipe.shards import ShardSet
@@ -20,13 +22,15 @@ INK, FAINT, BAR, PAPER = "#1a1a1a", "#6b6b6b", "#c7d7ea", "#ffffff"
 
 
 def show(root: str | os.PathLike[str], out: str | os.PathLike[str], samples: int = 48, seed: int = 0) -> None:
-    """Write the PNG ``out``: ``samples`` images chosen by ``seed``, beside the reasons for rejection.
+    """Write the PNG ``out``: ``samples`` images or clips chosen by ``seed``, beside the reasons for rejection.
 
     UserError where there is no shard set or no place for the PNG.
     """
     if samples < 1:
         raise UserError(f"samples = {samples}: at least 1")
     shards = ShardSet.open(root)
+    if shards.media != "image":
+        demand_av()
     tiles, reasons = _tiles(shards, samples, seed), _reasons(shards)
     step = TILE + GAP + (LINE if any(caption for _, caption in tiles) else 0)
     height = max(MARGIN * 2 + 40 + _rows(len(tiles)) * step, _panel_height(reasons))
@@ -51,19 +55,24 @@ def _rows(tiles: int) -> int:
 
 
 def _tiles(shards: ShardSet, samples: int, seed: int) -> list[tuple[Image.Image, str]]:
-    """Images, each with the text beside it, which is empty where there is none."""
+    """Images, each with the text beside it, which is empty where there is none; of clips their frames and waveform."""
     total = len(shards)
     chosen = np.sort(np.random.default_rng(seed).choice(total, min(samples, total), replace=False))
     tiles = []
     shard_of = shards.shards_of(chosen)
     for shard in np.unique(shard_of).tolist():
-        rows = shards.sidecar(shard, ["key", "offset", "length", "crc32c"])
+        about = [] if shards.media == "image" else ["duration"]
+        rows = shards.sidecar(shard, ["key", "offset", "length", "crc32c", *about])
         captions = shards.captions(shard)
         for place in (chosen[shard_of == shard] - shards.starts[shard]).tolist():
             (row,) = rows.slice(place, 1).to_pylist()
-            with Image.open(BytesIO(shards.read(shard, row))) as image:
-                image.thumbnail((TILE, TILE))
-                tiles.append((image.convert("RGB"), (captions[place] if captions else "") or ""))
+            data, caption = shards.read(shard, row), (captions[place] if captions else "") or ""
+            if shards.media == "image":
+                with Image.open(BytesIO(data)) as image:
+                    image.thumbnail((TILE, TILE))
+                    tiles.append((image.convert("RGB"), caption))
+            else:
+                tiles.append((clip_tile(data, TILE), caption or f"{row['key']}, {row['duration']:.1f} s"))
     return tiles
 
 

@@ -25,7 +25,7 @@ class Stats:
     samples: int
     excluded: int  # of the samples, those excluded from training
     bytes: int  # of the tars
-    image_bytes: int  # of the images in them
+    image_bytes: int  # of the images or clips in them
     megapixels: float
     short_side: dict[int, int]  # percentile: pixels
     long_side: dict[int, int]
@@ -33,6 +33,10 @@ class Stats:
     reencoded: int
     unhashed: int  # without a perceptual hash
     rejected: dict[str, int]  # reason: inputs, most frequent first
+    media: str  # image, video or audio
+    sources: int  # that the samples were made of
+    seconds: float  # of all clips
+    with_sound: int  # clips
 
 
 def stats(root: str | os.PathLike[str]) -> Stats:
@@ -41,7 +45,8 @@ def stats(root: str | os.PathLike[str]) -> Stats:
     shards = ShardSet.open(root)
     short, long = np.zeros(LONGEST, np.int64), np.zeros(LONGEST, np.int64)
     formats: Counter[str] = Counter()
-    image_bytes = pixels = reencoded = unhashed = 0
+    image_bytes = pixels = reencoded = unhashed = sources = with_sound = 0
+    seconds = 0.0
     with ThreadPoolExecutor(8) as pool:
         for table in pool.map(shards.sidecar, range(len(shards.paths))):
             width, height = (table[name].to_numpy().astype(np.int64) for name in ("width", "height"))
@@ -52,7 +57,14 @@ def stats(root: str | os.PathLike[str]) -> Stats:
             unhashed += table["phash"].null_count
             if "format" in table.column_names:
                 formats.update(table["format"].to_pylist())
+            if "reencoded" in table.column_names:
                 reencoded += pc.sum(table["reencoded"]).as_py() or 0
+            if shards.media == "image":
+                sources += table.num_rows
+            else:
+                sources += pc.sum(pc.equal(table["clip"], 0)).as_py() or 0
+                seconds += pc.sum(table["duration"]).as_py() or 0.0
+                with_sound += table.num_rows - table["audio_rate"].null_count
     rejected: Counter[str] = Counter()
     for table in rejected_tables(shards):
         rejected.update(table["reason"].to_pylist())
@@ -70,6 +82,10 @@ def stats(root: str | os.PathLike[str]) -> Stats:
         reencoded=reencoded,
         unhashed=unhashed,
         rejected=dict(rejected.most_common()),
+        media=shards.media,
+        sources=sources,
+        seconds=seconds,
+        with_sound=with_sound,
     )
 
 

@@ -43,7 +43,7 @@ def test_verify_says_what_is_wrong_and_fails(root: Path) -> None:
     whole = seer_ingest("verify", root, "--images")
     assert whole.returncode == 0
     assert re.fullmatch(rf"{root}: verified in .+ (s|min)\n", whole.stderr)
-    assert "13 images in 3 shards" in whole.stdout
+    assert "13 samples in 3 shards" in whole.stdout
     tar = root / "00001.tar"
     data = tar.read_bytes()
     try:

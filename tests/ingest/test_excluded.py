@@ -45,7 +45,7 @@ def test_lists_of_every_kind(root: Path, tmp_path: Path) -> None:
     assert exclude(root, str(tmp_path / "keys.parquet")) == (2, 4)
     before = (root / EXCLUDED).read_bytes()
     run = seer_ingest("exclude", root, "--keys", tmp_path / "keys.csv")
-    assert run.stdout == f"2 images named, 4 excluded by now: {root / EXCLUDED}\n"
+    assert run.stdout == f"2 samples named, 4 excluded by now: {root / EXCLUDED}\n"
     assert (root / EXCLUDED).read_bytes() == before
 
 

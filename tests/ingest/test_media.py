@@ -305,7 +305,7 @@ def test_limits() -> None:
     [
         ("media", "films"), ("clip_seconds", 0), ("min_seconds", 6), ("max_seconds", 1), ("frame_rate", 0.5),
         ("audio_rate", 4000), ("short_side", 4), ("min_side", 0), ("max_aspect", 0.5), ("max_bytes", 0),
-        ("max_pixels", 1), ("timeout", 0), ("min_bytes", -1),
+        ("max_pixels", 1), ("decode_timeout", 0), ("min_bytes", -1),
     ],
 )  # fmt: skip
 def test_a_setting_that_makes_no_sense_is_named(name: str, value: object) -> None:

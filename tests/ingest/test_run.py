@@ -25,7 +25,7 @@ from ingest.run import finish, ingest, pending, sole
 from ingest.sources import Row, Source
 from ingest.sources.folder import FolderSource
 from ingest.unit import ShardSink
-from ingest.workers import ImagePool
+from ingest.workers import DecoderPool
 from seer_pipe.errors import UserError
 from seer_pipe.shards import ShardSet
 from seer_pipe.store import FolderStore, open_store
@@ -244,7 +244,7 @@ def test_a_full_disk_is_one_line_and_costs_nothing_that_was_done(tmp_path: Path)
 
     def run(store: FolderStore) -> None:
         plan, _ = prepare(source, store, {}, 4)
-        with ImagePool(ImageSettings(), 1) as pool:
+        with DecoderPool(ImageSettings(), 1) as pool:
             ingest(source, plan, pending(plan), pool.process, LateSink, memory=1 << 20, as_json=True)
         assert finish(plan).stored == 10
 
@@ -285,7 +285,7 @@ def test_what_waits_goes_to_disk_when_memory_is_short(tmp_path: Path) -> None:
     for name, kind in (("late", LateFirst), ("plain", FolderSource)):
         source = kind(folder, 1 << 20)
         plan, _ = prepare(source, open_store(tmp_path / name), {}, 30)
-        with ImagePool(ImageSettings(), 2) as pool:
+        with DecoderPool(ImageSettings(), 2) as pool:
             ingest(source, plan, pending(plan), pool.process, memory=3 * 64 << 10, as_json=True)
         assert finish(plan).stored == 30
     assert files(tmp_path / "late") == files(tmp_path / "plain")
@@ -381,7 +381,7 @@ def test_an_unforeseen_error_costs_its_input_and_leaves_a_traceback(
 ) -> None:
     source, out = Faulty(fill(tmp_path / "in", 10), 1 << 20), tmp_path / "out"
     plan, _ = prepare(source, open_store(out), {}, 4)
-    with ImagePool(ImageSettings(), 1) as pool:
+    with DecoderPool(ImageSettings(), 1) as pool:
         ingest(source, plan, pending(plan), pool.process, memory=1 << 20, as_json=True)
     summary = finish(plan)
     assert (summary.stored, summary.rejected) == (9, {"internal": 1})

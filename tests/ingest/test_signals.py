@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[2]
 #: The command, with decoders that hang where they are told to.
 HANGING = """
 import functools
-from ingest import cli, job_array
+from ingest import cli, workers
 from tests.ingest.hostile import hostile
-job_array.ImagePool = functools.partial(job_array.ImagePool, processor=hostile)
+workers.DecoderPool = functools.partial(workers.DecoderPool, processor=hostile)
 cli.main()
 """
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ingest.image import BadImage, ImageSettings, process
 from ingest.reasons import Reason
-from ingest.workers import WAITING, ImagePool
+from ingest.workers import WAITING, DecoderPool
 from seer_pipe.errors import UserError
 
 SETTINGS = ImageSettings(min_side=1)
@@ -56,7 +56,7 @@ def gone(pid: int) -> bool:
 
 def test_the_pool_makes_what_process_makes() -> None:
     images = [png(seed) for seed in range(20)]
-    with ImagePool(SETTINGS, workers=2) as pool:
+    with DecoderPool(SETTINGS, workers=2) as pool:
         futures = [pool.submit(image) for image in [*images, b"no image"]]
         assert [future.result() for future in futures[:-1]] == [process(image, SETTINGS) for image in images]
         with pytest.raises(BadImage) as caught:
@@ -78,7 +78,7 @@ def test_what_kills_a_worker_costs_its_own_image_alone(
     hostile: Callable, data: bytes, reason: Reason, detail: str
 ) -> None:
     good = png(0)
-    with ImagePool(SETTINGS, workers=1, timeout=5, processor=hostile) as pool:
+    with DecoderPool(SETTINGS, workers=1, timeout=5, processor=hostile) as pool:
         futures = [pool.submit(item) for item in (good, data, good)]
         expected = process(good, SETTINGS)
         assert futures[0].result() == futures[2].result() == expected
@@ -91,7 +91,7 @@ def test_memory_of_a_worker_is_limited() -> None:
     settings = ImageSettings(min_side=1)
     large = io.BytesIO()
     Image.new("RGB", (10_000, 6_000)).save(large, "PNG")
-    with ImagePool(settings, workers=1, memory_limit=256 << 20) as pool:
+    with DecoderPool(settings, workers=1, memory_limit=256 << 20) as pool:
         futures = [pool.submit(large.getvalue()), pool.submit(png(1))]
         with pytest.raises(BadImage) as caught:
             futures[0].result()
@@ -103,7 +103,7 @@ def test_awaited_from_an_event_loop_that_goes_on(hostile: Callable, tmp_path: Pa
     flag = tmp_path / "flag"
 
     async def run() -> list:
-        with ImagePool(SETTINGS, workers=1, processor=hostile) as pool:
+        with DecoderPool(SETTINGS, workers=1, processor=hostile) as pool:
             # many more than the pool takes at once: submitting them must not block the loop, or nobody sets the flag
             tasks = [asyncio.create_task(pool.process(b"wait for " + bytes(flag))) for _ in range(20)]
             await asyncio.sleep(0.1)
@@ -121,7 +121,7 @@ def test_what_is_in_flight_is_bounded(hostile: Callable, tmp_path: Path) -> None
         for _ in range(10):
             submitted.append(pool.submit(b"wait for " + bytes(flag)))
 
-    with ImagePool(SETTINGS, workers=1, processor=hostile) as pool:
+    with DecoderPool(SETTINGS, workers=1, processor=hostile) as pool:
         thread = threading.Thread(target=submit_all)
         thread.start()
         assert eventually(lambda: len(submitted) == 1 + WAITING)
@@ -134,7 +134,7 @@ def test_what_is_in_flight_is_bounded(hostile: Callable, tmp_path: Path) -> None
 
 def test_closing_ends_the_workers_and_cancelling_drops_what_waits(hostile: Callable, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
-    pool = ImagePool(SETTINGS, workers=1, processor=hostile)
+    pool = DecoderPool(SETTINGS, workers=1, processor=hostile)
     futures = [pool.submit(b"wait for " + bytes(flag)) for _ in range(3)]
     assert eventually(futures[0].running)
     threading.Timer(0.2, flag.touch).start()
@@ -159,8 +159,8 @@ def test_no_worker_outlives_a_killed_parent(tmp_path: Path, busy: bool) -> None:
             import sys, time
             sys.path.insert(0, {str(HERE)!r})
             from hostile import hostile
-            from ingest.workers import ImagePool, ImageSettings
-            pool = ImagePool(ImageSettings(), workers=1, processor=hostile)
+            from ingest.workers import DecoderPool, ImageSettings
+            pool = DecoderPool(ImageSettings(), workers=1, processor=hostile)
             print(pool.submit(b"wait for {flag}").result().jpeg.decode(), flush=True)
             if {busy}:
                 pool.submit(b"hang")
@@ -188,7 +188,7 @@ def test_a_pool_that_cannot_start_says_so_instead_of_blaming_images(hostile: Cal
     function.__module__ = "os"  # pickled by name, as os.unimportable
     os.unimportable = function  # type: ignore[attr-defined]
     try:
-        pool = ImagePool(SETTINGS, workers=1, processor=function)  # type: ignore[arg-type]
+        pool = DecoderPool(SETTINGS, workers=1, processor=function)  # type: ignore[arg-type]
     finally:
         del os.unimportable  # type: ignore[attr-defined]
     with pool, pytest.raises(ChildProcessError, match="did not start"):
@@ -198,7 +198,7 @@ def test_a_pool_that_cannot_start_says_so_instead_of_blaming_images(hostile: Cal
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"timeout": 0}, {"memory_limit": 1}])
 def test_settings_out_of_range_are_named(wrong: dict) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
-        ImagePool(SETTINGS, **wrong)
+        DecoderPool(SETTINGS, **wrong)
 
 
 @pytest.fixture(autouse=True)
