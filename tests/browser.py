@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+SCREENS = [(1280, 900, "light"), (1280, 900, "dark"), (390, 844, "light"), (390, 844, "dark")]
+
 
 def show(browser: Any, url: str, width: int, height: int, scheme: str) -> None:
     screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
@@ -14,6 +16,23 @@ def show(browser: Any, url: str, width: int, height: int, scheme: str) -> None:
     preferred = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": preferred})
     browser.get(url)
+
+
+def assert_readable(browser: Any, page: Path, width: int, height: int, scheme: str) -> None:
+    """Without an error, no wider than the screen, nothing that axe finds, and without a network."""
+    show(browser, page.as_uri(), width, height, scheme)
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert_no_violations(browser)
+    fetched = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert [url for url in fetched if not url.startswith(("file:", "data:"))] == []
+
+
+def assert_no_violations(browser: Any) -> None:
+    from axe_core_python.selenium import Axe
+
+    found = Axe().run(browser)["violations"]
+    assert [(one["id"], [node["html"][:200] for node in one["nodes"]]) for one in found] == []
 
 
 def wait(condition: Callable[[], bool], seconds: float = 20) -> None:

@@ -57,6 +57,13 @@ def atlas(
     run: Annotated[Path, typer.Argument(help="The run's folder; with --data also an exported backbone's.")],
     out: Annotated[Path, typer.Option(help="Folder for the page and its pictures; an atlas there is replaced.")],
     data: Annotated[str | None, typer.Option(help="Shard set, if not the one that the run was trained on.")] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            help="Second shard set on the same map, or a file of [bold]seer-pipe embed[/bold] of one: what "
+            "came, what went."
+        ),
+    ] = None,
     embeddings: Annotated[
         Path | None, typer.Option(help="File of [bold]seer-pipe embed[/bold]; by default RUN's own, made if need be.")
     ] = None,
@@ -81,7 +88,15 @@ def atlas(
     from seer_pipe.report.atlas import write_atlas
 
     page = write_atlas(
-        run, out, data, embeddings=embeddings, clusters=clusters, labels=labels, search=search or (), pictures=pictures
+        run,
+        out,
+        data,
+        beside=beside,
+        embeddings=embeddings,
+        clusters=clusters,
+        labels=labels,
+        search=search or (),
+        pictures=pictures,
     )
     made("atlas", page, as_json, "open it in a browser")
 

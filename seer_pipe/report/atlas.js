@@ -11,11 +11,14 @@ const N = X.length, HOME = new Uint32Array(N);
 for (let c = 0; c < k; c++) HOME.fill(c, A.start[c], A.start[c + 1]);
 const titleOf = c => A.title[c] || (A.share[c] >= .5 ? A.group[c] : "");
 const sizes = c => `${plural(A.size[c], "image")}, ${percent(A.repeated[c])} repeated` +
-  (A.group[c] ? `, ${percent(A.share[c])} of ${A.by} ${A.group[c]}` : "");
+  (A.group[c] ? `, ${percent(A.share[c])} of ${A.by} ${A.group[c]}` : "") + (A.parts ? `; ${splitOf(A.parts.slice(3 * c, 3 * c + 3))}` : "");
+// Of two sets: images that only the first has, both, only the second.
+const splitOf = ([first, both, second]) =>
+  `${numbers(both)} in both, ${numbers(first)} only in ${A.sets[0].name}, ${numbers(second)} only in ${A.sets[1].name}`;
 
 const origin = A.named_by === "head" ? "named by the run's head" : "by k-means of their features";
 const whole = A.named_by === "head" ? " (a whole one; crops in training may be theirs)" : "";
-by("about").textContent = `${A.data}: ${numbers(A.images)} images; ${numbers(A.clusters)} clusters ${origin}` +
+by("about").textContent = `${A.sets.map(set => set.data).join(" beside ")}: ${numbers(A.images)} images${A.parts ? ` (${splitOf([0, 1, 2].map(state => A.parts.filter((_, at) => at % 3 === state).reduce((a, b) => a + b, 0)))})` : ""}; ${numbers(A.clusters)} clusters ${origin}` +
   (A.empty ? `, ${numbers(A.empty)} of them without an image${whole}` : "") +
   (A.sampled < A.images ? `; all but the sizes is of a sample of ${numbers(A.sampled)} images` : "") +
   (N < A.images ? `; the map shows ${numbers(N)}` : "");
@@ -37,7 +40,9 @@ function chunk(number) {
 const allChunks = () => Promise.all([...Array(Math.ceil(N / A.chunk)).keys()].map(chunk));
 async function known(i) {
   const columns = await chunk(Math.floor(i / A.chunk)), at = i % A.chunk;
-  return {key: columns.key[at], shard: A.shards[columns.shard[at]], group: columns.group[at], text: columns.text[at]};
+  const places = [[columns.key[at], columns.shard[at]], ...(columns.copy?.[at] ? [columns.copy[at]] : [])].map(([key, shard]) =>
+    ({key, shard: A.shards[shard][1], set: A.shards[shard][0]}));
+  return {key: columns.key[at], places, group: columns.group[at], text: columns.text[at]};
 }
 
 // A picture is a cell of a tile of the finest level.
@@ -60,10 +65,10 @@ function pictures(images, onclick) {
 const nearest = (c, most) => [...Array(Math.min(most, A.start[c + 1] - A.start[c])).keys()].map(j => A.start[c] + j);
 
 const quoted = word => /^[\w@%+=:,./~-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
-function commandBox(text) {
+function commandBox(text, label) {
   const box = element("div"), command = element("pre", text, {className: "command", tabIndex: 0});
   command.setAttribute("role", "region");
-  command.setAttribute("aria-label", "Command");
+  command.setAttribute("aria-label", label);
   box.append(command, element("button", "Copy the command", {type: "button", onclick: event => copied(event.target, command)}));
   return box;
 }

@@ -6,6 +6,7 @@ OUT/images/003.js              key, shard, label or domain, and words of CHUNK i
 OUT/tiles/LEVEL/X-Y.jpg        the pictures of the map; those of the last level are all there are
 OUT/clusters.parquet, OUT/centroids.safetensors    of each image and cluster, where k-means made them
 OUT/keys/12.csv                the keys of cluster 12, for seer-ingest exclude (up to KEYS images; beyond, atlas-keys)
+OUT/clusters-beside.parquet, OUT/keys-beside/      the same of a second set
 
 A page that is a file may fetch scripts and pictures, but no data; so data are scripts.
 """
@@ -18,7 +19,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,22 @@ import pyarrow.csv as pa_csv
 from PIL import Image
 
 from seer_pipe.errors import UserError
+from seer_pipe.evaluate.centroids import FILE as CENTROIDS
 from seer_pipe.evaluate.cluster import cluster, count
 from seer_pipe.evaluate.embed import embed, features_of_files
-from seer_pipe.evaluate.embeddings import check_set, names_clusters, numbers_of, open_clusters, open_embeddings
+from seer_pipe.evaluate.embeddings import (
+    check_set,
+    data_of,
+    names_clusters,
+    numbers_of,
+    open_clusters,
+    open_embeddings,
+    sampled,
+)
 from seer_pipe.evaluate.subject import open_data_of
 from seer_pipe.report import layout
-from seer_pipe.report.clusters import Clusters
+from seer_pipe.report.beside import NAMES, Pair, Parts, join, parts, split_path
+from seer_pipe.report.clusters import SAMPLE, Clusters
 from seer_pipe.report.clusters import clusters as read_clusters
 from seer_pipe.report.page import asset, environment, style
 from seer_pipe.report.shown import Column, Shown, numbers, shown
@@ -45,7 +56,8 @@ from seer_pipe.shards import ShardSet
 
 PICTURES = 100_000  # on the map, about
 CHUNK, KEYS = 4096, 2_000_000  # images of a file of OUT/images; images whose keys are written out
-SCRIPTS = ("atlas.js", "map.js", "choose.js", "lists.js")
+KEY_LISTS = "keys", "keys-beside"  # folders, one for each set
+SCRIPTS = ("atlas.js", "map.js", "choose.js", "beside.js", "lists.js")
 
 
 def write_atlas(
@@ -53,6 +65,7 @@ def write_atlas(
     out: Path,
     data: str | None = None,
     *,
+    beside: str | None = None,
     embeddings: Path | None = None,
     clusters: int | None = None,
     labels: str | None = None,
@@ -64,6 +77,8 @@ def write_atlas(
     An atlas that is there is replaced once the new one is whole.
 
     ``run``: a run's folder, or with ``data`` an exported backbone's.
+    ``beside``: a second set on the same map, or a file of ``seer-pipe embed`` of it by the same weights; by default
+    RUN/embeddings-FINGERPRINT.parquet, made where it is not there.
     ``embeddings``: a file of ``seer-pipe embed``; by default RUN/embeddings.parquet, made where it is not there.
     ``clusters``: so many by k-means of the features; by default those that the run's head names, and where it names
     none `default_clusters` by k-means.
@@ -74,37 +89,56 @@ def write_atlas(
     data = data or default_data(run)
     if out.exists() and any(out.iterdir()) and not (out / "data.js").exists():
         raise UserError(f"{out}: holds something else; choose another --out")
-    file, say = embeddings or run / "embeddings.parquet", functools.partial(print, file=sys.stderr)
-    if file.exists():
-        check_set(file, data)
-    else:
-        embed(run, data, file, say=say)
+    say = functools.partial(print, file=sys.stderr)
+    file = _embedded(run, data, embeddings or run / "embeddings.parquet", say)
+    sets = [data]
+    if beside is not None:
+        other = Path(beside) if beside.endswith(".parquet") else None
+        sets.append(data_of(other) if other else beside)
+        own = run / f"embeddings-{ShardSet.open(sets[1]).fingerprint[:12]}.parquet"
+        files = file, _embedded(run, sets[1], other or own, say)
     if not layout.has_tsne():
         say("openTSNE is not installed: the map is by principal components; pip install 'seer-pipe[atlas]'")
-    by_head = clusters is None and names_clusters(open_embeddings(file))
     asked = features_of_files(run, list(search), file).numpy() if search else None
-    shards = ShardSet.open(data)
+    shards = Pair(*map(ShardSet.open, sets)) if beside is not None else ShardSet.open(data)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as partial:
         new = Path(partial) / "atlas"
         new.mkdir()
-        named = file if by_head else cluster(file, new, clusters, say=say)
+        if isinstance(shards, Pair):
+            file = Path(partial) / "embeddings.parquet"
+            join(files, shards, file)
+        by_head = clusters is None and names_clusters(open_embeddings(file))
+        work = Path(partial) if beside is not None else new
+        named = file if by_head else cluster(file, work, clusters, say=say)
         there = int((count(open_clusters(named)) > 0).sum())
         show = 9 if there <= 1000 else 6 if there <= 4000 else 4
         found = read_clusters(file, shards, labels, asked, named)
         on_map = shown(found, shards, pictures, show, labels, TILE)
+        names, both = [named if by_head else out / named.name], None
+        if isinstance(shards, Pair):
+            both = parts(file, named, sampled(open_embeddings(file), SAMPLE), new)
+            names = [out / name for name in NAMES]
+            if not by_head:
+                (work / CENTROIDS).rename(new / CENTROIDS)
+            on_map.columns.insert(0, both.column(on_map.rows, _short(sets)))
         _draw(shards, found, on_map, new)
         _draw_asked(search, new)
+        used = sorted({*found.rows.shard, *(at[1] for at in (both.copy if both else ()) if at)})
         with_keys = found.images <= KEYS
         if with_keys:
-            write_all_keys(named, new / "keys")
+            for own, folder in zip([new / name for name in NAMES] if both else [named], KEY_LISTS, strict=False):
+                write_all_keys(own, new / folder)
         about = _about(found, on_map, [file.name for file in search]) | {
-            "named_by": "head" if by_head else "k-means", "names": str(file if by_head else out / named.name),
-            "by": "label" if labels else "domain", "data": data, "show": show, "keys": with_keys,
+            "named_by": "head" if by_head else "k-means", "by": "label" if labels else "domain", "show": show,
+            "shards": [split_path(path) if both else (0, path) for path in used], "keys": with_keys,
+            "parts": both.count[found.cluster].ravel().tolist() if both else None,
+            "sets": [{"data": url, "name": name, "names": str(own), "keys": folder}
+                     for url, name, own, folder in zip(sets, _short(sets), names, KEY_LISTS, strict=False)],
         }  # fmt: skip
         _write_script(new / "data.js", "const ATLAS = {};\n", about)
         _write_points(on_map, new / "points.js")
-        _write_images(found, on_map, new / "images")
+        _write_images(found, on_map, used, both, new / "images")
         page = (
             environment()
             .get_template("atlas.html")
@@ -119,6 +153,21 @@ def write_atlas(
         shutil.rmtree(out, ignore_errors=True)
         new.rename(out)
     return out / "index.html"
+
+
+def _embedded(run: Path, data: str, file: Path, say: Callable[[str], None]) -> Path:
+    """``file``, the embeddings of a set, made where it is not there."""
+    if file.exists():
+        check_set(file, data)
+    else:
+        embed(run, data, file, say=say)
+    return file
+
+
+def _short(sets: Sequence[str]) -> list[str]:
+    """What sets are called: the last part of their place, or all of it where two are called the same."""
+    last = [url.rstrip("/").rpartition("/")[2] for url in sets]
+    return last if len(set(last)) == len(last) else list(sets)
 
 
 def default_data(run: Path) -> str:
@@ -138,7 +187,7 @@ def _about(found: Clusters, on_map: Shown, asked: list[str]) -> dict[str, Any]:
 
     return {
         "images": found.images, "clusters": found.named, "empty": found.empty, "sampled": len(found.rows.key),
-        "side": SIDE, "tile": TILE, "levels": on_map.levels, "chunk": CHUNK, "shards": sorted(set(found.rows.shard)),
+        "side": SIDE, "tile": TILE, "levels": on_map.levels, "chunk": CHUNK,
         "cells": (on_map.cell.max(0) + 1).tolist(), "start": on_map.start.tolist(),
         "cluster": found.cluster.tolist(), "size": found.size.tolist(), "title": on_map.title,
         "cohesion": short(found.cohesion), "repeated": short(found.repeated), "disc": short(on_map.disc.ravel()),
@@ -183,15 +232,17 @@ def _write_points(on_map: Shown, file: Path) -> None:
     _write_script(file, "ATLAS.points = {};\n", points)
 
 
-def _write_images(found: Clusters, on_map: Shown, folder: Path) -> None:
+def _write_images(found: Clusters, on_map: Shown, shards: list[str], both: Parts | None, folder: Path) -> None:
     folder.mkdir()
-    place = {path: number for number, path in enumerate(sorted(set(found.rows.shard)))}
+    place = {path: number for number, path in enumerate(shards)}
     for number, first in enumerate(range(0, len(on_map.rows), CHUNK)):
         rows = on_map.rows[first : first + CHUNK].tolist()
         columns = {
             "key": [found.rows.key[row] for row in rows], "shard": [place[found.rows.shard[row]] for row in rows],
             "group": [found.groups[row] for row in rows], "text": on_map.text[first : first + CHUNK],
         }  # fmt: skip
+        if both is not None:
+            columns["copy"] = [None if (at := both.copy[row]) is None else [at[0], place[at[1]]] for row in rows]
         _write_script(folder / f"{number:03d}.js", f"ATLAS.arrived({number}, {{}});\n", columns)
 
 

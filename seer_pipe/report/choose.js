@@ -1,7 +1,7 @@
 // Colours, selections, and what is known of a cluster or an image.
 const RAMP = ["#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725"];  // viridis
 const KINDS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#8f5fd6"];  // Okabe and Ito's
-const OTHER = 254, NONE = 255, LABELS = {repeated: "repeated or not", typical: "cosine to the centre"};
+const OTHER = 254, NONE = 255, LABELS = {set: "set", repeated: "repeated or not", typical: "cosine to the centre"};
 let mask = null, drawing = false, coloured = null;  // mask: [N] 1 where selected
 
 function mixed(level) {  // a colour of the ramp for 0 to 253
@@ -79,24 +79,28 @@ function select(images, what) {  // their numbers, or null
   images.forEach(i => counts.set(HOME[i], (counts.get(HOME[i]) ?? 0) + 1));
   by("said").textContent = `${plural(images.length, "image")} of ${plural(counts.size, "cluster")}: ${what}`;
   box.append(element("h2", "Selected"), element("p", by("said").textContent), pictures(images.slice(0, 12), i => choose(HOME[i], i)));
-  const buttons = element("div", "", {className: "buttons"});
-  buttons.append(element("button", "Download the keys", {type: "button", id: "download", onclick: () => download(images)}),
-    element("button", "Copy the keys", {type: "button", id: "copy-keys", onclick: async event => copied(event.target, element("pre", await listOf(images)))}),
-    element("button", "Clear", {type: "button", onclick: () => { by("find").value = ""; by("said").textContent = ""; search(); select(null); }}));
-  box.append(buttons, commandBox(`seer-ingest exclude ${quoted(A.data)} --keys keys.csv`));
+  if (A.parts) box.append(element("p", splitOf([0, 1, 2].map(state => images.filter(i => stateOf(i) === state).length)), {id: "split"}));
+  for (const [s, set] of A.sets.entries()) {
+    if (!images.some(i => isIn(i, s))) continue;
+    const buttons = element("div", "", {className: "buttons"}), of = A.parts ? ` of ${set.name}` : "", file = `${set.keys}.csv`;
+    buttons.append(element("button", `Download the keys${of}`, {type: "button", id: s ? "download-beside" : "download", onclick: () => download(images, s, file)}),
+      element("button", `Copy the keys${of}`, {type: "button", id: s ? "copy-keys-beside" : "copy-keys", onclick: async event => copied(event.target, element("pre", await listOf(images, s)))}));
+    box.append(buttons, commandBox(`seer-ingest exclude ${quoted(set.data)} --keys ${file}`, `Command for the selection${of}`));
+  }
+  box.append(element("button", "Clear", {type: "button", onclick: () => { by("find").value = ""; by("said").textContent = ""; search(); select(null); }}));
   const wholly = [...counts].filter(([c, count]) => count === A.start[c + 1] - A.start[c]).map(([c]) => A.cluster[c]);
   if (N < A.images && wholly.length)
     box.append(element("p", `The map shows ${percent(N / A.images)} of the images. All images of the clusters that are wholly selected:`, {className: "faint"}),
-      commandBox(`seer-pipe atlas-keys ${quoted(A.names)} ${wholly.join(" ")} --out keys.csv`));
+      ...A.sets.map(set => commandBox(`seer-pipe atlas-keys ${quoted(set.names)} ${wholly.join(" ")} --out ${set.keys}.csv`, `Command for whole clusters${A.parts ? ` of ${set.name}` : ""}`)));
 }
 const cell = text => /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-async function listOf(images) {  // as seer-ingest exclude takes it
+async function listOf(images, s) {  // of one set, as seer-ingest exclude takes it
   const rows = await Promise.all(images.map(known));
-  return "key,shard\n" + rows.map(one => `${cell(one.key)},${cell(one.shard)}\n`).join("");
+  return "key,shard\n" + rows.flatMap(one => one.places).filter(at => at.set === s).map(at => `${cell(at.key)},${cell(at.shard)}\n`).join("");
 }
-async function download(images) {
-  const url = URL.createObjectURL(new Blob([await listOf(images)], {type: "text/csv"}));
-  element("a", "", {href: url, download: "keys.csv"}).click();
+async function download(images, s, file) {
+  const url = URL.createObjectURL(new Blob([await listOf(images, s)], {type: "text/csv"}));
+  element("a", "", {href: url, download: file}).click();
   setTimeout(() => URL.revokeObjectURL(url), 60000);
 }
 function lasso(on) {
@@ -137,17 +141,21 @@ function choose(c, i = -1) {
   if (i >= 0) {
     const about = element("p");
     at.append(element("h3", "The image"), picture(i, null, 2 * A.side), about);
-    known(i).then(one => about.textContent = [`key ${one.key}`, one.shard, one.group, one.text].filter(Boolean).join(" · "));
+    known(i).then(one => about.textContent = [...one.places.map(at => `key ${at.key} · ${A.parts ? `${A.sets[at.set].name}: ` : ""}${at.shard}`), one.group, one.text].filter(Boolean).join(" · "));
   }
   at.append(element("h3", "Its most typical images"), pictures(nearest(c, A.show), j => choose(c, j)));
   const buttons = element("div", "", {className: "buttons"});
   buttons.append(element("button", "Show on the map", {type: "button", onclick: () => { goTo(A.disc[3 * c], A.disc[3 * c + 1], 3 * A.disc[3 * c + 2] + 4); by("stage").scrollIntoView({block: "nearest"}); }}),
     element("button", "Select its images", {type: "button", onclick: () => select(nearest(c, Infinity), `cluster ${A.cluster[c]}`)}));
   at.append(buttons, element("h3", "Leave it out of training"));
-  const list = A.keys ? `${location.protocol === "file:" ? decodeURI(new URL(".", location.href).pathname) : ""}keys/${A.cluster[c]}.csv` : "keys.csv";
-  if (A.keys) at.append(element("p")), at.lastChild.append(element("a", "The keys of its images", {href: `keys/${A.cluster[c]}.csv`, download: `cluster-${A.cluster[c]}.csv`}));
-  const make = A.keys ? "" : `seer-pipe atlas-keys ${quoted(A.names)} ${A.cluster[c]} --out keys.csv\n`;
-  at.append(commandBox(`${make}seer-ingest exclude ${quoted(A.data)} --keys ${quoted(list)}`));
+  for (const [s, set] of A.sets.entries()) {
+    if (A.parts && !(A.parts[3 * c + 1] + A.parts[3 * c + 2 * s])) continue;
+    const list = A.keys ? `${location.protocol === "file:" ? decodeURI(new URL(".", location.href).pathname) : ""}${set.keys}/${A.cluster[c]}.csv` : `${set.keys}.csv`;
+    const of = A.parts ? ` of ${set.name}` : "";
+    if (A.keys) at.append(element("p")), at.lastChild.append(element("a", `The keys of its images${of}`, {href: `${set.keys}/${A.cluster[c]}.csv`, download: `cluster-${A.cluster[c]}.csv`}));
+    const make = A.keys ? "" : `seer-pipe atlas-keys ${quoted(set.names)} ${A.cluster[c]} --out ${set.keys}.csv\n`;
+    at.append(commandBox(`${make}seer-ingest exclude ${quoted(set.data)} --keys ${quoted(list)}`, `Command for the cluster${of}`));
+  }
   by("near").replaceChildren(...A.near[c].map(other => card(other, "div")));
   redraw();
 }

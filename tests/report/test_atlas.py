@@ -149,7 +149,7 @@ def test_so_many_clusters_by_kmeans(made: tuple[Path, ShardSet], tmp_path: Path)
     page = write_atlas(tmp_path, tmp_path / "atlas", str(tmp_path / "set"), embeddings=file, clusters=5)
     about = script(page, "data.js")
     assert (about["named_by"], about["clusters"], len(about["size"]), sum(about["size"])) == ("k-means", 5, 5, 40)
-    assert about["names"] == str(tmp_path / "atlas/clusters.parquet")
+    assert about["sets"][0]["names"] == str(tmp_path / "atlas/clusters.parquet")
     first = about["cluster"][0]
     rows = pq.read_table(page.parent / "clusters.parquet").to_pylist()
     keys = [row["key"] for row in rows if row["cluster"] == first]

@@ -24,12 +24,11 @@ from seer_pipe.report.page import write_report
 from seer_pipe.shards import ShardSet
 from seer_pipe.train.loop import train
 from seer_pipe.train.telemetry import read_metrics
-from tests.browser import keep_screenshot, show, wait
+from tests.browser import SCREENS, assert_readable, keep_screenshot, show, wait
 from tests.report.test_atlas import write_embeddings
 from tests.train.helpers import make_pictures, small
 
 pytestmark = pytest.mark.browser
-SCREENS = [(1280, 900, "light"), (1280, 900, "dark"), (390, 844, "light"), (390, 844, "dark")]
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +59,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", ["compared", "report", "atlas", "searched", "by-kmeans", "curated"])
 @pytest.mark.parametrize(("width", "height", "scheme"), SCREENS)
 def test_readable(browser: Any, pages: dict[str, Path], name: str, width: int, height: int, scheme: str) -> None:
-    from axe_core_python.selenium import Axe
-
-    show(browser, pages[name].as_uri(), width, height, scheme)
-    assert browser.get_log("browser") == []
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    found = Axe().run(browser)["violations"]
-    assert [(one["id"], [node["html"][:200] for node in one["nodes"]]) for one in found] == []
-    fetched = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
-    assert [url for url in fetched if not url.startswith(("file:", "data:"))] == []
+    assert_readable(browser, pages[name], width, height, scheme)
     keep_screenshot(browser, f"{name}-{width}-{scheme}")
 
 
