@@ -84,6 +84,8 @@ class _Cutter:
         self._settings, self._stream = settings, stream
         self._clips: list[Clip] = []
         self._shown = 0  # frames put out
+        self._size: tuple[int, int] | None = None
+        self._turn: _Turn | None = None
         self._writer: _Writer | None = None
 
     def show(self, frame: av.VideoFrame, end: Fraction) -> None:
@@ -138,10 +140,11 @@ class _Cutter:
 
     def _scaled(self, frame: av.VideoFrame) -> av.VideoFrame:
         """Upright, of square pixels, scaled down to the short side, of even sides, in 8-bit BT.601."""
-        turn = _turn(frame)
-        if not self._clips and self._writer is None:  # the first frame gives the size to all
-            self._size = _size(frame, turn is not None and turn.swaps, self._stream, self._settings)
-        width, height = self._size
+        if self._size is None:  # the first frame's holds for all
+            self._turn = _turn(frame)
+            swaps = self._turn is not None and self._turn.swaps
+            self._size = _size(frame, swaps, self._stream, self._settings)
+        (width, height), turn = self._size, self._turn
         if turn is None:
             return _converted(frame, width, height, "yuv420p")
         sides = (height, width) if turn.swaps else (width, height)
@@ -187,6 +190,8 @@ class _Turn:
 
 
 def _turn(frame: av.VideoFrame) -> _Turn | None:
+    """What a frame asks for. To be asked of one alone: its side data and it refer to each other, and both stay until a
+    garbage collection."""
     found: Any = frame.side_data  # a mapping of its own making
     if Type.DISPLAYMATRIX not in found:
         return None

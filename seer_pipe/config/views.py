@@ -148,6 +148,11 @@ class Views(Section):
         return self
 
     @property
+    def media(self) -> tuple[str, ...]:
+        """What the samples may be, as a shard set's manifest has it: clips only where their sound is wanted too."""
+        return ("image",) if getattr(self, "sound", None) is None else ("image", "video")
+
+    @property
     def largest(self) -> int:
         """Pixels of a side of the largest crop: what a trunk is evaluated at."""
         return max(crop.whole for crop in self.crops)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from seer_pipe.data.order import Ints, Places, Plan
 from seer_pipe.data.random import derive_key
 from seer_pipe.data.repeats import Repeats, read_repeats
 from seer_pipe.errors import UserError
-from seer_pipe.shards import ShardIndex, ShardSet
+from seer_pipe.shards import HOLDS, ShardIndex, ShardSet
 
 
 class ShardSets:
@@ -195,9 +195,14 @@ def apportion(weights: Sequence[float], lanes: int) -> list[int]:
     return [int(share) for share in shares]
 
 
-def open_data(data: Data, batch: int, seed: int) -> tuple[Shards, Order]:
-    """The shard set or sets of a run and the order of its batches. UserError where they cannot be used so."""
+def open_data(data: Data, batch: int, seed: int, media: Collection[str] = tuple(HOLDS)) -> tuple[Shards, Order]:
+    """The shard set or sets of a run and the order of its batches. UserError where they cannot be used so, or hold
+    something else than ``media``."""
     sets = [ShardSet.open(path) for path in data.paths]
+    for path, shards in zip(data.paths, sets, strict=True):
+        if shards.media not in media:
+            taken = " or ".join(HOLDS[one] for one in media)
+            raise UserError(f"{path}: holds {shards.holds}; what is asked for takes {taken}")
     known = [
         Known(shards.counts, shards.excluded, Repeats() if file is None else read_repeats(file, shards))
         for shards, file in zip(sets, data.repeats_of_paths, strict=True)

@@ -114,7 +114,7 @@ def check_settings(config: Config, run: Path, cluster: Cluster, on_purpose: Coll
 
 def check_sizes(config: Config, cluster: Cluster) -> None:
     """Refuse data that is not there or too little, and a batch that does not suit every number of nodes allowed."""
-    _, plan = open_data(config.data, config.train.batch, config.seed)
+    _, plan = open_data(config.data, config.train.batch, config.seed, config.views.media)
     for nodes in range(cluster.fewest, cluster.nodes + 1):
         check_nodes(config, cluster, nodes, plan.total, "the batch, nodes or min_nodes")
 

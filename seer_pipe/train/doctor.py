@@ -59,7 +59,7 @@ def examine(
 
 def at_hand(config: settings.Config) -> tuple[Order, float]:
     """The order of the recipe's shard sets, and the mean of their images' bytes."""
-    shards, order = open_data(config.data, config.train.batch, config.seed)
+    shards, order = open_data(config.data, config.train.batch, config.seed, config.views.media)
     return order, float(shards.bytes.sum()) / max(1, len(shards))
 
 

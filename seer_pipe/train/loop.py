@@ -47,7 +47,7 @@ def train(
         only_start(run, world),
     ):
         say_once: Say = say if world.is_first else lambda _: None
-        shards, plan = open_data(config.data, config.train.batch, config.seed)
+        shards, plan = open_data(config.data, config.train.batch, config.seed, config.views.media)
         build.check_world(settings.derive(config, plan.total, world.size), config.train, world)
         check_boards(config.train.log_to)
         build.set_up_torch(config.train, world)

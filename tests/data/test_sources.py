@@ -23,7 +23,8 @@ from seer_pipe.data.rows import Indexes, Rows
 from seer_pipe.data.sources import Mix, apportion, open_data
 from seer_pipe.data.stream import Stream
 from seer_pipe.errors import UserError
-from seer_pipe.shards import EXCLUDED, FINGERPRINT_KEY, ShardSet
+from seer_pipe.shards import EXCLUDED, FINGERPRINT_KEY, ShardSet, write_manifest
+from seer_pipe.store import open_store
 from seer_pipe.train.loop import train
 from tests.test_shards import make_set
 from tests.train.helpers import make_pictures, small
@@ -209,6 +210,15 @@ def test_a_list_of_another_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / EXCLUDED).write_bytes(b"no parquet")
     with pytest.raises(UserError, match="not readable"):
         open_data(Data(path=str(tmp_path)), 8, seed=0)
+
+
+def test_clips_are_no_images(tmp_path: Path) -> None:
+    make_set(tmp_path / "set", [payloads("a", 30)])
+    write_manifest(open_store(tmp_path / "set"), ["00000.tar"], media="video")
+    assert len(open_data(Data(path=str(tmp_path / "set")), 8, seed=0)[0]) == 30
+    config = small(tmp_path / "set")
+    with pytest.raises(UserError, match=r"set: holds video clips; what is asked for takes images"):
+        train(config, tmp_path / "run")
 
 
 def test_sources_that_cannot_be_mixed(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import io
 import zipfile
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -17,12 +18,15 @@ from PIL import Image
 
 from ingest.image import BadImage, process
 from ingest.jpeg import NotAJpeg, parse_jpeg
+from ingest.media import MediaSettings
+from ingest.media import process as cut
 from ingest.png import parse_png
 from ingest.reasons import UnfetchedError
 from ingest.sources.archive import kind, members
 from ingest.sources.inflate import Address
 from ingest.sources.readers import DAMAGE
 from ingest.sources.warc import Place, WarcReader, captures
+from tests.ingest.films import CODECS, film, tone
 from tests.ingest.fuzz import EXAMPLES
 from tests.ingest.jpegs import sampled
 from tests.ingest.test_accounting import tar
@@ -62,6 +66,24 @@ def image_seeds() -> dict[str, bytes]:
 
 
 IMAGES = image_seeds()
+
+
+def media_seeds() -> dict[str, bytes]:
+    times = [k / 25 for k in range(8)]
+    found = {name: film(times, format=name, size=(32, 32), sound=tone(0.3, 48_000)) for name in CODECS}
+    for format, codec in (("wav", "pcm_s16le"), ("flac", "flac"), ("mp3", "libmp3lame"), ("ogg", "libopus")):
+        found[format] = film(sound=tone(0.3, 48_000), format=format, codecs=("", codec))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@settings(fuzz, max_examples=EXAMPLES)
+@given(damaged(media_seeds()), st.sampled_from(["video", "audio"]))
+def test_damaged_media(seed: tuple[str, bytes], media: Any) -> None:
+    with suppress(BadImage):
+        clips = cut(seed[1], MediaSettings(media=media, min_seconds=0, max_seconds=20)).clips
+        assert all(clip.members and clip.duration > 0 for clip in clips)
 
 
 @pytest.mark.slow
