@@ -22,10 +22,12 @@ from seer_pipe.objectives.sela import objective as sela_module
 from seer_pipe.objectives.sela.objective import Sela, evened
 from seer_pipe.objectives.settings import Setup
 from seer_pipe.objectives.swav.objective import SwavHead, SwavOutput
+from seer_pipe.report.health import verdicts
 from seer_pipe.run import start
 from seer_pipe.train.build import build_network
 from seer_pipe.train.checkpoint import Checkpoints
 from seer_pipe.train.committed import store_of
+from seer_pipe.train.telemetry import read_metrics
 from tests.distributed import processes
 from tests.objectives.runs import quiet
 from tests.objectives.union import join, joined
@@ -298,3 +300,22 @@ def test_the_head_of_sela_has_the_prototypes_of_all_heads() -> None:
     assert isinstance(made, Sela)
     assert isinstance(made.head, SwavHead)
     assert made.head.prototypes.weight.shape == (HEADS * K, DIM)
+
+
+@pytest.mark.slow
+def test_a_ring_without_its_slow_copy_collapses_and_is_seen(tmp_path: Path) -> None:
+    """Between two refreshes all images move to few clusters, which are easy to predict."""
+    recipe = small(
+        make_pictures(tmp_path / "pictures", [600]),
+        views={"crops": [{"count": 2, "size": 32, "scale": [0.3, 1.0]}, {"count": 2, "size": 24, "scale": [0.1, 0.4]}],
+               "augment": {"jitter": [0.4, 0.4, 0.4, 0.1], "blur_p": 0.0}},
+        objective={"name": "deepcluster", "head": {"hidden": [128], "dim": 64}, "prototypes": 32, "heads": 1,
+                   "ring": 1280, "refresh_images": 640, "momentum": {"start": 0.0, "end": 0.0, "batch": 64}},
+        optimizer={"name": "adamw", "lr": 0.006, "warmup_images": 640, "weight_decay": 1e-6},
+        train={"batch": 64, "images": 64 * 30, "log_every": 5, "checkpoint_every": 1000},
+    )  # fmt: skip
+    assert start(recipe, tmp_path / "run", say=quiet)
+    rows = [row for row in read_metrics(tmp_path / "run") if row["step"] > 10]  # after the first refresh
+    found = [text for row in rows for good, text in verdicts([row], [], {}, recipe.objective.signs()) if not good]
+    assert any("images move to few clusters between two refreshes" in text for text in found)
+    assert min(row["loss"] for row in rows) < math.log(32) / 2
