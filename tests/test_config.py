@@ -48,6 +48,7 @@ def test_there_is_a_recipe_for_every_size_and_method() -> None:
         "supervised_cpu", "supervised_imagenette", "supervised_resnet50",
         "weak_labels_cpu", "weak_labels_imagenette", "weak_labels_resnet50",
         "rotation_cpu", "rotation_imagenette", "rotation_resnet50",
+        "cpc_cpu", "cpc_imagenette", "cpc_resnet50",
         "jigsaw_cpu", "jigsaw_imagenette", "jigsaw_resnet50",
         "pirl_cpu", "pirl_imagenette", "pirl_resnet50",
         "relative_patch_cpu", "relative_patch_imagenette", "relative_patch_resnet50",

@@ -122,6 +122,10 @@ class Model(Section):
         "imagenet", description="first layers: imagenet reduces a side by 4 at once; small keeps it, for crops of up "
         "to 96 pixels; ResNets only"
     )  # fmt: skip
+    norm: Literal["batch", "layer"] = Field(
+        "batch", description="batch: BatchNorm; layer: LayerNorm over channels and positions, for tasks that "
+        "statistics of the batch give away. Of other libraries torchvision alone loads its export"
+    )  # fmt: skip
 
 
 class Optimizer(Section):

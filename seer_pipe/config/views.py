@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from seer_pipe.section import Positive, Probability, Rate, Section
+
+BORDER = 0.05  # of the way from a patch to the next, which rounding to pixels may make them share
 
 
 class Augment(Section):
@@ -67,6 +70,12 @@ class Grid(Section):
     jitter: Probability = Field(
         default=1.0, description="how far a patch moves in its cell: 1 to its borders, 0 stays in its middle"
     )
+
+    @property
+    def apart(self) -> int:
+        """Rows, or columns, from a patch to the next that shares no more than a border with it."""
+        step = (self.side - self.patch) / (self.side - 1) if self.patch > 1 else 1.0  # in cells, as in data/grids.py
+        return max(1, math.ceil(self.patch / step - BORDER))
 
     @model_validator(mode="after")
     def _within(self) -> Grid:

@@ -96,7 +96,7 @@ def evaluate_finetune(
 
 def few_values(trunk: Trunk, size: int, batch: int) -> str | None:
     """What to say where BatchNorm would see too few values, and what is learnt would not survive evaluation."""
-    if size > (8 if trunk.stem_kind == "small" else 32) or batch >= FEW_VALUES:
+    if trunk.norm_kind != "batch" or size > (8 if trunk.stem_kind == "small" else 32) or batch >= FEW_VALUES:
         return None
     return (
         f"images of {size} pixels leave maps of one pixel at the end of {trunk.name}, so BatchNorm sees {batch} values "

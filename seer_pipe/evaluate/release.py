@@ -31,12 +31,16 @@ def export_run(
         raise UserError("--data: an export without --recalibrate looks at no images")
     subject, config, network = load_run(run)
     record = settings.read_record(run / "config.yaml")
+    has_batch_norm = subject.trunk.norm_kind == "batch"
+    if with_recalibration and not has_batch_norm:
+        raise UserError("--recalibrate: this trunk has LayerNorm (model.norm), which keeps no statistics; leave it out")
     if with_recalibration:
         recalibrate(subject, ShardPictures(open_data_of(run, data)))
     pixels = torch.randn(COMPARED, 3, subject.size, subject.size, generator=torch.Generator().manual_seed(0))
     full = format == "full"
     metadata = {"images_seen": str(subject.images), "method": config.objective.name, "run": config.name}
-    metadata |= {"batch_norm": "recalibrated" if with_recalibration else "of training"}
+    if has_batch_norm:
+        metadata |= {"batch_norm": "recalibrated" if with_recalibration else "of training"}
     began, supervised = "", False
     if record.init is not None:
         init = {name: value or "unknown" for name, value in record.init.items()}

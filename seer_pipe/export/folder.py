@@ -64,7 +64,8 @@ def export_backbone(
     if layout.library not in (OWN, *trunk.namings):
         raise UserError(f"{format}: that library has no {trunk.name}: export it as full")
     files = layout.files(trunk, preprocessing)
-    identity = {"trunk": trunk.name, "stem": trunk.stem_kind, "layout": format, "seer_pipe": seer_pipe.__version__}
+    identity = {"trunk": trunk.name, "stem": trunk.stem_kind, "norm": trunk.norm_kind, "layout": format,
+                "seer_pipe": seer_pipe.__version__}  # fmt: skip
     shown = {name: json.dumps(getattr(preprocessing, name)) for name in ("size", "mean", "std")}
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
@@ -96,7 +97,8 @@ def load_backbone(folder: str | Path) -> Trunk:
     if not {"trunk", "stem"} <= metadata.keys():
         raise UserError(f"{folder}: its weights name no trunk; was it exported by seer-pipe?")
     with torch.device("meta"):
-        trunk = build_trunk(metadata["trunk"], stem=metadata["stem"])  # type: ignore[arg-type]  # checked there
+        norm = metadata.get("norm", "batch")
+        trunk = build_trunk(metadata["trunk"], stem=metadata["stem"], norm=norm)  # type: ignore[arg-type]  # checked there
     trunk.to_empty(device="cpu")
     loaded = load_weights(trunk, folder)
     over = [name for name in loaded.left_out if metadata.get("layout") != "full" or not name.startswith("head.")]
@@ -147,7 +149,9 @@ def _model_card(
     parameters = sum(p.numel() for p in trunk.parameters())
     cost = multiply_adds(trunk.name, pre.size, stem="small" if trunk.stem_kind == "small" else "imagenet")
     facts = {
-        "Architecture": trunk.name + (" with the small stem" if trunk.stem_kind == "small" else ""),
+        "Architecture": trunk.name
+        + (" with the small stem" if trunk.stem_kind == "small" else "")
+        + (" with LayerNorm for BatchNorm" if trunk.norm_kind == "layer" else ""),
         "Parameters": f"{parameters / 1e6:.2f} M",
         "Multiply-adds": f"{cost / 1e9:.3g} G per image of {pre.size} x {pre.size}",
         "Features": f"{trunk.width}, averaged over the last feature map",

@@ -47,13 +47,20 @@ _NOT_IN_TORCHVISION = {"regnety_200mf", "regnety_64gf", "regnety_256gf", "regnet
 
 
 def _refuse(trunk: Trunk, library: str, instead: str) -> UserError:
-    return UserError(f"{library} has no {trunk.name} with the {trunk.stem_kind} stem: export it as {instead}")
+    norm = " and LayerNorm" if trunk.norm_kind == "layer" else ""
+    return UserError(f"{library} has no {trunk.name} with the {trunk.stem_kind} stem{norm}: export it as {instead}")
+
+
+def _is_usual(trunk: Trunk) -> bool:
+    """Whether it has the stem and the norms that all libraries know."""
+    return trunk.stem_kind == "imagenet" and trunk.norm_kind == "batch"
 
 
 def _own_config(trunk: Trunk, pre: Preprocessing) -> dict[str, Json]:
     config = {
         "trunk": trunk.name,
         "stem": trunk.stem_kind,
+        "norm": trunk.norm_kind,
         "width": trunk.width,
         "input_size": [3, pre.size, pre.size],
         "resize": pre.resize,
@@ -65,6 +72,7 @@ def _own_config(trunk: Trunk, pre: Preprocessing) -> dict[str, Json]:
 
 
 def _torchvision_snippet(trunk: Trunk, pre: Preprocessing) -> str:
+    norm = "norm_layer=lambda channels: torch.nn.GroupNorm(1, channels)" if trunk.norm_kind == "layer" else ""
     if trunk.name in _NOT_IN_TORCHVISION:
         p = REGNETS[trunk.name]
         lines = [
@@ -72,11 +80,11 @@ def _torchvision_snippet(trunk: Trunk, pre: Preprocessing) -> str:
             "",
             f"params = BlockParams.from_init_params(depth={p.depth}, w_0={p.w_0}, w_a={p.w_a}, w_m={p.w_m},",
             f"                                      group_width={p.group_width}, se_ratio={SE_RATIO})",
-            "model = RegNet(params)",
+            f"model = RegNet(params{norm and f', {norm}'})",
         ]
     else:
         name = trunk.name.replace("regnety_", "regnet_y_")
-        lines = ["import torchvision", "", f"model = torchvision.models.{name}()"]
+        lines = ["import torchvision", "", f"model = torchvision.models.{name}({norm})"]
     if trunk.stem_kind == "small":
         lines += [
             "model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)  # the stem for small images",
@@ -94,7 +102,7 @@ def _torchvision_snippet(trunk: Trunk, pre: Preprocessing) -> str:
 
 
 def _timm_files(trunk: Trunk, pre: Preprocessing) -> dict[str, Json]:
-    if trunk.name not in _TIMM or trunk.stem_kind != "imagenet":
+    if trunk.name not in _TIMM or not _is_usual(trunk):
         raise _refuse(trunk, "timm", "torchvision")
     regnet = trunk.name in REGNETS
     config = {
@@ -122,6 +130,8 @@ model = timm.create_model("local-dir:.", pretrained=True, num_classes=0)"""
 
 
 def _huggingface_files(trunk: Trunk, pre: Preprocessing) -> dict[str, Json]:
+    if not _is_usual(trunk):
+        raise _refuse(trunk, "Transformers", "torchvision")
     config: Json = {
         "num_channels": 3,
         "hidden_sizes": [width for width, _ in trunk.stages],
@@ -141,8 +151,6 @@ def _huggingface_files(trunk: Trunk, pre: Preprocessing) -> dict[str, Json]:
         params = RESNETS[trunk.name]
         if (params.groups, params.width_per_group) != (1, 64):
             raise _refuse(trunk, "Transformers' ResNet", "timm, which Transformers opens too")
-        if trunk.stem_kind != "imagenet":
-            raise _refuse(trunk, "Transformers", "torchvision")
         config |= {
             "architectures": ["ResNetModel"],
             "model_type": "resnet",
@@ -162,7 +170,7 @@ model = AutoModel.from_pretrained(".")  # features: model(images).pooler_output.
 
 
 def _detectron2_files(trunk: Trunk, pre: Preprocessing) -> dict[str, Json]:
-    if trunk.stem_kind != "imagenet":
+    if not _is_usual(trunk):
         raise _refuse(trunk, "detectron2", "torchvision")
     return _own_config(trunk, pre)
 

@@ -38,9 +38,12 @@ def recalibrate_batch_norm(trunk: nn.Module, batches: Iterable[Tensor]) -> None:
     In training they mix crops of all resolutions; full-size images have others. The variance is the biased one, which
     BatchNorm normalises by in training (torch's running one is n/(n-1) of it, and with few values that adds up from
     block to block), over all batches together (Wu and Johnson 2021, arXiv 2105.07576). ``batches``: [n, 3, H, W] each,
-    normalised, some thousand images in all. Nothing else of the trunk changes, nor does its mode.
+    normalised, some thousand images in all. Nothing else of the trunk changes, nor does its mode. Without BatchNorm
+    nothing is to be done, and no image is looked at.
     """
     norms = {module: _Moments() for module in trunk.modules() if isinstance(module, _BatchNorm)}
+    if not norms:
+        return
     modes = {module: module.training for module in trunk.modules()}
     device = next(trunk.parameters()).device
     trunk.eval()

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Literal
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from seer_pipe.errors import UserError
@@ -18,6 +19,7 @@ from seer_pipe.models.resnet import RESNETS, ResNetTrunk
 from seer_pipe.models.trunk import Trunk
 
 Stem = Literal["imagenet", "small"]
+Norm = Literal["batch", "layer"]
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,15 @@ def trunk_names() -> list[str]:
     return [name for family in FAMILIES for name in family.names]
 
 
-def build_trunk(name: str, *, stem: Stem = "imagenet") -> Trunk:
+def build_trunk(name: str, *, stem: Stem = "imagenet", norm: Norm = "batch") -> Trunk:
     """The trunk of that name, on the default device, initialised from torch's default generator.
 
     On the meta device nothing is initialised: give it memory with ``to_empty``, then call `init_weights`.
     A name that torchvision has too is torchvision's architecture, so its export loads there: ``regnety_800mf``
     and ``regnety_8gf`` are therefore not the models of these sizes in pycls and ClassyVision. ``regnety_256gf``
     and ``regnety_10b`` are SEER's. ``stem="small"``, for images of 32 to 96 pixels, exists for ResNets only.
+    ``norm="layer"`` has LayerNorm in the place of BatchNorm: over all channels and positions of an image, with a scale
+    and a shift for each channel, so that no image depends on the others of its batch.
     """
     family = next((family for family in FAMILIES if name in family.names), None)
     if family is None:
@@ -57,10 +61,20 @@ def build_trunk(name: str, *, stem: Stem = "imagenet") -> Trunk:
     device = torch.get_default_device()
     with torch.device("meta"):  # so that memory is written once, by our initialisation
         trunk = family.make(name, stem)
+        if norm == "layer":
+            _take_layer_norm(trunk)
     if device.type != "meta":
         trunk.to_empty(device=device)
         init_weights(trunk, torch.default_generator)
     return trunk
+
+
+def _take_layer_norm(trunk: Trunk) -> None:
+    """Parameters keep their names; running statistics are gone."""
+    trunk.norm_kind = "layer"
+    for name, layer in list(trunk.named_modules()):
+        if isinstance(layer, nn.BatchNorm2d):
+            trunk.set_submodule(name, nn.GroupNorm(1, layer.num_features))
 
 
 @functools.cache

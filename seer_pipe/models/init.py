@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from seer_pipe.distributed.parts import assign, whole_shape
 
 #: Scale 1, shift 0, and where there are running statistics mean 0, variance 1, no batches seen.
-_NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
+NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 @runtime_checkable
@@ -60,7 +60,7 @@ def init_weights(network: nn.Module, generator: torch.Generator) -> None:
             _uniform(module.bias, module.in_features, generator)
         elif isinstance(module, nn.Embedding):
             _normal(module.weight, 1.0, generator)
-        elif isinstance(module, _NORMS):
+        elif isinstance(module, NORMS):
             module.reset_parameters()
         elif own:
             raise TypeError(

@@ -30,6 +30,7 @@ class Trunk(nn.Module, ABC):
 
     name: str  # as in `trunk_names()`
     stem_kind: Literal["imagenet", "small"]
+    norm_kind: Literal["batch", "layer"] = "batch"
     width: int  # features an image
     stages: tuple[tuple[int, int], ...]  # (output channels, blocks) of each stage
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from seer_pipe.objectives.barlow_twins.settings import BarlowTwinsSettings
 from seer_pipe.objectives.byol.settings import ByolSettings
+from seer_pipe.objectives.cpc.settings import CpcSettings
 from seer_pipe.objectives.deepcluster.settings import DeepClusterSettings
 from seer_pipe.objectives.dino.settings import DinoSettings
 from seer_pipe.objectives.jigsaw.settings import JigsawSettings
@@ -26,6 +27,7 @@ from seer_pipe.objectives.weak_labels.settings import WeakLabelsSettings
 AnySettings = Annotated[
     BarlowTwinsSettings
     | ByolSettings
+    | CpcSettings
     | DeepClusterSettings
     | DinoSettings
     | JigsawSettings

@@ -23,7 +23,7 @@ from seer_pipe.objectives.settings import (
 from seer_pipe.section import Count, Positive
 
 if TYPE_CHECKING:
-    from seer_pipe.config import Views
+    from seer_pipe.config import Config, Views
 
 
 class ClusterSettings(Settings):
@@ -76,7 +76,7 @@ class ClusterSettings(Settings):
     def derived(self, batch: int) -> dict[str, float]:
         return {"refresh_steps": math.ceil(self.refresh_images / batch)}
 
-    def problems(self, batch: int, images: int) -> list[str]:
+    def problems(self, config: Config, images: int) -> list[str]:
         if self.refresh_images >= images:
             return ["objective.refresh_images: there are no clusters before the first refresh, so nothing is learnt"]
         return []

@@ -1,4 +1,4 @@
-"""What objectives over the nine patches of a grid ask of the views. No torch at import."""
+"""What objectives over the patches of a grid ask of the views. No torch at import."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ SIDE = 3
 PATCHES = SIDE**2
 
 
-def check_grids(name: str, views: Views) -> None:
-    """ValueError where the views are not one grid of 3 x 3 patches."""
+def check_grids(name: str, views: Views, side: int | None = SIDE) -> None:
+    """ValueError where the views are not one grid, of so many patches in a row; None: any number."""
     crop, *more = views.crops
-    if more or crop.count != 1 or crop.grid.side != SIDE:
-        raise ValueError(f"objective {name} needs one grid of {SIDE} x {SIDE} patches: a single group in views.crops "
-                         f"with count 1 and grid.side {SIDE}")  # fmt: skip
+    if more or crop.count != 1 or side not in (None, crop.grid.side):
+        size, and_side = (f"{side} x {side} patches", f" and grid.side {side}") if side else ("patches", "")
+        raise ValueError(
+            f"objective {name} needs one grid of {size}: a single group in views.crops with count 1{and_side}"
+        )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from seer_pipe.config import Views
+    from seer_pipe.config import Config, Views
     from seer_pipe.models import Trunk
     from seer_pipe.objectives.base import Network, Objective
 
@@ -75,6 +75,16 @@ def uniform_sign(chance: float, advice: str) -> Sign:
         lambda values: abs(values["loss"] - chance) < 0.01 * chance,
         f"the loss is {{loss:.3f}}, and ln K = {chance:.3f} where predictions are uniform",
         f"predictions are uniform: try {advice}",
+    )
+
+
+def guessing_sign(among: str, advice: str) -> Sign:
+    """Of an objective whose chance loss, that of guessing ``among`` those of a batch, depends on how many they are."""
+    return Sign(
+        ("loss", "loss_above_chance"),
+        lambda values: abs(values["loss_above_chance"]) < 0.01 * (values["loss"] - values["loss_above_chance"]),
+        f"the loss is {{loss:.3f}}, and {{loss_above_chance:+.3f}} from that of guessing among {among}",
+        advice,
     )
 
 
@@ -184,8 +194,8 @@ class Settings(Section):
         """Overrides ``objective.key=value`` with which the settings go with a smaller batch than they were made for."""
         return []
 
-    def problems(self, batch: int, images: int) -> list[str]:
-        """What looks wrong in a run of so many images, one sentence each."""
+    def problems(self, config: Config, images: int) -> list[str]:
+        """What looks wrong in the run ``config`` of so many images, one sentence each."""
         return []
 
     def memory(self, views: Views, batch: int, ranks: int) -> float:

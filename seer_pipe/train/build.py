@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, AdamW, Optimizer
 
 from seer_pipe import config as settings
@@ -17,6 +16,7 @@ from seer_pipe.data import views
 from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk, build_trunk, init_weights
+from seer_pipe.models.init import NORMS
 from seer_pipe.objectives.base import Group, Network, Objective
 from seer_pipe.objectives.settings import Setup
 from seer_pipe.optim.larc import Larc, Lars
@@ -50,8 +50,9 @@ class Spread:
 
 def outline(config: settings.Config) -> Network:
     """The network on the meta device: shapes and names, without memory and values."""
+    model = config.model
     with torch.device("meta"):
-        network = config.objective.network(lambda: build_trunk(config.model.name, stem=config.model.stem))
+        network = config.objective.network(lambda: build_trunk(model.name, stem=model.stem, norm=model.norm))
     for copy, _ in network.copies():
         copy.requires_grad_(False)
     return network
@@ -138,11 +139,11 @@ def build_optimizer(config: settings.Optimizer, network: nn.Module) -> Optimizer
 def parameter_groups(network: nn.Module, exclude: Sequence[str]) -> list[dict[str, Any]]:
     """The parameters that are trained, in groups that are optimised alike; first those that no rule names.
 
-    ``exclude`` takes out of weight decay and adapted rates: norm, scales and shifts of BatchNorm; bias, the shifts of
+    ``exclude`` takes out of weight decay and adapted rates: norm, scales and shifts of norms; bias, the shifts of
     all other layers. `Network.groups` names others: ``rate`` multiplies the learning rate, ``constant`` keeps it at its
     peak.
     """
-    norms = {id(p) for layer in network.modules() if isinstance(layer, _BatchNorm) for p in layer.parameters()}
+    norms = {id(p) for layer in network.modules() if isinstance(layer, NORMS) for p in layer.parameters()}
     named = network.groups if isinstance(network, Network) else {}
     for prefix in named:
         if not any(f"{name}.".startswith(f"{prefix}.") for name, _ in network.named_parameters()):

@@ -13,6 +13,7 @@ from seer_pipe.data.pieces import piece_size
 from seer_pipe.data.sources import Known, Mix, Order, apportion, open_data, order_of
 from seer_pipe.errors import UserError
 from seer_pipe.models import Trunk, multiply_adds
+from seer_pipe.models.init import NORMS
 from seer_pipe.train.build import checkpointed
 from seer_pipe.train.engines import ENGINES, engine_of
 from seer_pipe.train.traffic import IMAGES, Outlined, outlined, resolutions, shard_ranks, traffic
@@ -20,7 +21,7 @@ from seer_pipe.train.traffic import IMAGES, Outlined, outlined, resolutions, sha
 GB = 1e9
 #: Effective teraFLOP/s of a large GPU that the loader must keep up with: an upper bound for convolutions.
 FAST_GPU = 300.0
-#: Bytes that a step keeps of each output of a convolution or BatchNorm, beside the output itself: masks, gates.
+#: Bytes that a step keeps of each output of a convolution or norm, beside the output itself: masks, gates.
 KEPT_BESIDE = 0.25
 IMAGE_BYTES = 100e3  # of a web image, where the set is not at hand
 ALIKE = 0.05  # correlation of two batches of a sorted set that is too much
@@ -130,7 +131,7 @@ def estimate_memory(
     twice (the next is fetched meanwhile). Whole gradients of blocks that are not recomputed wait for the last of
     several resolutions (see `parallel.recompute`), and some engines' whole weights with them. The objective may keep
     something of each of ``samples``, the images of the set. Activations are the outputs of all convolutions, linear
-    layers and BatchNorms, as the layers of the meta network have them.
+    layers and norms, as the layers of the meta network have them.
     """
     meta = meta or outlined(config)
     network, trunk = meta.network, meta.network.trunk
@@ -181,7 +182,7 @@ def activations(config: settings.Config, meta: Outlined | None = None) -> float:
         else:
             total += (1 + KEPT_BESIDE) * output.numel()
 
-    leaves = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
+    leaves = (nn.Conv2d, nn.Linear, *NORMS)
     hooks = [
         layer.register_forward_hook(note) for layer in network.modules() if isinstance(layer, leaves) or layer in chosen
     ]
@@ -219,7 +220,7 @@ def problems(
     if derived.warmup_steps >= derived.steps:
         found.append(f"optimizer.warmup_images: the warm-up ({derived.warmup_steps} steps) is not over when the run is "
                      f"({derived.steps})")  # fmt: skip
-    found += config.objective.problems(batch, derived.images)
+    found += config.objective.problems(config, derived.images)
     if gpu_memory is not None and needed > gpu_memory:
         found.append(f"about {needed:.1f} GB a GPU are needed, more than {gpu_memory:g}: set "
                      "train.activation_checkpointing or train.accumulate, or take more GPUs")  # fmt: skip

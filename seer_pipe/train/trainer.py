@@ -114,7 +114,8 @@ class Trainer:
             if found.get("scaler"):
                 self.train_step.scaler.load_state_dict(found["scaler"])
         elif self.hooks.initialise is not None:
-            trunk = build_trunk(self.config.model.name, stem=self.config.model.stem)
+            model = self.config.model
+            trunk = build_trunk(model.name, stem=model.stem, norm=model.norm)
             self.hooks.initialise(trunk)
             for name, tensor in self.network.trunk.state_dict(keep_vars=True).items():
                 assign(tensor, trunk.state_dict()[name])

@@ -64,6 +64,20 @@ def test_places_are_those_of_the_published_grids() -> None:
     assert np.stack([view.box[0] for view in cpc]).tolist() == expected
 
 
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 10), st.floats(0.05, 1.95), st.floats(0, 1))
+def test_rows_that_are_apart_share_no_pixels(side: int, patch: float, jitter: float) -> None:
+    """And the rows in between do; of 4000 pixels, where rounding to whole ones counts for little."""
+    grid = Grid(side=side, patch=patch, jitter=jitter)
+    assert Grid(side=7, patch=1.75).apart == 2
+    views = drawn(replace(JIGSAW, scale=(1, 1), augment=STILL, grid=grid), 1, 4000, 4000)
+    tops, height = [int(view.box[0, 0]) for view in views[::side]], int(views[0].box[0, 2])
+    for above in range(side):
+        for row in range(above + 1, side):
+            shared = tops[above] + height - tops[row]
+            assert (shared <= 0.1 * height + 2) if row - above >= grid.apart else (shared > 0)
+
+
 def test_without_jitter_a_patch_is_in_the_middle_of_its_cell() -> None:
     views = drawn(replace(JIGSAW, scale=(1, 1), grid=Grid(patch=0.5, jitter=0)), 2, 120, 120)
     assert [view.box[0].tolist() for view in views[:4]] == [[10, 10, 20, 20], [10, 50, 20, 20], [10, 90, 20, 20],

@@ -71,6 +71,7 @@ def test_batchnorm_over_too_few_values_is_warned_of(folder: Path, backbone: Path
     assert "images of 32 pixels" in warning
     assert "sees 6 values" in warning
     assert few_values(build_trunk("resnet18"), 32, 256) is None
+    assert few_values(build_trunk("resnet18", norm="layer"), 32, 6) is None
     assert few_values(build_trunk("resnet18", stem="small"), 32, 6) is None
     assert few_values(build_trunk("resnet18", stem="small"), 8, 6) is not None
 

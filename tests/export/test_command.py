@@ -111,6 +111,24 @@ def test_a_run_copied_elsewhere_is_exported_without_its_data(
         call("export", copied, "--out", tmp_path / "other", "--data", pictures)
 
 
+def test_a_trunk_with_layer_norm_has_no_statistics_to_recalibrate(pictures: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(small(pictures, model={"norm": "layer"}, train={"images": 8}), run, say=lambda _: None)
+    with pytest.raises(UserError, match=r"--recalibrate: this trunk has LayerNorm \(model\.norm\)"):
+        call("export", run, "--out", tmp_path / "whole", "--recalibrate")
+    call("export", run, "--out", tmp_path / "plain")
+    trunk, back = load_run(run)[0].trunk, load_backbone(tmp_path / "plain")
+    assert back.norm_kind == "layer"
+    assert all(torch.equal(back.state_dict()[name], value) for name, value in trunk.state_dict().items())
+    with safe_open(tmp_path / "plain" / "model.safetensors", "pt") as file:
+        assert file.metadata().items() >= {"norm": "layer", "trunk": "regnety_200mf"}.items()
+        assert "batch_norm" not in file.metadata()
+    assert "regnety_200mf with LayerNorm for BatchNorm" in (tmp_path / "plain" / "README.md").read_text()
+    with pytest.raises(UserError, match=r"missing \(.*running_mean"):
+        assert start(small(pictures, train={"images": 8}), tmp_path / "other", say=lambda _: None,
+                     init_from=tmp_path / "plain")  # fmt: skip
+
+
 @pytest.mark.parametrize("method", [None, "swav"])
 def test_the_card_says_what_a_run_began_from_and_what_was_changed(
     pictures: Path, tmp_path: Path, method: str | None

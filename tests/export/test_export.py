@@ -32,11 +32,12 @@ def trained(name: str, **options):
     generator = torch.Generator().manual_seed(1)
     trunk = build_trunk(name, **options)
     for module in trunk.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.running_mean, module.bias):
-                nn.init.normal_(tensor, 0, 0.1, generator=generator)
-            for tensor in (module.running_var, module.weight):
-                nn.init.uniform_(tensor, 0.5, 1.0, generator=generator)
+        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+            for name, tensor in module.state_dict().items():
+                if name in ("running_mean", "bias"):
+                    nn.init.normal_(tensor, 0, 0.1, generator=generator)
+                if name in ("running_var", "weight"):
+                    nn.init.uniform_(tensor, 0.5, 1.0, generator=generator)
     return trunk
 
 
@@ -71,16 +72,19 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("name", "stem"),
+    ("name", "options"),
     [
-        ("regnety_400mf", "imagenet"),
-        ("regnety_200mf", "imagenet"),
-        ("resnext50_32x4d", "imagenet"),
-        ("resnet18", "small"),
+        ("regnety_400mf", {}),
+        ("regnety_200mf", {}),
+        ("resnext50_32x4d", {}),
+        ("resnet18", {"stem": "small"}),
+        ("regnety_400mf", {"norm": "layer"}),
+        ("regnety_200mf", {"norm": "layer"}),
+        ("resnet18", {"stem": "small", "norm": "layer"}),
     ],
 )
-def test_torchvision_loads_the_export(torchvision, tmp_path, monkeypatch, name, stem):
-    expected, images = export(tmp_path / "out", name, stem=stem)
+def test_torchvision_loads_the_export(torchvision, tmp_path, monkeypatch, name, options):
+    expected, images = export(tmp_path / "out", name, **options)
     assert same(run_card(tmp_path / "out", monkeypatch)(images), expected)
 
 
@@ -210,6 +214,9 @@ def test_folder_says_what_it_holds(tmp_path):
         ("resnet18", {"stem": "small"}, "timm", "torchvision"),
         ("resnet18", {"stem": "small"}, "huggingface", "torchvision"),
         ("resnet18", {"stem": "small"}, "detectron2", "torchvision"),
+        ("resnet18", {"norm": "layer"}, "timm", "no resnet18 with the imagenet stem and LayerNorm: .* as torchvision"),
+        ("regnety_400mf", {"norm": "layer"}, "huggingface", "and LayerNorm: export it as torchvision"),
+        ("resnet18", {"norm": "layer"}, "detectron2", "and LayerNorm: export it as torchvision"),
         ("resnet18", {}, "onyx", "choose torchvision"),
     ],
 )

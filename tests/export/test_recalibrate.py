@@ -36,6 +36,13 @@ def test_evaluation_then_gives_what_training_gave():
     torch.testing.assert_close(net.eval()(images), trained, atol=1e-4, rtol=1e-4)
 
 
+def test_without_batchnorm_no_image_is_looked_at():
+    trunk = build_trunk("regnety_200mf", norm="layer")
+    before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
+    recalibrate_batch_norm(trunk, (pytest.fail("an image was asked for") for _ in range(1)))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trunk.state_dict().items())
+
+
 def test_no_images_is_an_error():
     with pytest.raises(UserError, match="no images"):
         recalibrate_batch_norm(build_trunk("regnety_200mf"), [])

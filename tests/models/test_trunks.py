@@ -94,6 +94,25 @@ def test_small_stem_keeps_the_resolution(size, resolution):
     assert trunk.conv1.weight.shape == (64, 3, 3, 3)
 
 
+@pytest.mark.parametrize("name", ["regnety_200mf", "resnet18", "resnet50"])
+def test_with_layer_norm_no_image_depends_on_another(name):
+    """Also in training mode; the tensors that are left have the names, shapes and first values of the usual ones."""
+    torch.manual_seed(0)
+    usual = build_trunk(name).state_dict()
+    torch.manual_seed(0)
+    trunk = build_trunk(name, norm="layer").train()
+    assert trunk.norm_kind == "layer"
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    kept = {key: tensor for key, tensor in usual.items() if not key.endswith(statistics)}
+    assert list(trunk.state_dict()) == list(kept)
+    assert all(torch.equal(tensor, kept[key]) for key, tensor in trunk.state_dict().items())
+    images = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        found = trunk(images)
+        torch.testing.assert_close(trunk(images[1:2]), found[1:2], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(trunk(20 * images), found, rtol=1e-2, atol=1e-2)  # it takes out its own contrast
+
+
 def test_blocks_hold_all_parameters_but_the_stem():
     for name in ("regnety_400mf", "resnet50"):
         trunk = on_meta(name)

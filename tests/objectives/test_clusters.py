@@ -249,7 +249,7 @@ def test_how_even_the_labels_of_a_batch_are(name: str) -> None:
 def test_settings_that_cannot_work_are_refused_or_told() -> None:
     with pytest.raises(UserError, match=r"objective.ring 3 is less than train.batch or objective.prototypes"):
         config("sela", 3)
-    assert config("sela").objective.problems(IMAGES, 16) == [
+    assert config("sela").objective.problems(config("sela"), 16) == [
         "objective.refresh_images: there are no clusters before the first refresh, so nothing is learnt"
     ]
     with pytest.raises(UserError, match=r"the centroids of the clusters is \[3, 9, 5\], this run's \[3, 4, 5\]"):

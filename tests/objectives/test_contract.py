@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -62,6 +62,8 @@ class Case:
     problem: str = ""
     layout: str = "independent"
     patches: bool = False  # of a shuffled grid, after the crops
+    grid: dict[str, Any] = field(default_factory=dict)
+    norm: str = "batch"  # of the trunk
 
 
 CASES = {
@@ -109,6 +111,14 @@ CASES = {
     "weak_labels": Case({"name": "weak_labels", "vocabulary": "", "classes": len(KINDS), "loss": "sigmoid"}, 2, ()),
     "rotation": Case({"name": "rotation"}, 1, (), layout="quarter_turns"),
     "jigsaw": Case({"name": "jigsaw", "permutations": 5, "patch_dim": 8}, 1, (), layout="shuffled_grid"),
+    "cpc": Case(
+        {"name": "cpc", "offsets": [2, 3], "dim": 8, "hidden": 16, "blocks": 2},
+        1,
+        (),
+        layout="grid",
+        grid={"side": 4, "patch": 1.6},
+        norm="layer",
+    ),
     "relative_patch": Case({"name": "relative_patch", "hidden": 8}, 1, (), layout="grid"),
     "pirl": Case(
         {"name": "pirl", "dim": 8, "negatives": 6, "temperature": 0.2}, 1, (), {"negatives": 2000}, patches=True
@@ -157,7 +167,7 @@ def recipe(
     pictures: Path | str, name: str, crops: int | None = None, objective: dict[str, Any] | None = None, **train: Any
 ) -> settings.Config:
     case = CASES[name]
-    group = {"count": crops or case.crops, "size": 16, "scale": [0.3, 1], "layout": case.layout}
+    group = {"count": crops or case.crops, "size": 16, "scale": [0.3, 1], "layout": case.layout, "grid": case.grid}
     patches = [{**group, "count": 1, "layout": "shuffled_grid"}] if case.patches else []
     chosen = case.objective | (objective or {})
     if "vocabulary" in chosen:
@@ -168,7 +178,7 @@ def recipe(
     return small(
         pictures,
         views={"crops": [group, *patches]},
-        model={"name": "tiny"},
+        model={"name": "tiny", "norm": case.norm},
         objective=chosen,
         optimizer={"name": "sgd", "lr": 0.5, "warmup_images": 16},
         probe={"path": str(pictures), "every_images": STEPS * BATCH},
@@ -258,7 +268,10 @@ def exact(name: str) -> tuple[Tensor, dict[str, Tensor]]:
     if dist.is_initialized():
         syncbn.convert(network, None)
     network.to_empty(device="cpu")
-    init_weights(network, torch.Generator().manual_seed(0))
+    init_weights(network, begin := torch.Generator().manual_seed(0))
+    for parameter in network.parameters():
+        if not parameter.any():  # what begins at zero passes no gradient on
+            torch.nn.init.normal_(parameter, 0, 0.1, generator=begin)
     begin_copies(network)
     network.double()
     objective = config.objective.objective(network, Setup(config.views, 0, TOTAL, torch.device("cpu"), BATCH))

@@ -131,11 +131,12 @@ def test_both_collapses_are_told_and_health_is_not() -> None:
 
 def test_what_looks_wrong_is_told_and_another_size_is_refused() -> None:
     odd = DinoSettings(name="dino", freeze_images=100, teacher_warmup_images=100, teacher_temperature=0.1)
-    found = "\n".join(odd.problems(10, 100))
+    config = small("unused")
+    found = "\n".join(odd.problems(config, 100))
     assert "never moves" in found
     assert "warms up to the end" in found
     assert "above 0.07 training was found to be unstable" in found
-    assert DinoSettings(name="dino").problems(10, 100) == []
+    assert DinoSettings(name="dino").problems(config, 100) == []
     with pytest.raises(UserError, match=r"DINO's centre is \[3\], this run's \[20\]"):
         build().load_state_dict({"centre": torch.zeros(3)})
     with pytest.raises(UserError, match=r"objective\.targets names crop 4 of 2"):

@@ -363,8 +363,9 @@ def test_a_step_on_a_gpu_makes_the_host_wait_for_nothing(precision: str) -> None
     assert all(parameter.isfinite().all() for parameter in made.network.parameters())
 
 
-def test_exclusions_have_neither_decay_nor_an_adapted_rate() -> None:
-    config = recipe(EVERYTHING).model_copy(update={"model": settings.Model(name="resnet18")})
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_exclusions_have_neither_decay_nor_an_adapted_rate(norm: Any) -> None:
+    config = recipe(EVERYTHING).model_copy(update={"model": settings.Model(name="resnet18", norm=norm)})
     network = build.build_network(config)
     groups = build.parameter_groups(network, ["bias", "norm"])
     assert len(groups) == 2

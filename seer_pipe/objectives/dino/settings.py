@@ -24,7 +24,7 @@ from seer_pipe.objectives.settings import (
 from seer_pipe.section import Count, Probability
 
 if TYPE_CHECKING:
-    from seer_pipe.config import Views
+    from seer_pipe.config import Config, Views
     from seer_pipe.models import Trunk
     from seer_pipe.objectives.base import Network
     from seer_pipe.objectives.dino.objective import Dino
@@ -86,7 +86,7 @@ class DinoSettings(MomentumSettings):
             "first_momentum": self.momentum.start ** (batch / self.momentum.batch),
         }
 
-    def problems(self, batch: int, images: int) -> list[str]:
+    def problems(self, config: Config, images: int) -> list[str]:
         found = []
         if self.freeze_images >= images:
             found.append("objective.freeze_images: the last layer never moves in this run")

@@ -25,7 +25,7 @@ from seer_pipe.objectives.settings import (
 from seer_pipe.section import Count, Positive
 
 if TYPE_CHECKING:
-    from seer_pipe.config import Views
+    from seer_pipe.config import Config, Views
     from seer_pipe.models import Trunk
     from seer_pipe.objectives.base import Network
     from seer_pipe.objectives.moco_v2.objective import MocoV2
@@ -65,7 +65,7 @@ class MocoV2Settings(MomentumSettings):
     def derived(self, batch: int) -> dict[str, float]:
         return {"queue_steps": self.queue / (batch * len(self.targets))}
 
-    def problems(self, batch: int, images: int) -> list[str]:
+    def problems(self, config: Config, images: int) -> list[str]:
         if self.queue >= images * len(self.targets):
             return ["objective.queue: the random keys that it begins with are never all replaced in this run"]
         return []

@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from seer_pipe.distributed.traffic import FLOAT, Collectives
-from seer_pipe.objectives.settings import EMBEDDING_PANELS, EMBEDDING_SIGNS, Head, Panel, Settings, Setup, Sign
+from seer_pipe.objectives.settings import (
+    EMBEDDING_PANELS,
+    EMBEDDING_SIGNS,
+    Head,
+    Panel,
+    Settings,
+    Setup,
+    Sign,
+    guessing_sign,
+)
 
 if TYPE_CHECKING:
-    from seer_pipe.config import Views
+    from seer_pipe.config import Config, Views
     from seer_pipe.models import Trunk
     from seer_pipe.objectives.base import Network, Objective
 
@@ -43,7 +52,8 @@ class SimclrSettings(Settings):
         """ln(V · B − 1): all other crops of the batch are equally near."""
         return math.log(views.count * batch - 1)
 
-    def problems(self, batch: int, images: int) -> list[str]:
+    def problems(self, config: Config, images: int) -> list[str]:
+        batch = config.train.batch
         if batch >= FEW_IMAGES:
             return []
         return [f"train.batch {batch}: each crop is told from those of {batch - 1} other images; take {FEW_IMAGES} or "
@@ -64,10 +74,8 @@ class SimclrSettings(Settings):
 
     def signs(self) -> Sequence[Sign]:
         return (
-            Sign(
-                ("loss", "loss_above_chance"),
-                lambda values: abs(values["loss_above_chance"]) < 0.01 * (values["loss"] - values["loss_above_chance"]),
-                "the loss is {loss:.3f}, and {loss_above_chance:+.3f} from that of guessing among all crops",
+            guessing_sign(
+                "all crops",
                 "no crop finds its image's others: try a longer optimizer.warmup_images, another optimizer.lr, a "
                 "smaller objective.temperature",
             ),

@@ -24,7 +24,7 @@ from seer_pipe.section import Count, Positive
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from seer_pipe.config import Views
+    from seer_pipe.config import Config, Views
     from seer_pipe.models import Trunk
     from seer_pipe.objectives.base import Network
     from seer_pipe.objectives.swav.objective import Swav
@@ -97,7 +97,7 @@ class SwavSettings(Settings):
     def fitted(self, batch: int) -> list[str]:
         return [f"objective.prototypes={min(batch, self.prototypes)}"]
 
-    def problems(self, batch: int, images: int) -> list[str]:
+    def problems(self, config: Config, images: int) -> list[str]:
         found = []
         if self.freeze_images >= images:
             found.append("objective.freeze_images: the prototypes never move in this run")
