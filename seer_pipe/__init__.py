@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from seer_pipe.api import evaluate_knn as evaluate_knn
     from seer_pipe.api import evaluate_linear as evaluate_linear
     from seer_pipe.api import load_backbone as load_backbone
+    from seer_pipe.api import load_sound_backbone as load_sound_backbone
     from seer_pipe.api import pretrain as pretrain
     from seer_pipe.api import views as views
     from seer_pipe.data.samples import stream as stream
@@ -18,7 +19,16 @@ __version__ = "0.1.0"
 
 #: What is there for programs of one's own, and the module that has it.
 _HOMES = {"stream": "seer_pipe.data.samples"} | dict.fromkeys(
-    ("pretrain", "load_backbone", "evaluate_knn", "evaluate_linear", "evaluate_finetune", "views"), "seer_pipe.api"
+    (
+        "pretrain",
+        "load_backbone",
+        "load_sound_backbone",
+        "evaluate_knn",
+        "evaluate_linear",
+        "evaluate_finetune",
+        "views",
+    ),
+    "seer_pipe.api",
 )
 
 

@@ -76,6 +76,20 @@ def load_backbone(path: Place, *, untrained: bool = False, device: str = "cpu") 
     return load_subject(Path(path), untrained=untrained, device=device).trunk.eval()
 
 
+def load_sound_backbone(path: Place, *, device: str = "cpu") -> Trunk:
+    """The trunk of sounds of a run, or of a folder exported as ``full``, in evaluation mode.
+
+    It is an ``nn.Module``: spectrograms [n, 1, columns, bands], as `seer_pipe.data.sound.spectrograms` makes them, to
+    features [n, width]. A folder without one is a UserError.
+    """
+    subject = load_subject(Path(path), device=device)
+    if subject.objective is None or subject.head is None or not subject.objective.hears:
+        raise UserError(
+            f"{path}: has no trunk of sounds; give a run whose recipe has views.sound, or its export as full"
+        )
+    return subject.objective.sound_trunk(subject.head).eval()
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What features are worth by one protocol."""

@@ -70,7 +70,8 @@ def bench_data(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     crops = build_crops(recipe)
-    show(
-        measure(recipe.data, crops, recipe.train.batch, recipe.seed, world=world, device=device, seconds=seconds),
-        as_json,
-    )
+    measured = measure(
+        recipe.data, crops, recipe.views.sound, recipe.train.batch, recipe.seed, world=world, device=device,
+        seconds=seconds,
+    )  # fmt: skip
+    show(measured, as_json)

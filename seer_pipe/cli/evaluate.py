@@ -256,6 +256,19 @@ def retrieval(
 
 
 @evaluate.command()
+@as_job
+def pairs(
+    subject: Annotated[Path, typer.Argument(help="A run's folder, or its export as full.")],
+    data: Annotated[str, typer.Option(help="Shard set of pictures or clips with their sounds.")],
+    as_json: AsJson = False,
+) -> None:
+    """Find each picture's sound among all of a set, and each sound's picture: recall at 1, 5 and 10."""
+    from seer_pipe.evaluate.pairs import evaluate_pairs
+
+    _report(evaluate_pairs(subject, data), as_json, subject)
+
+
+@evaluate.command()
 def neighbours(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     data: Annotated[str, typer.Option(help="Shard set with the images.")],

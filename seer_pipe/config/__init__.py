@@ -8,6 +8,7 @@ from seer_pipe.config.loading import flat as flat
 from seer_pipe.config.loading import load as load
 from seer_pipe.config.loading import parse as parse
 from seer_pipe.config.loading import parse_objective as parse_objective
+from seer_pipe.config.loading import parse_sound as parse_sound
 from seer_pipe.config.loading import read_record as read_record
 from seer_pipe.config.loading import save as save
 from seer_pipe.config.sections import BoardName as BoardName
@@ -24,4 +25,5 @@ from seer_pipe.config.sections import Train as Train
 from seer_pipe.config.views import Augment as Augment
 from seer_pipe.config.views import Crop as Crop
 from seer_pipe.config.views import Grid as Grid
+from seer_pipe.config.views import Sound as Sound
 from seer_pipe.config.views import Views as Views

@@ -11,6 +11,7 @@ import yaml
 
 from seer_pipe.config.derived import Derived
 from seer_pipe.config.sections import Config
+from seer_pipe.config.views import Sound
 from seer_pipe.errors import UserError
 from seer_pipe.objectives import AnySettings
 from seer_pipe.section import Section, override, read_file, validate
@@ -41,6 +42,11 @@ class _Kept(Section):
 def parse_objective(tree: Mapping[str, Any], where: str) -> AnySettings:
     """The settings of an objective alone, as an export keeps them."""
     return validate(_Kept, {"objective": tree}, where).objective
+
+
+def parse_sound(tree: Mapping[str, Any], where: str) -> Sound:
+    """What is heard, as an export keeps it."""
+    return validate(Sound, tree, where)
 
 
 @dataclass(frozen=True)

@@ -311,6 +311,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
-        self.objective.check_layouts(self.views)
+        self.objective.check_kinds(self.views)
         self.objective.check(self.views, self.train.batch)
         return self

@@ -126,13 +126,52 @@ class Crop(Section):
         return round(self.size * self.grid.side / self.grid.patch) if self.patched else self.size
 
 
+class Sound(Section):
+    """The sound around the moment of the picture, as a spectrogram in decibels: 100 columns a second.
+
+    ``linear``: 24 kHz, 257 bands of equal width, as AVID has it (Morgado et al. 2021, arXiv 2004.12943). ``log_mel``:
+    16 kHz, windows of 25 ms, bands of equal width in mel. ``level`` and ``spread`` become 0 and 1.
+    """
+
+    spectrum: Literal["linear", "log_mel"] = Field("linear", description="linear: AVID's 257 bands at 24 kHz; log_mel: "
+                                                   "fewer and wider ones towards high tones, at 16 kHz")  # fmt: skip
+    bands: Annotated[int, Field(ge=8, le=100)] = Field(80, description="of log_mel")
+    seconds: Annotated[float, Field(ge=0.1, le=60)] = Field(
+        2.0, description="that are heard; what the sound lacks of them is silence"
+    )
+    shift: Rate = Field(
+        0.5, description="seconds by which the middle of the sound may be off the moment of the picture"
+    )
+    gain: tuple[Rate, Rate] = Field((0.9, 1.1), description="least and greatest factor of the loudness")
+    level: float = Field(-20.0, description="decibels of a band that become 0; the loudest tone has about 48")
+    spread: Annotated[float, Field(gt=0)] = Field(20.0, description="decibels that become 1")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Sound:
+        if self.gain[0] > self.gain[1]:
+            raise ValueError("gain must be [low, high]")
+        return self
+
+    @property
+    def rate(self) -> int:
+        """Hz that the sound is heard at."""
+        return 24_000 if self.spectrum == "linear" else 16_000
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of a spectrogram: channel, columns (time), bands (frequency)."""
+        return 1, round(100 * self.seconds), 257 if self.spectrum == "linear" else self.bands
+
+
 class Views(Section):
-    """What is cut out of an image, and how it is augmented."""
+    """What is cut out of an image, and how it is augmented; of a clip, of the frame that a moment of it shows."""
 
     crops: Annotated[list[Crop], Field(min_length=1)] = Field(
         description="groups of crops: the large ones first, for objectives name crops by their number"
     )
     augment: Augment = Augment()
+    sound: Sound | None = Field(None, description="of samples that are a picture or a clip with its sound, for "
+                                "objectives that hear it")  # fmt: skip
 
     @model_validator(mode="before")
     @classmethod
@@ -159,7 +198,7 @@ class Views(Section):
     @property
     def media(self) -> tuple[str, ...]:
         """What the samples may be, as a shard set's manifest has it: clips only where their sound is wanted too."""
-        return ("image",) if getattr(self, "sound", None) is None else ("image", "video")
+        return ("image",) if self.sound is None else ("image", "video")
 
     @property
     def largest(self) -> int:
@@ -170,3 +209,9 @@ class Views(Section):
     def count(self) -> int:
         """Crops that the network sees per image."""
         return sum(crop.seen for crop in self.crops)
+
+    @property
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """Of what the network gets per image: each crop, in order, and the spectrogram last."""
+        crops = [(3, crop.size, crop.size) for crop in self.crops for _ in range(crop.seen)]
+        return crops if self.sound is None else [*crops, self.sound.shape]

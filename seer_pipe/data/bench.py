@@ -9,16 +9,15 @@ from contextlib import closing
 from typing import Any
 
 import numpy as np
-import torch
 
-from seer_pipe.config import Data
+from seer_pipe.config import Data, Sound
 from seer_pipe.data.chunks import Samples
-from seer_pipe.data.dali import Augmenter
 from seer_pipe.data.loader import Loader
 from seer_pipe.data.order import slots_of
+from seer_pipe.data.seen import Maker, Seen
 from seer_pipe.data.sources import Mix, ShardSets, open_cache, open_data
 from seer_pipe.data.stream import Stream
-from seer_pipe.data.views import CropSpec, draw
+from seer_pipe.data.views import CropSpec
 from seer_pipe.errors import UserError
 
 ENDLESS = 1 << 40  # steps
@@ -67,7 +66,15 @@ def inspect(data: Data, batch: int, seed: int, step: int, rank: int, world: int)
 
 
 def bench(
-    data: Data, crops: Sequence[CropSpec], batch: int, seed: int, *, world: int, device: str, seconds: float
+    data: Data,
+    crops: Sequence[CropSpec],
+    sound: Sound | None,
+    batch: int,
+    seed: int,
+    *,
+    world: int,
+    device: str,
+    seconds: float,
 ) -> dict[str, Any]:
     """Images a second of rank 0 of ``world``: the stream alone, decoding and cropping alone, and both together.
 
@@ -85,14 +92,13 @@ def bench(
         raise UserError("the first batches hold images that cannot be read; run seer-ingest verify on the set")
     size = float(np.mean([len(image) for samples in some for image in samples.data if image is not None]))
 
-    def augment(augmenter: Augmenter, samples: Samples) -> list[torch.Tensor]:
-        views = draw(seed, 0, samples.places.sample, samples.height, samples.width, crops)
-        return augmenter([image for image in samples.data if image is not None], views)
+    def make(maker: Maker, samples: Samples) -> Seen:
+        return maker(samples.data, np.zeros(1, np.int64), samples.places.sample, samples.height, samples.width)
 
-    with closing(Augmenter(crops, device=device, threads=data.threads, max_batch=len(slots))) as augmenter:
-        cropped = _rate((augment(augmenter, samples) for samples in itertools.cycle(some)), len(slots), seconds)
+    with closing(Maker(crops, sound, seed=seed, device=device, threads=data.threads, max_batch=len(slots))) as maker:
+        cropped = _rate((make(maker, samples) for samples in itertools.cycle(some)), len(slots), seconds)
     loader = Loader(
-        shards, plan, slots, crops, seed=seed, device=device, threads=data.threads, ahead=data.ahead,
+        shards, plan, slots, crops, sound, seed=seed, device=device, threads=data.threads, ahead=data.ahead,
         memory=memory, cache=cache,
     )  # fmt: skip
     with closing(loader):

@@ -15,14 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from seer_pipe.config import Sound
 from seer_pipe.data.cache import Cache
 from seer_pipe.data.chunks import Samples
-from seer_pipe.data.dali import Augmenter, BadImages
+from seer_pipe.data.dali import BadImages
 from seer_pipe.data.layouts import labels, lay_out
 from seer_pipe.data.order import Ints
+from seer_pipe.data.seen import Maker
 from seer_pipe.data.sources import Order, Shards
 from seer_pipe.data.stream import Replaced, Stream
-from seer_pipe.data.views import Crops, CropSpec, draw
+from seer_pipe.data.views import CropSpec
 
 POLL = 0.2  # seconds
 PATIENCE = 5.0  # seconds that closing waits for a request that hangs
@@ -30,7 +32,8 @@ PATIENCE = 5.0  # seconds that closing waits for a request that hangs
 
 @dataclass(frozen=True)
 class Batch:
-    """``crops``: a tensor [n, 3, size, size] for each crop, normalised; n images in the order of the slots.
+    """``crops``: a tensor [n, 3, size, size] for each crop, normalised; n images in the order of the slots. Last, where
+    sound is asked for, a spectrogram [n, 1, columns, bands] of each.
 
     ``labels``: what the geometry of the views knows of each, [crops, n] int64; None where crops are independent.
     ``samples``, ``epochs`` [n] int64: the id of each image in its set or mix of sets, which stays on the host, and how
@@ -48,9 +51,9 @@ class Batch:
 class Loader:
     """The batches of one rank: the images at ``slots`` of every step, as ``crops``.
 
-    ``seed`` keys the views. ``device``: where DALI works and the tensors are, in ``layout`` and ``dtype``.
-    ``ahead``: batches made in advance; memory grows with it, the content does not change. ``memory`` and
-    ``cache``: of the ``Stream``.
+    ``sound``: what is heard of samples that are a picture or a clip with its sound. ``seed`` keys the views.
+    ``device``: where DALI works and the tensors are, in ``layout`` and ``dtype``. ``ahead``: batches made in advance;
+    memory grows with it, the content does not change. ``memory`` and ``cache``: of the ``Stream``.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Loader:
         plan: Order,
         slots: Ints,
         crops: Sequence[CropSpec],
+        sound: Sound | None = None,
         *,
         seed: int,
         device: str = "cpu",
@@ -70,10 +74,10 @@ class Loader:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self._plan, self._slots = plan, slots
-        self._crops, self._seed, self._ahead, self._device = crops, seed, ahead, device
+        self._crops, self._ahead, self._device = crops, ahead, device
         self._stream = Stream(shards, plan, slots, threads=max(4, threads), ahead=ahead, memory=memory, cache=cache)
-        self._augmenter = Augmenter(
-            crops, device=device, threads=threads, max_batch=len(slots), layout=layout, dtype=dtype
+        self._maker = Maker(
+            crops, sound, seed=seed, device=device, threads=threads, max_batch=len(slots), layout=layout, dtype=dtype
         )
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -110,7 +114,7 @@ class Loader:
             self._thread.join(PATIENCE)
         self._stream.close()
         if self._thread is None or not self._thread.is_alive():  # else it may still use it, and ends with the process
-            self._augmenter.close()
+            self._maker.close()
 
     def _produce(self, first: int, last: int, ready: queue.Queue[Batch | BaseException | None]) -> None:
         def hand_over(item: Batch | BaseException | None) -> None:
@@ -137,15 +141,16 @@ class Loader:
             if not bad:
                 try:
                     epochs = self._plan.epoch_of(step, self._slots)
-                    views, crops = self._augment(samples, epochs)
-                    ids, seen = torch.from_numpy(samples.places.sample), torch.from_numpy(epochs).to(self._device)
-                    known = labels(views, self._crops, self._device)
-                    return Batch(step, lay_out(crops, self._crops), known, ids, seen, replaced)
+                    keys = samples.places.drawn_as(self._plan.samples)
+                    seen = self._maker(samples.data, epochs, keys, samples.height, samples.width)
+                    return Batch(
+                        step,
+                        [*lay_out(seen.crops, self._crops), *seen.sounds],
+                        labels(seen.views, self._crops, self._device),
+                        torch.from_numpy(samples.places.sample),
+                        torch.from_numpy(epochs).to(self._device),
+                        replaced,
+                    )
                 except BadImages as error:
                     bad = dict(zip(error.indices, error.reasons, strict=True))
             replaced += self._stream.replace(step, samples, bad, attempts)
-
-    def _augment(self, samples: Samples, epochs: Ints) -> tuple[list[Crops], list[torch.Tensor]]:
-        keys = samples.places.drawn_as(self._plan.samples)
-        views = draw(self._seed, epochs, keys, samples.height, samples.width, self._crops)
-        return views, self._augmenter([image for image in samples.data if image is not None], views)

@@ -26,7 +26,7 @@ from seer_pipe.data.threads import Kept
 from seer_pipe.distributed.place import find_place
 from seer_pipe.errors import UserError
 from seer_pipe.section import validate
-from seer_pipe.shards import CAPTIONS
+from seer_pipe.shards import CAPTIONS, is_run, members_of
 
 Sample = dict[str, Any]
 BLOCK = 128  # samples whose rows of a sidecar are kept together
@@ -53,9 +53,10 @@ def stream(
         start: finished steps: the whole state, for any number of ranks and workers.
         data: settings of the section ``data`` of a recipe, such as ``memory_gb`` or ``cache``.
 
-    A sample is what webdataset makes of a tar: ``__key__``, ``__url__``, ``jpg`` (bytes), ``json`` (bytes: the columns
-    of the sidecar) and, where it has a column of this or the name ``caption``, ``txt``. An image that cannot be read or
-    is not what it was is replaced by another one, as in a training; more than ``max_bad_fraction`` are a UserError.
+    A sample is what webdataset makes of a tar: ``__key__``, ``__url__``, ``jpg`` (bytes; of a clip ``mp4``, ``flac``),
+    ``json`` (bytes: the columns of the sidecar) and, where it has a column of this or the name ``caption``, ``txt``. An
+    image that cannot be read or is not what it was is replaced by another one, as in a training; more than
+    ``max_bad_fraction`` are a UserError.
 
     Ranks are those of ``torch.distributed`` where it is initialised, else those of torchrun's variables. With a
     ``DataLoader`` of ``batch_size=batch // ranks`` its batches are the steps, for any number of workers.
@@ -164,7 +165,8 @@ class SampleStream(IterableDataset[Sample]):
 def sample(url: str, row: Mapping[str, Any], image: bytes) -> Sample:
     """As webdataset has it: the members of a sample by their extensions, undecoded."""
     about = {name: value for name, value in row.items() if name not in POSITION}
-    made = {"__key__": row["key"], "__url__": url, "jpg": image, "json": json.dumps(about, default=str).encode()}
+    members = members_of(image) if is_run(image) else {"jpg": image}
+    made = {"__key__": row["key"], "__url__": url, **members, "json": json.dumps(about, default=str).encode()}
     caption = next((row[name] for name in CAPTIONS if isinstance(row.get(name), str)), None)
     return made if caption is None else made | {"txt": caption.encode()}
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from seer_pipe.config import Augment, Grid
+from seer_pipe.config import Augment, Grid, Sound
 from seer_pipe.data.grids import patches, shuffled
 from seer_pipe.data.random import U64, derive_key, uniform
 
@@ -34,6 +34,8 @@ UNCHANGED = (1.0, 1.0, 1.0, 0.0)  # the brightness, contrast, saturation and hue
 _FLIP, _JITTERED, _FACTORS, _ORDER, _GREY, _BLURRED, _SIGMA, _SOLARISE = 0, 1, 2, 6, 7, 8, 9, 10
 _ONE_CHANNEL, _CHANNEL = 11, 12
 _ATTEMPT = 16
+#: In the place of a crop's number: what all views of a clip have in common, its moment.
+_MOMENT = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,29 @@ class Crops:
     def take(self, rows: Sequence[int] | Array) -> Self:
         """The same for some of the images, in the order of `rows`."""
         return type(self)(*(getattr(self, field.name)[np.asarray(rows, np.intp)] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Which picture and which sound of each of n clips."""
+
+    at: npt.NDArray[np.float64]  # [n] of the picture, as a share of the clip's length, below 1
+    shift: npt.NDArray[np.float64]  # [n] seconds from there to the middle of the sound
+    gain: npt.NDArray[np.float64]  # [n] factor of the sound's amplitude
+
+
+def draw_moments(seed: int, epoch: int | Array, sample: Array, sound: Sound) -> Moments:
+    """Those of n samples, each a function of (seed, epoch, its sample); as `draw`."""
+    key = derive_key(seed, epoch, np.asarray(sample), _MOMENT)
+    return Moments(
+        at=uniform(key, 0), shift=_between(uniform(key, 1), -sound.shift, sound.shift),
+        gain=_between(uniform(key, 2), *sound.gain),
+    )  # fmt: skip
+
+
+def middle(n: int) -> Moments:
+    """The evaluation view of n clips: the picture and the sound of the middle."""
+    return Moments(np.full(n, 0.5), np.zeros(n), np.ones(n))
 
 
 def draw(

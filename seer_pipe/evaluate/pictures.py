@@ -14,6 +14,7 @@ import pyarrow as pa
 from PIL import Image, ImageOps
 
 from seer_pipe.data.chunks import Encoded
+from seer_pipe.data.media import still
 from seer_pipe.data.order import MAX_CHUNK, Ints, Plan
 from seer_pipe.data.stream import Stream
 from seer_pipe.shards import ShardSet
@@ -76,7 +77,16 @@ class ShardPictures:
             for start in range(0, len(numbers), batch):
                 found = stream.read(plan.places(numbers[start : start + batch]))
                 columns = (found.places.sample.tolist(), found.height.tolist(), found.width.tolist(), found.data)
-                yield [Picture(*row, found.reasons.get(i, "")) for i, row in enumerate(zip(*columns, strict=True))]
+                rows = enumerate(zip(*columns, strict=True))
+                yield [_still(*row, found.reasons.get(i, "")) for i, row in rows]
+
+
+def _still(number: int, height: int, width: int, data: Encoded | None, reason: str) -> Picture:
+    """Of a sample; of a clip the frame in its middle."""
+    try:
+        return Picture(number, height, width, None if data is None else still(data), reason)
+    except OSError as error:
+        return Picture(number, height, width, None, f"does not decode: {error}")
 
 
 class FilePictures:

@@ -48,6 +48,8 @@ def export_run(
         began, supervised = f", from the weights of {init['name']}", record.init["method"] is None
     if full:
         metadata |= {"objective": config.objective.model_dump_json()}
+        if config.views.sound is not None:
+            metadata |= {"sound": config.views.sound.model_dump_json()}
     export_backbone(
         subject.trunk,
         out,

@@ -38,6 +38,7 @@ class Subject:
     images: int  # that it was trained on
     objective: Settings | None = None  # that it was trained by, where it comes with its head
     head: torch.nn.Module | None = None
+    sound: settings.Sound | None = None  # that it hears beside a picture, where it does and comes with its head
     state: Mapping[str, Any] = field(default_factory=dict)  # of a run's checkpoint, beside its tensors
 
     @property
@@ -69,7 +70,8 @@ def load_run(run: Path, *, untrained: bool = False) -> tuple[Subject, settings.C
     if found is None:
         raise UserError(f"{run}: no checkpoint yet; train it first, or use --untrained")
     network.load_state_dict(found.network)
-    subject = Subject(network.trunk, size, found.state["images"], config.objective, network.head, found.state)
+    images, sound = found.state["images"], config.views.sound
+    subject = Subject(network.trunk, size, images, config.objective, network.head, sound, found.state)
     return subject, config, network
 
 
@@ -109,7 +111,8 @@ def _load_export(folder: Path) -> Subject:
         network = objective.network(lambda: build_trunk(trunk.name, stem=trunk.stem_kind))
     network.head.to_empty(device="cpu")
     network.head.load_state_dict(head)
-    return Subject(trunk, size, images, objective, network.head)
+    sound = settings.parse_sound(json.loads(about["sound"]), str(folder)) if "sound" in about else None
+    return Subject(trunk, size, images, objective, network.head, sound)
 
 
 def recalibrate(subject: Subject, pictures: Pictures) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from seer_pipe.errors import UserError
+from seer_pipe.models.conv2d import Conv2dTrunk
 from seer_pipe.models.init import init_weights
 from seer_pipe.models.regnet import REGNETS, RegNetTrunk
 from seer_pipe.models.resnet import RESNETS, ResNetTrunk
@@ -27,13 +28,14 @@ class Family:
     """Trunks that are built alike."""
 
     names: Sequence[str]
-    make: Callable[[str, Stem], Trunk]
+    make: Callable[[str, Stem, int], Trunk]  # of the name and stem, for images of so many channels
     stems: Sequence[Stem] = ("imagenet",)
 
 
 FAMILIES = [
-    Family(tuple(REGNETS), lambda name, _: RegNetTrunk(name)),
+    Family(tuple(REGNETS), lambda name, _, channels: RegNetTrunk(name, channels)),
     Family(tuple(RESNETS), ResNetTrunk, ("imagenet", "small")),
+    Family((Conv2dTrunk.name,), lambda _name, _stem, channels: Conv2dTrunk(channels)),
 ]
 
 
@@ -42,8 +44,9 @@ def trunk_names() -> list[str]:
     return [name for family in FAMILIES for name in family.names]
 
 
-def build_trunk(name: str, *, stem: Stem = "imagenet", norm: Norm = "batch") -> Trunk:
-    """The trunk of that name, on the default device, initialised from torch's default generator.
+def build_trunk(name: str, *, stem: Stem = "imagenet", norm: Norm = "batch", channels: int = 3) -> Trunk:
+    """The trunk of that name, on the default device, initialised from torch's default generator. Spectrograms have one
+    channel, images three.
 
     On the meta device nothing is initialised: give it memory with ``to_empty``, then call `init_weights`.
     A name that torchvision has too is torchvision's architecture, so its export loads there: ``regnety_800mf``
@@ -60,7 +63,7 @@ def build_trunk(name: str, *, stem: Stem = "imagenet", norm: Norm = "batch") -> 
         raise UserError(f"{name} has no stem {stem!r}: choose {' or '.join(family.stems)}")
     device = torch.get_default_device()
     with torch.device("meta"):  # so that memory is written once, by our initialisation
-        trunk = family.make(name, stem)
+        trunk = family.make(name, stem, channels)
         if norm == "layer":
             _take_layer_norm(trunk)
     if device.type != "meta":
@@ -78,14 +81,16 @@ def _take_layer_norm(trunk: Trunk) -> None:
 
 
 @functools.cache
-def multiply_adds(name: str, size: int, *, stem: Stem = "imagenet") -> int:
-    """Multiply-adds of convolutions in the forward pass of one image of ``size`` x ``size`` pixels.
+def multiply_adds(name: str, size: int | tuple[int, int, int], *, stem: Stem = "imagenet") -> int:
+    """Multiply-adds of convolutions in the forward pass of one image of ``size`` x ``size`` pixels, or of so many
+    channels, rows and columns.
 
     A training step costs three times as many (forward, gradient of inputs, gradient of weights), four with
     activation checkpointing; one multiply-add is two floating-point operations.
     """
+    channels, height, width = (3, size, size) if isinstance(size, int) else size
     with torch.device("meta"):
-        trunk = build_trunk(name, stem=stem).eval()
+        trunk = build_trunk(name, stem=stem, channels=channels).eval()
         with FlopCounterMode(display=False) as counter:
-            trunk(torch.empty(1, 3, size, size))
+            trunk(torch.empty(1, channels, height, width))
     return counter.get_total_flops() // 2

@@ -99,12 +99,12 @@ class RegNetTrunk(Trunk):
     namings = NAMINGS
     channels_last = True
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, channels: int = 3) -> None:
         super().__init__()
         params = REGNETS[name]
         self.name, self.stem_kind, self.stages = name, "imagenet", params.stages()
         self.width = self.stages[-1][0]
-        self.stem = _conv_bn(3, STEM_WIDTH, kernel=3, stride=2)
+        self.stem = _conv_bn(channels, STEM_WIDTH, kernel=3, stride=2)
         stages: OrderedDict[str, nn.Module] = OrderedDict()
         width_in = STEM_WIDTH
         for number, (width, depth) in enumerate(self.stages, start=1):

@@ -80,14 +80,14 @@ class ResNetTrunk(Trunk):
 
     namings = NAMINGS
 
-    def __init__(self, name: str, stem: Literal["imagenet", "small"]) -> None:
+    def __init__(self, name: str, stem: Literal["imagenet", "small"], channels: int = 3) -> None:
         super().__init__()
         params = RESNETS[name]
         self.name, self.stem_kind, self.channels_last = name, stem, params.groups == 1
         self.stages = tuple((64 * 2**i * params.expansion, depth) for i, depth in enumerate(params.depths))
         self.width = self.stages[-1][0]
         small = stem == "small"
-        self.conv1 = _conv(3, STEM_WIDTH, kernel=3 if small else 7, stride=1 if small else 2)
+        self.conv1 = _conv(channels, STEM_WIDTH, kernel=3 if small else 7, stride=1 if small else 2)
         self.bn1 = nn.BatchNorm2d(STEM_WIDTH)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)

@@ -9,6 +9,7 @@ from seer_pipe.objectives.byol.settings import ByolSettings
 from seer_pipe.objectives.cpc.settings import CpcSettings
 from seer_pipe.objectives.deepcluster.settings import DeepClusterSettings
 from seer_pipe.objectives.dino.settings import DinoSettings
+from seer_pipe.objectives.image_audio.settings import ImageAudioSettings
 from seer_pipe.objectives.jigsaw.settings import JigsawSettings
 from seer_pipe.objectives.moco_v2.settings import MocoV2Settings
 from seer_pipe.objectives.moco_v3.settings import MocoV3Settings
@@ -30,6 +31,7 @@ AnySettings = Annotated[
     | CpcSettings
     | DeepClusterSettings
     | DinoSettings
+    | ImageAudioSettings
     | JigsawSettings
     | MocoV2Settings
     | MocoV3Settings

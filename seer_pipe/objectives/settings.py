@@ -150,12 +150,17 @@ class Settings(Section):
     """What the report draws besides loss, learning rate and throughput."""
     layouts: ClassVar[Collection[str]] = ("independent",)
     """Of views.crops that it takes."""
+    hears: ClassVar[bool] = False
+    """Whether it takes the sound of a sample beside its crops."""
 
     def check(self, views: Views, batch: int) -> None:
         """ValueError where these settings do not go with the views, or with a global batch of so many images."""
 
-    def check_layouts(self, views: Views) -> None:
-        """ValueError where a group of crops has a layout that the objective does not take."""
+    def check_kinds(self, views: Views) -> None:
+        """ValueError where a group of crops has a layout that the objective does not take, or sound is missing or too
+        much."""
+        if (views.sound is None) == self.hears:
+            raise ValueError(f"objective {self.name} {'needs views.sound' if self.hears else 'takes no views.sound'}")
         for crop in views.crops:
             if crop.layout not in self.layouts:
                 raise ValueError(f"objective {self.name} needs views.crops of layout {' or '.join(self.layouts)}, and "
@@ -229,6 +234,15 @@ class Settings(Section):
 
     def shares(self, head: nn.Module, features: Tensor) -> Tensor:
         """The share [n, clusters] of each cluster for pooled features [n, width]; rows sum to one."""
+        raise NotImplementedError
+
+    def partners(self, head: nn.Module, features: Tensor, sounds: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit embeddings [n, D] of pictures, by their pooled features [n, width], and of spectrograms [n, 1, columns,
+        bands], to be compared by their cosines; where it ``hears``."""
+        raise NotImplementedError
+
+    def sound_trunk(self, head: nn.Module) -> Trunk:
+        """The head's own trunk, of spectrograms; where it ``hears``."""
         raise NotImplementedError
 
 

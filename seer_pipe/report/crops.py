@@ -6,17 +6,17 @@ import io
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
 from seer_pipe.config import Config
 from seer_pipe.data.chunks import Samples
-from seer_pipe.data.dali import Augmenter, BadImages
+from seer_pipe.data.dali import BadImages
+from seer_pipe.data.seen import Maker, Seen
 from seer_pipe.data.sources import open_data
 from seer_pipe.data.stream import Stream
-from seer_pipe.data.views import UNCHANGED, Crops, draw
+from seer_pipe.data.views import UNCHANGED, Crops
 from seer_pipe.errors import UserError
-from seer_pipe.report.thumbnails import as_seen
+from seer_pipe.report.thumbnails import as_heard, as_seen
 from seer_pipe.train.build import build_crops
 
 SIDE, GAP, LINE, HEADER = 224, 8, 12, 40  # pixels
@@ -34,7 +34,7 @@ def draw_crops(config: Config, out: Path, *, images: int, step: int) -> None:
     specs = build_crops(config)
     slots = np.arange(min(images, config.train.batch))
     stream = Stream(shards, plan, slots, threads=config.data.threads)
-    augmenter = Augmenter(specs, threads=config.data.threads, max_batch=len(slots))
+    maker = Maker(specs, config.views.sound, seed=config.seed, threads=config.data.threads, max_batch=len(slots))
     try:
         samples = stream.read(plan.locate(step, slots))
         rows = [row for row in range(len(samples)) if row not in samples.reasons]
@@ -43,36 +43,38 @@ def draw_crops(config: Config, out: Path, *, images: int, step: int) -> None:
                 raise UserError(f"{config.data.path}: none of the {len(slots)} images of step {step} can be used; "
                                 "run seer-ingest verify on the set")  # fmt: skip
             usable, epochs = samples.take(rows), plan.epoch_of(step, slots[rows])
-            views = draw(config.seed, epochs, usable.places.drawn_as(plan.samples), usable.height, usable.width, specs)
+            keys = usable.places.drawn_as(plan.samples)
             try:
-                crops = augmenter([image for image in usable.data if image is not None], views)
+                seen = maker(usable.data, epochs, keys, usable.height, usable.width)
                 break
             except BadImages as error:
                 rows = [row for i, row in enumerate(rows) if i not in error.indices]
     finally:
         stream.close()
-        augmenter.close()
+        maker.close()
     names = [f"{Path(shards.paths[s]).name} no. {i}" for s, i in
              zip(usable.places.shard.tolist(), usable.places.index.tolist(), strict=True)]  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
-    _sheet(usable, names, views, crops, f"{config.name}: step {step}").save(out)
+    _sheet(usable, names, seen, f"{config.name}: step {step}").save(out)
 
 
-def _sheet(
-    samples: Samples, names: list[str], views: list[Crops], crops: list[torch.Tensor], title: str
-) -> Image.Image:
-    columns = [SIDE, *(max(crop.shape[-1], WIDTH) for crop in crops)]
+def _sheet(samples: Samples, names: list[str], seen: Seen, title: str) -> Image.Image:
+    views, crops = seen.views, seen.crops
+    sides = [(crop.shape[-1], crop.shape[-1]) for crop in crops] + [tuple(sound.shape[2:]) for sound in seen.sounds]
+    columns = [SIDE, *(max(width, WIDTH) for width, _ in sides)]
     starts = np.cumsum([GAP, *(width + GAP for width in columns)]).tolist()
-    tall = max(SIDE, *(crop.shape[-1] for crop in crops)) + 3 * LINE + GAP
+    tall = max(SIDE, *(height for _, height in sides)) + 3 * LINE + GAP
     sheet = Image.new("RGB", (starts[-1], HEADER + len(samples) * tall + GAP), "white")
     pen = ImageDraw.Draw(sheet)
     pen.text((GAP, 6), title, fill="black")
     pen.text((GAP, 22), "image, and where its crops are", fill="black")
     for place, crop in enumerate(crops):
         pen.text((starts[place + 1], 22), f"crop {place}: {crop.shape[-1]} px", fill=COLOURS[place % len(COLOURS)])
-    for row, data in enumerate(samples.data):
+    for sound in seen.sounds:
+        pen.text((starts[len(crops) + 1], 22), f"sound: {sound.shape[2]} x {sound.shape[3]}", fill="black")
+    for row, data in enumerate(seen.pictures):
         top = HEADER + row * tall
-        picture = _with_boxes(bytes(data), [crop.box[row].tolist() for crop in views])  # type: ignore[arg-type]
+        picture = _with_boxes(bytes(data), [crop.box[row].tolist() for crop in views])
         sheet.paste(picture, (starts[0], top))
         about = f"{names[row]}\n{samples.width[row]}x{samples.height[row]}"
         pen.multiline_text((starts[0], top + picture.height + 2), about, fill="black", spacing=0)
@@ -80,6 +82,8 @@ def _sheet(
             x = starts[place + 1]
             sheet.paste(as_seen(crop[row]), (x, top))
             pen.multiline_text((x, top + crop.shape[-1] + 2), _caption(view, row), fill="black", spacing=0)
+        for sound in seen.sounds:
+            sheet.paste(as_heard(sound[row]), (starts[len(crops) + 1], top))
     return sheet
 
 

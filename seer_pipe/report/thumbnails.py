@@ -12,9 +12,10 @@ import torch
 from PIL import Image, ImageOps
 
 from seer_pipe import config as settings
-from seer_pipe.data.dali import Augmenter, BadImages
+from seer_pipe.data.dali import BadImages
+from seer_pipe.data.media import still
 from seer_pipe.data.pixels import MEAN, STD
-from seer_pipe.data.views import draw
+from seer_pipe.data.seen import Maker
 from seer_pipe.shards import ShardSet
 from seer_pipe.train.build import build_crops
 
@@ -41,9 +42,9 @@ def thumbnails(shards: ShardSet, samples: Sequence[int], side: int) -> dict[int,
     return found
 
 
-def thumbnail(encoded: bytes, side: int) -> Image.Image:
-    """The middle of an image file's content, ``side`` pixels square."""
-    with Image.open(io.BytesIO(encoded)) as image:
+def thumbnail(sample: bytes, side: int) -> Image.Image:
+    """The middle of an image, or of a clip's frame in the middle, ``side`` pixels square."""
+    with Image.open(io.BytesIO(still(np.frombuffer(sample, np.uint8)).tobytes())) as image:
         image.draft("RGB", (2 * side, 2 * side))  # a large JPEG is decoded small
         return ImageOps.fit(image.convert("RGB"), (side, side))
 
@@ -56,21 +57,21 @@ def data_uri(image: Image.Image, quality: int = 80) -> str:
 
 
 def crops(shards: ShardSet, config: settings.Config, samples: Sequence[int]) -> list[list[Image.Image]]:
-    """Every crop of each image in the first epoch, as the network sees it; images that do not decode are skipped."""
-    specs = build_crops(config)
-    augmenter = Augmenter(specs, device="cpu", threads=1, max_batch=1)
+    """Every crop of each image in the first epoch, as the network sees it, and the spectrogram of its sound where that
+    hears it; what does not decode is skipped."""
+    maker = Maker(build_crops(config), config.views.sound, seed=config.seed, threads=1, max_batch=1)
     found = []
     try:
         for sample, shard, row in rows_of(shards, samples):
             try:
-                jpeg = shards.read(shard, row)
-                size = (np.array([row["height"]]), np.array([row["width"]]))
-                views = draw(config.seed, 0, np.array([sample]), *size, specs)
-                found.append([as_seen(crop[0]) for crop in augmenter([jpeg], views)])
+                data = np.frombuffer(shards.read(shard, row), np.uint8)
+                numbers = [np.array([value]) for value in (0, sample, row["height"], row["width"])]
+                seen = maker([data], *numbers)
+                found.append([as_seen(x[0]) for x in seen.crops] + [as_heard(x[0]) for x in seen.sounds])
             except (OSError, BadImages):
                 continue
     finally:
-        augmenter.close()
+        maker.close()
     return found
 
 
@@ -79,3 +80,10 @@ def as_seen(crop: torch.Tensor) -> Image.Image:
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     levels = (crop * std + mean).round().clamp(0, 255).to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).numpy())
+
+
+def as_heard(sound: torch.Tensor) -> Image.Image:
+    """A spectrogram [1, columns, bands], four spreads below the level black and four above it white; low tones are at
+    the bottom."""
+    levels = (sound[0] * 32 + 128).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(levels.T.flip(0).contiguous().numpy()).convert("RGB")

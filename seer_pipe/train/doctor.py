@@ -113,11 +113,12 @@ def each_set(config: settings.Config, order: Order, steps: int, gpus: int) -> li
 def training_flops(config: settings.Config, meta: Outlined | None = None) -> float:
     """Floating-point operations of a training step an image, without what is computed again: thrice the forward's
     for each crop that the trained trunk sees, and once for each that a momentum copy sees."""
-    name, stem, total = config.model.name, config.model.stem, 0.0
+    total = 0.0
     for module, its in (meta or outlined(config)).runs.items():
-        for shape, gradient in its if isinstance(module, Trunk) else []:
-            once = 2 * shape[0] / IMAGES * multiply_adds(name, shape[-1], stem=stem)
-            total += 3 * once if gradient else once
+        if isinstance(module, Trunk):
+            for (rows, *image), gradient in its:
+                once = 2 * rows / IMAGES * multiply_adds(module.name, tuple(image), stem=module.stem_kind)
+                total += 3 * once if gradient else once
     return total
 
 
@@ -142,7 +143,7 @@ def estimate_memory(
     share = shard_ranks(config, gpus) if sharded else 1
     recomputed = checkpointed(trunk, config.train.activation_checkpointing)
     late = [block for block in trunk.blocks() if block not in recomputed] if sharded and resolutions(config) > 1 else []
-    largest = max(sum(p.numel() for p in block.parameters()) for block in trunk.blocks())
+    largest = max(sum(p.numel() for p in unit.parameters()) for unit in network.units())
     images = config.train.batch / gpus / config.train.accumulate  # at a time
     width = 2 if half and config.train.precision != "fp32" else 4
     kept = images * width * activations(config, meta)
@@ -166,10 +167,9 @@ def estimate_memory(
 def activations(config: settings.Config, meta: Outlined | None = None) -> float:
     """Numbers that the backward pass keeps of one image, over all of its crops."""
     network, runs = meta or outlined(config)
-    trunk = network.trunk
-    chosen = set(checkpointed(trunk, config.train.activation_checkpointing))
+    chosen = set(checkpointed(network.trunk, config.train.activation_checkpointing))
     total = 0.0
-    inside = {layer: block for block in trunk.blocks() for layer in block.modules()}
+    inside = {layer: block for block in network.trunk.blocks() for layer in block.modules()}
     recomputed: dict[nn.Module, float] = {}
 
     def note(layer: nn.Module, inputs: Any, output: Any) -> None:
@@ -187,7 +187,8 @@ def activations(config: settings.Config, meta: Outlined | None = None) -> float:
         layer.register_forward_hook(note) for layer in network.modules() if isinstance(layer, leaves) or layer in chosen
     ]
     peak = 0.0
-    for (rows, *image), _ in runs[trunk]:
+    trained = [(module, call.shape) for module, its in runs.items() for call in its if call.gradient]
+    for trunk, (rows, *image) in [(module, shape) for module, shape in trained if isinstance(module, Trunk)]:
         trunk.eval()(torch.empty(rows // IMAGES, *image, device="meta"))
         peak = max([peak, *recomputed.values()])
         recomputed.clear()

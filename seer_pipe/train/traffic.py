@@ -53,8 +53,7 @@ def outlined(config: settings.Config) -> Outlined:
     kinds = (Trunk, _BatchNorm)
     watched = [*network.units(), *(module for module in network.modules() if isinstance(module, kinds))]
     hooks = [module.register_forward_pre_hook(note) for module in watched]
-    sizes = [crop.size for crop in config.views.crops for _ in range(crop.seen)]
-    network([torch.empty(IMAGES, 3, size, size, device="meta") for size in sizes])
+    network([torch.empty(IMAGES, *shape, device="meta") for shape in config.views.shapes])
     for hook in hooks:
         hook.remove()
     return Outlined(network, found)

@@ -38,6 +38,7 @@ from seer_pipe.train.health import Guard
 from seer_pipe.train.step import TrainStep
 from seer_pipe.train.traffic import traffic
 from tests.distributed import run_ranks
+from tests.media import make_pairs
 from tests.objectives.align import AlignSettings
 from tests.objectives.runs import quiet, resumed_from, spoil
 from tests.objectives.union import join, joined
@@ -64,6 +65,7 @@ class Case:
     patches: bool = False  # of a shuffled grid, after the crops
     grid: dict[str, Any] = field(default_factory=dict)
     norm: str = "batch"  # of the trunk
+    sound: dict[str, Any] | None = None
 
 
 CASES = {
@@ -123,6 +125,13 @@ CASES = {
     "pirl": Case(
         {"name": "pirl", "dim": 8, "negatives": 6, "temperature": 0.2}, 1, (), {"negatives": 2000}, patches=True
     ),
+    "image_audio": Case(
+        {"name": "image_audio", "sound_model": "tiny", "head": {"hidden": [16], "dim": 8}},
+        2,
+        (),
+        problem="7 other samples",
+        sound={"spectrum": "log_mel", "bands": 16, "seconds": 0.2},
+    ),
     "moco_v3": Case({"name": "moco_v3", "head": {"hidden": [16], "dim": 8}, "predictor": 16}, 2, (1,)),
     "align": Case({"name": "align", "dim": 8}, 2, (1, 3, 8)),
 }
@@ -141,7 +150,13 @@ on_ranks = pytest.mark.parametrize(
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_pictures(tmp_path_factory.mktemp("pictures"), [13, 0, 1, 20])
     write_vocabulary(str(folder), folder / "vocabulary", labels="folder")
+    make_pairs(heard(folder), 34)
     return folder
+
+
+def heard(pictures: Path | str) -> Path:
+    """The set of pictures with their sounds, beside that of pictures alone."""
+    return Path(f"{pictures}-heard")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -175,13 +190,14 @@ def recipe(
         chosen["vocabulary"] = (
             drawn(TOTAL, len(KINDS), most) if pictures == "unused" else str(Path(pictures, "vocabulary"))
         )
+    data = pictures if case.sound is None else heard(pictures)
     return small(
-        pictures,
-        views={"crops": [group, *patches]},
+        data,
+        views={"crops": [group, *patches], "sound": case.sound},
         model={"name": "tiny", "norm": case.norm},
         objective=chosen,
         optimizer={"name": "sgd", "lr": 0.5, "warmup_images": 16},
-        probe={"path": str(pictures), "every_images": STEPS * BATCH},
+        probe={"path": str(data), "every_images": STEPS * BATCH},
         train={"batch": BATCH, "images": STEPS * BATCH, "checkpoint_every": 1, "keep": 100, **train},
     )
 
@@ -214,8 +230,9 @@ def test_trained_examined_evaluated_exported(
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(pictures, name).model_dump(mode="json")))
     assert problem in seer_pipe("doctor", tmp_path / "recipe.yaml", "--gpus", 2, code=1 if problem else 0)
-    assert "accuracy" in seer_pipe("eval", "knn", run, "--data", pictures, "--labels", "folder")
-    seer_pipe("embed", run, pictures, "--out", tmp_path / "embeddings.parquet")
+    data = recipe(pictures, name).data.path
+    assert "accuracy" in seer_pipe("eval", "knn", run, "--data", data, "--labels", "folder")
+    seer_pipe("embed", run, data, "--out", tmp_path / "embeddings.parquet")
     seer_pipe("export", run, "--out", tmp_path / "backbone", "--format", "full")
     seer_pipe("report", run, "--out", tmp_path / "report")
     seer_pipe("atlas", run, "--out", tmp_path / "atlas", "--embeddings", tmp_path / "embeddings.parquet")
@@ -277,7 +294,7 @@ def exact(name: str) -> tuple[Tensor, dict[str, Tensor]]:
     objective = config.objective.objective(network, Setup(config.views, 0, TOTAL, torch.device("cpu"), BATCH))
     generator, world = torch.Generator().manual_seed(1), World(rank(), world_size(), torch.device("cpu"))
     for step in range(2):
-        drawn = [torch.randn(BATCH, 3, 16, 16, generator=generator).double() for _ in range(config.views.count)]
+        drawn = [torch.randn(BATCH, *shape, generator=generator).double() for shape in config.views.shapes]
         crops = [crop.chunk(world.size)[world.rank] for crop in drawn]
         now = moment(config, step * BATCH, world)
         if step and objective.refresh_images is not None:
@@ -331,7 +348,7 @@ def sent(config: settings.Config) -> dict[str, tuple[int, int]]:
     step = TrainStep(config, settings.derive(config, TOTAL, world.size), made, optimizer, world,
                      Guard(made.network, optimizer, made.objective, world.device))  # fmt: skip
     images = BATCH // world.size
-    crops = [torch.randn(images, 3, 16, 16) for _ in range(config.views.count)]
+    crops = [torch.randn(images, *shape) for shape in config.views.shapes]
     for number in range(4):  # a queue is filled
         with Counted() as mode:
             step(crops, moment(config, number * BATCH, world), log=False)
@@ -391,7 +408,7 @@ def test_pieces_are_the_whole(name: str) -> None:
         step = TrainStep(config, settings.derive(config, TOTAL), made, optimizer, ALONE, guard)
         generator = torch.Generator().manual_seed(0)
         for number in range(3):
-            crops = [torch.randn(BATCH, 3, 16, 16, generator=generator) for _ in range(config.views.count)]
+            crops = [torch.randn(BATCH, *shape, generator=generator) for shape in config.views.shapes]
             told = step(crops, moment(config, (number + 2) * BATCH), log=True)
         found.append((float(told["loss"]), dict(made.network.named_parameters())))
     assert abs(found[0][0] - found[1][0]) < 1e-5

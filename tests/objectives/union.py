@@ -13,7 +13,7 @@ from seer_pipe.objectives import AnySettings
 from seer_pipe.objectives.settings import Settings
 from tests.train.test_step import TinyTrunk
 
-TINY = Family((TinyTrunk.name,), lambda *_: TinyTrunk())
+TINY = Family((TinyTrunk.name,), lambda _name, _stem, channels: TinyTrunk(channels))
 
 
 @contextmanager

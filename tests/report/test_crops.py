@@ -14,8 +14,10 @@ from seer_pipe.data.loader import Loader
 from seer_pipe.data.pixels import MEAN, STD
 from seer_pipe.data.sources import open_data
 from seer_pipe.errors import UserError
-from seer_pipe.report.crops import GAP, HEADER, SIDE, draw_crops
+from seer_pipe.report.crops import GAP, HEADER, SIDE, WIDTH, draw_crops
+from seer_pipe.report.thumbnails import as_heard
 from seer_pipe.train.build import build_crops
+from tests.media import make_pairs
 from tests.train.helpers import make_pictures, small
 
 
@@ -52,3 +54,19 @@ def test_images_that_cannot_be_used_are_left_out(tmp_path: Path) -> None:
     (data / "00000.tar").write_bytes(bytes(1 << 20))
     with pytest.raises(UserError, match="none of the 8 images of step 0 can be used"):
         draw_crops(small(data), tmp_path / "none.png", images=8, step=0)
+
+
+def test_what_is_heard_is_drawn_beside_the_crops(tmp_path: Path) -> None:
+    views = {"crops": [{"count": 1, "size": 24, "scale": [0.3, 1]}],
+             "sound": {"spectrum": "log_mel", "bands": 16, "seconds": 0.3}}  # fmt: skip
+    config = small(make_pairs(tmp_path / "set", 8), views=views, objective={"name": "image_audio"})
+    draw_crops(config, tmp_path / "crops.png", images=3, step=2)
+    shards, plan = open_data(config.data, config.train.batch, config.seed)
+    loader = Loader(shards, plan, np.arange(8), build_crops(config), config.views.sound, seed=config.seed)
+    (batch,) = loader.batches(2, 3)
+    loader.close()
+    heard = np.asarray(as_heard(batch.crops[1][0]))
+    assert heard.shape == (16, 30, 3)  # low tones at the bottom
+    left = 3 * GAP + SIDE + WIDTH
+    sheet = np.asarray(Image.open(tmp_path / "crops.png"))
+    assert np.array_equal(sheet[HEADER : HEADER + 16, left : left + 30], heard)

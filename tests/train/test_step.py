@@ -54,9 +54,9 @@ class TinyTrunk(Trunk):
 
     name, stem_kind, width, stages = "tiny", "imagenet", 8, ((8, 1), (8, 1))
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 3) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, 2, 1, bias=False)
+        self.stem = nn.Conv2d(channels, 8, 3, 2, 1, bias=False)
         self.residual = nn.ModuleList(
             nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1, bias=False)) for _ in range(2)
         )

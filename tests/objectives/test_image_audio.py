@@ -1,0 +1,199 @@
+"""Pictures and their sounds: the loss pair by pair in float64, its metrics and signs, what a short training learns."""
+
+import colorsys
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+from typer.testing import CliRunner
+
+import seer_pipe
+from seer_pipe import config as settings
+from seer_pipe.cli import app
+from seer_pipe.config import Sound
+from seer_pipe.data.sound import spectrograms
+from seer_pipe.errors import UserError
+from seer_pipe.evaluate.pairs import evaluate_pairs, ranks
+from seer_pipe.export import Preprocessing, export_backbone
+from seer_pipe.models import build_trunk, multiply_adds
+from seer_pipe.objectives.image_audio.network import Pair
+from seer_pipe.objectives.image_audio.objective import ImageAudio
+from seer_pipe.objectives.image_audio.settings import ImageAudioSettings
+from seer_pipe.recipes import load_recipe
+from seer_pipe.run import start
+from seer_pipe.train.doctor import training_flops
+from tests.media import Members, flac, jpeg, write_pairs
+from tests.objectives.embeddings import BATCH, found
+from tests.objectives.moments import at
+from tests.objectives.runs import quiet
+
+DIM, TEMPERATURE = 6, 0.3
+SETTINGS = ImageAudioSettings(name="image_audio")
+
+
+def drawn(rows: int) -> Tensor:
+    return torch.randn(rows, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(rows))
+
+
+def reference(seen: Tensor, heard: Tensor, crops: int) -> Tensor:
+    """Each picture among all sounds, each sound among all pictures of one crop, one by one."""
+    losses = []
+    for crop in seen.view(crops, BATCH, DIM):
+        cosines = torch.stack([torch.stack([F.cosine_similarity(v, a, dim=0) for a in heard]) for v in crop])
+        for i in range(BATCH):
+            for row in (cosines[i], cosines[:, i]):
+                losses.append(-(row[i] / TEMPERATURE).exp().div((row / TEMPERATURE).exp().sum()).log())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("crops", [1, 3])
+def test_loss_and_gradient_are_the_definition(crops: int) -> None:
+    seen, heard = drawn(crops * BATCH).requires_grad_(), drawn(BATCH).requires_grad_()
+    loss, _ = ImageAudio(TEMPERATURE).loss(Pair(seen, heard), at(0))
+    expected = reference(seen, heard, crops)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    for one, other in zip(torch.autograd.grad(loss, (seen, heard)), torch.autograd.grad(expected, (seen, heard)),
+                          strict=True):  # fmt: skip
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
+
+
+def of(seen: Tensor, heard: Tensor) -> dict[str, float]:
+    _, metrics = ImageAudio(0.07).loss(Pair(seen, heard), at(0), log=True)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def test_metrics_and_signs_tell_learning_from_collapse() -> None:
+    own = torch.eye(BATCH)
+    learnt, collapsed = of(own, own), of(torch.ones(BATCH, DIM), torch.ones(BATCH, DIM))
+    assert learnt["sound_found"] == learnt["picture_found"] == 1
+    assert (learnt["positive_similarity"], learnt["negative_similarity"]) == pytest.approx((1, 0), abs=1e-6)
+    assert collapsed["loss"] == pytest.approx(math.log(BATCH), rel=1e-5)  # chance
+    assert not any(found(SETTINGS, learnt))
+    assert all(found(SETTINGS, collapsed)[:2])
+    shuffled = of(own, own.roll(1, 0))
+    assert shuffled["sound_found"] == shuffled["picture_found"] == 0
+
+
+def test_ranks_are_counted_from_the_nearest_and_equal_ones_find_nothing() -> None:
+    keys = torch.eye(4)
+    assert ranks(keys, keys, rows=3).tolist() == [1, 1, 1, 1]
+    assert ranks(F.normalize(keys + 2 * keys.roll(1, 1), dim=1), keys).tolist() == [2, 2, 2, 2]
+    assert ranks(torch.ones(4, 1), torch.ones(4, 1)).tolist() == [4, 4, 4, 4]
+
+
+def test_sound_goes_with_objectives_that_hear_alone() -> None:
+    tree: dict[str, Any] = {
+        "name": "x", "data": {"path": "x"}, "views": {"crops": [{"count": 2, "size": 64, "scale": [0.3, 1]}]},
+        "model": {"name": "resnet18"}, "objective": {"name": "image_audio"}, "optimizer": {}, "train": {"batch": 8},
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"objective image_audio needs views\.sound"):
+        settings.parse(tree, "test")
+    tree["views"]["sound"] = {"spectrum": "log_mel"}
+    assert settings.parse(tree, "test").views.shapes == [(3, 64, 64)] * 2 + [(1, 200, 80)]
+    with pytest.raises(UserError, match=r"objective simclr takes no views\.sound"):
+        settings.parse(tree | {"objective": {"name": "simclr"}}, "test")
+
+
+def test_the_audio_network_is_avids_and_any_trunk_takes_one_channel() -> None:
+    trunk = build_trunk("conv2d_10", channels=1)
+    convolutions = [layer for layer in trunk.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert [layer.out_channels for layer in convolutions] == [64, 64, 64, 128, 128, 256, 256, 512, 512]
+    assert trunk.feature_map(torch.zeros(2, *Sound().shape)).shape == (2, 512, 7, 9)
+    spectrogram = torch.randn(2, *Sound().shape)
+    assert torch.equal(trunk(spectrogram), trunk.feature_map(spectrogram).amax((2, 3)))
+    for name in ("resnet18", "regnety_200mf"):
+        other = build_trunk(name, channels=1)
+        assert other(torch.zeros(2, 1, 50, 64)).shape == (2, other.width)
+
+
+def test_both_trunks_are_counted() -> None:
+    config = load_recipe(Path("image_audio_resnet18"))
+    once = multiply_adds("resnet18", 224) + multiply_adds("conv2d_10", (1, 200, 257))
+    assert training_flops(config) == pytest.approx(3 * 2 * once)
+
+
+# ---- A gate: six colours of the ground and six of a disc, each with a tone of its own
+
+
+TONES = 6
+KINDS = TONES**2
+GATE = Sound(spectrum="log_mel", bands=32, seconds=0.2, shift=0.05)
+
+
+def pair(kind: int, dice: np.random.Generator) -> Members:
+    """A disc anywhere on a ground; two tones from anywhere, in noise."""
+    ground, disc = (tuple(round(255 * x) for x in colorsys.hsv_to_rgb(hue / TONES, 0.9, v))
+                    for hue, v in ((kind // TONES, 0.9), (kind % TONES, 0.6)))  # fmt: skip
+    image = Image.new("RGB", (40, 40), ground)
+    x, y, radius = dice.uniform(12, 28), dice.uniform(12, 28), dice.uniform(9, 13)
+    ImageDraw.Draw(image).ellipse((x - radius, y - radius, x + radius, y + radius), disc)
+    times = np.arange(8000) / 16_000
+    low, high = 300 * 1.3 ** (kind // TONES), 2000 * 1.2 ** (kind % TONES)
+    waves = [a * np.sin(2 * np.pi * (f * times + dice.random())) for f in (low, high) for a in [dice.uniform(0.2, 0.4)]]
+    return {"jpg": jpeg(image), "flac": flac((sum(waves) + dice.normal(0, 0.02, 8000)).astype(np.float32))}
+
+
+def gate_set(root: Path, instances: int, seed: int, *, shuffled: bool = False) -> Path:
+    dice = np.random.default_rng(seed)
+    drawn = [pair(kind, dice) for _ in range(instances) for kind in range(KINDS)]
+    if shuffled:
+        sounds = [drawn[i]["flac"] for i in dice.permutation(len(drawn))]
+        drawn = [members | {"flac": sound} for members, sound in zip(drawn, sounds, strict=True)]
+    return write_pairs(root, [("drawn", members, 40, 40) for members in drawn])
+
+
+def gate(data: Path) -> settings.Config:
+    tree: dict[str, Any] = {
+        "name": "gate",
+        "data": {"path": str(data)},
+        "views": {
+            "crops": [{"count": 1, "size": 24, "scale": [0.6, 1]}],
+            "augment": {"jitter_p": 0.0, "grey_p": 0.0, "blur_p": 0.0},
+            "sound": GATE.model_dump(),
+        },
+        "model": {"name": "conv2d_10"},
+        "objective": {"name": "image_audio", "head": {"hidden": [128], "dim": 32, "batch_norm": False}},
+        "optimizer": {"name": "adamw", "lr": 0.008, "warmup_images": 320, "weight_decay": 1e-4},
+        "train": {"batch": 64, "images": 3072, "threads": 1, "device": "cpu", "log_every": 25, "channels_last": True},
+    }
+    return settings.parse(tree, "gate")
+
+
+@pytest.mark.slow
+@pytest.mark.learns
+@pytest.mark.timeout(1200)
+def test_pairs_of_colours_and_tones_are_found_and_shuffled_sounds_are_not(tmp_path: Path) -> None:
+    """One sample of each kind, none of which was trained on: chance is 1 / 36."""
+    assert start(gate(gate_set(tmp_path / "train", 24, seed=0)), tmp_path / "run", say=quiet)
+    test, shuffled = gate_set(tmp_path / "test", 1, seed=1), gate_set(tmp_path / "shuffled", 1, seed=2, shuffled=True)
+    learnt, chance = (evaluate_pairs(tmp_path / "run", str(data)) for data in (test, shuffled))
+    assert learnt is not None
+    assert chance is not None
+    assert min(learnt["sound_at_1"], learnt["picture_at_1"]) > 0.95
+    assert max(chance["sound_at_1"], chance["picture_at_1"]) < 0.15
+
+    result = CliRunner().invoke(
+        app, ["export", str(tmp_path / "run"), "--out", str(tmp_path / "full"), "--format", "full"]
+    )
+    assert result.exit_code == 0, result.output
+    exported = evaluate_pairs(tmp_path / "full", str(test))
+    assert exported == learnt
+    waves = torch.randn(2, GATE.rate // 5)
+    one, other = (seer_pipe.load_sound_backbone(tmp_path / name)(spectrograms(waves, GATE)) for name in ("run", "full"))
+    assert one.shape == (2, 512)
+    assert torch.equal(one, other)
+
+
+def test_what_hears_nothing_is_refused(tmp_path: Path) -> None:
+    export_backbone(build_trunk("resnet18"), tmp_path / "deaf", images=torch.randn(2, 3, 32, 32), metadata={},
+                    preprocessing=Preprocessing(32))  # fmt: skip
+    with pytest.raises(UserError, match="hears nothing"):
+        evaluate_pairs(tmp_path / "deaf", "unused")
+    with pytest.raises(UserError, match="has no trunk of sounds"):
+        seer_pipe.load_sound_backbone(tmp_path / "deaf")
