@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seer_pipe.config import Data, derive
+from seer_pipe.config import Data, Sound, Views, derive
 from seer_pipe.data.order import Plan, slots_of
 from seer_pipe.data.rows import Indexes, Rows
 from seer_pipe.data.sources import Mix, apportion, open_data
@@ -219,6 +219,7 @@ def test_clips_are_no_images(tmp_path: Path) -> None:
     config = small(tmp_path / "set")
     with pytest.raises(UserError, match=r"set: holds video clips; what is asked for takes images"):
         train(config, tmp_path / "run")
+    assert Views(crops=config.views.crops, sound=Sound()).media == ("image", "video")  # whoever hears takes clips
 
 
 def test_sources_that_cannot_be_mixed(tmp_path: Path) -> None:
