@@ -305,7 +305,7 @@ def test_killed_at_twenty_moments_and_resumed_on_other_ranks(folder: Path, tmp_p
 def test_an_index_is_had_by_ranges_and_a_broken_one_is_told(
     proxy: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("seer_pipe.shards.SMALL", 0)
+    monkeypatch.setattr("seer_pipe.shards.sets.SMALL", 0)
     assert read(URL) == read(folder)
     proxy.fault = lambda path, n: "gone" if path.endswith("00003.parquet") else None
     for there, here in zip(read(URL), read(folder), strict=True):
