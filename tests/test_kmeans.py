@@ -91,7 +91,7 @@ def test_any_number_of_ranks(cuts: list[int]) -> None:
 
 @given(seed=st.integers(0, 2**40), n=st.integers(1, 60), width=st.integers(2, 6), clusters=st.integers(1, 20),
        kinds=st.integers(1, 30), piece=st.integers(1, 400))  # fmt: skip
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_properties(seed: int, n: int, width: int, clusters: int, kinds: int, piece: int) -> None:
     """Also where rows are repeated, fewer than clusters, or a piece at a time."""
     draws = torch.Generator().manual_seed(seed)

@@ -45,7 +45,7 @@ def make_set(root: Path, shards: list[list[bytes]]) -> ShardSet:
     return ShardSet.open(root)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.lists(st.binary(min_size=1, max_size=2000), max_size=5), min_size=1, max_size=4))
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, shards: list[list[bytes]]) -> None:
     root = tmp_path_factory.mktemp("set")

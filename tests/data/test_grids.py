@@ -26,7 +26,7 @@ def overlaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.maximum(0, bottom - top).prod(1)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.integers(0, 2**60), st.integers(1, 700), st.integers(1, 700), st.integers(2, 8), st.floats(0.05, 1.9),
     st.floats(0, 1),
@@ -64,7 +64,7 @@ def test_places_are_those_of_the_published_grids() -> None:
     assert np.stack([view.box[0] for view in cpc]).tolist() == expected
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(2, 10), st.floats(0.05, 1.95), st.floats(0, 1))
 def test_rows_that_are_apart_share_no_pixels(side: int, patch: float, jitter: float) -> None:
     """And the rows in between do; of 4000 pixels, where rounding to whole ones counts for little."""

@@ -51,7 +51,6 @@ def test_the_order_never_changes_between_versions() -> None:
     assert plan.locate(3, np.arange(8)).sample.tolist() == FROZEN_STEP
 
 
-@settings(deadline=None)
 @given(plans())
 def test_a_pass_holds_every_sample_once_but_for_less_than_a_batch(plan: Plan) -> None:
     for epoch in (0, 1, 7):
@@ -62,7 +61,6 @@ def test_a_pass_holds_every_sample_once_but_for_less_than_a_batch(plan: Plan) ->
         assert seen.max() < plan.total
 
 
-@settings(deadline=None)
 @given(plans(), st.integers(0, 50), st.data())
 def test_every_world_size_sees_the_same_batch(plan: Plan, step: int, data: st.DataObject) -> None:
     world = data.draw(st.sampled_from([w for w in range(1, plan.batch + 1) if plan.batch % w == 0]))
@@ -71,7 +69,6 @@ def test_every_world_size_sees_the_same_batch(plan: Plan, step: int, data: st.Da
     assert np.concatenate(shared).tolist() == alone.tolist()
 
 
-@settings(deadline=None)
 @given(plans(), st.integers(0, 200))
 def test_places_agree_with_each_other(plan: Plan, step: int) -> None:
     slots = np.arange(plan.batch)
@@ -92,7 +89,6 @@ def test_chunks_cover_the_set(plan: Plan) -> None:
     assert sorted(samples.tolist()) == list(range(plan.total))
 
 
-@settings(deadline=None)
 @given(plans(), st.integers(0, 100), st.integers(1, 6))
 def test_many_steps_at_once_are_the_steps_one_by_one(plan: Plan, first: int, count: int) -> None:
     steps, slots = np.arange(first, first + count), np.arange(plan.batch)
@@ -101,7 +97,6 @@ def test_many_steps_at_once_are_the_steps_one_by_one(plan: Plan, first: int, cou
     assert np.array_equal(together.sample, np.concatenate(one_by_one))
 
 
-@settings(deadline=None)
 @given(COUNTS, st.data())
 def test_what_is_excluded_is_as_if_it_were_not_there(counts: list[int], data: st.DataObject) -> None:
     total = sum(counts)
@@ -126,7 +121,7 @@ def test_what_is_excluded_is_as_if_it_were_not_there(counts: list[int], data: st
     assert sorted(members.tolist()) == kept.tolist()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(plans(), st.lists(st.integers(1, 5), min_size=3, max_size=5), st.data())
 def test_resuming_with_other_world_sizes_loses_and_repeats_nothing(
     plan: Plan, lengths: list[int], data: st.DataObject

@@ -96,7 +96,7 @@ def test_each_order_of_the_jitter(order: list[int]) -> None:
 sides = st.integers(1, 150)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.integers(0, 99), sides, sides, st.integers(1, 70), st.booleans(), st.booleans(), st.data())
 def test_the_cut_of_any_box(
     seed: int, height: int, width: int, size: int, flip: bool, between: bool, data: st.DataObject
@@ -120,7 +120,7 @@ def test_a_very_large_picture() -> None:
 STRONG = Augment(jitter_p=0.9, grey_p=0.3, channel_p=0.3, blur_p=0.7, solarise_p=0.4)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**40), st.integers(1, 300), st.integers(1, 300), st.integers(8, 50))
 def test_whole_recipes(seed: int, height: int, width: int, size: int) -> None:
     pictures = [picture(i, height, width) for i in range(2)]

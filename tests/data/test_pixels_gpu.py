@@ -66,7 +66,7 @@ def test_each_order_of_the_jitter() -> None:
 sides, sizes_cut, sizes_made = st.integers(1, 40), st.sampled_from([1, 2, 7, 12, 33]), st.sampled_from([9, 12, 20])
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 99), sides, sides, sizes_cut, st.booleans(), st.booleans(), st.data())
 def test_the_cut_of_any_box(
     seed: int, height: int, width: int, size: int, flip: bool, between: bool, data: st.DataObject
@@ -89,7 +89,7 @@ def test_a_very_tall_picture() -> None:
     assert (differences([picture(5, 1500, 21)], one(1500, 21, 20), 20) > 0.01).mean() < 2e-3
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(st.integers(0, 2**40), st.integers(1, 60), st.integers(1, 60), sizes_made)
 def test_whole_recipes_are_as_defined_and_as_on_a_cpu(seed: int, height: int, width: int, size: int) -> None:
     pictures = [picture(seed % 100, height, width)]

@@ -20,7 +20,7 @@ def picture(seed: int, height: int, width: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 99), sides, sides, st.integers(1, 64), st.data())
 def test_the_cut_is_pillows(seed: int, height: int, width: int, size: int, data: st.DataObject) -> None:
     image = picture(seed, height, width)
@@ -45,7 +45,7 @@ def test_the_cut_is_pillows_but_for_halves() -> None:
 factors = st.floats(0, 2)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 99), st.integers(12, 40), factors, factors, factors, st.floats(-0.5, 0.5), st.floats(0.1, 2.0))
 def test_the_steps_are_torchvisions(torchvision, seed, size, brightness, contrast, saturation, hue, sigma) -> None:
     from torchvision.transforms import functional as tv

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from seer_pipe.config import Data
@@ -58,7 +58,6 @@ def copies(places: Places) -> list[tuple[int, int]]:
     return list(zip(places.sample.tolist(), places.copy.tolist(), strict=True))
 
 
-@settings(deadline=None)
 @given(plans())
 def test_a_pass_holds_every_copy_once_but_for_less_than_a_batch(drawn: tuple[Plan, Times]) -> None:
     plan, times = drawn
@@ -72,7 +71,6 @@ def test_a_pass_holds_every_copy_once_but_for_less_than_a_batch(drawn: tuple[Pla
         assert len(set(places.drawn_as(plan.samples).tolist())) == len(places)  # no two views are drawn alike
 
 
-@settings(deadline=None)
 @given(plans())
 def test_chunks_and_places_cover_every_copy(drawn: tuple[Plan, Times]) -> None:
     plan, times = drawn
@@ -87,7 +85,6 @@ def test_chunks_and_places_cover_every_copy(drawn: tuple[Plan, Times]) -> None:
             assert (member.shard[0], member.index[0]) == (places.shard[row], places.index[row])
 
 
-@settings(deadline=None)
 @given(plans(), st.integers(0, 50), st.data())
 def test_every_world_size_sees_the_same_batch_at_once_from_any_step(
     drawn: tuple[Plan, Times], step: int, data: st.DataObject

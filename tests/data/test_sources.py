@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from seer_pipe.config import Data, Sound, Views, derive
@@ -52,7 +52,6 @@ def test_lanes_are_divided_by_weight(weights: list[float], lanes: int) -> None:
         assert np.all(np.abs(shares - exact) < 1)
 
 
-@settings(deadline=None)
 @given(mixes(), st.integers(0, 30))
 def test_every_source_keeps_its_own_order(mix: Mix, step: int) -> None:
     places = mix.locate(step, np.arange(mix.batch))
@@ -63,7 +62,6 @@ def test_every_source_keeps_its_own_order(mix: Mix, step: int) -> None:
         first += plan.samples
 
 
-@settings(deadline=None)
 @given(mixes(), st.integers(0, 30), st.data())
 def test_every_world_size_sees_the_same_mixed_batch(mix: Mix, step: int, data: st.DataObject) -> None:
     world = data.draw(st.sampled_from([w for w in range(1, mix.batch + 1) if mix.batch % w == 0]))
@@ -74,7 +72,6 @@ def test_every_world_size_sees_the_same_mixed_batch(mix: Mix, step: int, data: s
         assert np.array_equal(np.concatenate(shared), ask(slots))
 
 
-@settings(deadline=None)
 @given(mixes(), st.integers(0, 30))
 def test_places_of_a_mix_agree_with_each_other(mix: Mix, step: int) -> None:
     slots = np.arange(mix.batch)

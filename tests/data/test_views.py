@@ -47,7 +47,6 @@ def test_values_never_change():
 sizes = st.integers(1, 5000)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(sizes, sizes), min_size=1, max_size=40), st.integers(0, 2**63), st.integers(0, 1000))
 def test_box_is_inside_the_image_and_within_its_ranges(shapes, seed, epoch):
     height, width = np.array(shapes).T
@@ -79,7 +78,7 @@ def test_impossible_box_falls_back_to_the_centre():
     assert (whole.box == [0, 0, 100, 101]).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.permutations(range(12)), st.integers(1, 12))
 def test_views_do_not_depend_on_the_batch(order, n):
     sample, height, width = np.arange(12) * 977, np.arange(12) * 31 + 40, np.arange(12)[::-1] * 57 + 30

@@ -56,7 +56,7 @@ def test_one_image_a_class_is_enough_to_learn_from() -> None:
     assert one.accuracy(*clusters(30, 0.1, 2)) == 1.0
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.floats(0.01, 1), st.integers(0, 9), st.booleans())
 def test_a_part_has_its_share_of_every_class(labels: list[int], share: float, seed: int, keep_one: bool) -> None:
     y = torch.tensor(labels)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
@@ -39,7 +39,6 @@ SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=12).map(lambda sizes: 
 
 
 @given(sizes=SIZES, target=st.integers(0, 500), seed=st.integers(0, 2**32))
-@settings(deadline=None)
 def test_a_share_is_level(sizes: np.ndarray, target: int, seed: int) -> None:
     kept = share(sizes, target, np.random.default_rng(seed))
     assert kept.sum() == min(target, sizes.sum())
@@ -51,7 +50,6 @@ def test_a_share_is_level(sizes: np.ndarray, target: int, seed: int) -> None:
 
 
 @given(data=st.data(), seed=st.integers(0, 2**32))
-@settings(deadline=None)
 def test_an_allotment_is_level_in_every_cluster(data: st.DataObject, seed: int) -> None:
     sizes = data.draw(SIZES)
     parents = []

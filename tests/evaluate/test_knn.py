@@ -21,7 +21,7 @@ def slow_knn(queries: np.ndarray, bank: np.ndarray, labels: np.ndarray, k: int, 
     return votes
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.integers(1, 12), st.floats(0.05, 1))
 def test_against_the_formula(seed: int, k: int, temperature: float) -> None:
     rng = np.random.default_rng(seed)

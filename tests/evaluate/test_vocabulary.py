@@ -93,7 +93,7 @@ def test_lists_are_tags_and_a_label_is_one_class(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_the_same_as_counting_by_hand_in_pieces_of_any_size(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -110,7 +110,7 @@ def run(source: Source, out: Path, unit: int | None) -> UnitPlan:
 
 
 @pytest.mark.parametrize("packing", [*PACKINGS, "folder"])
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=NAMES, data=st.data())
 def test_inputs_are_stored_or_rejected_and_nothing_else(
     tmp_path_factory: pytest.TempPathFactory, packing: str, names: list[str], data: st.DataObject
@@ -181,7 +181,7 @@ PATHS = [
 ]
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.sampled_from([*PATHS, "", "ftp://x/a.jpg", "http://[x/"]), min_size=1, max_size=12))
 def test_urls_are_stored_or_rejected_and_nothing_else(
     tmp_path_factory: pytest.TempPathFactory, server: Web, rows: list[str]

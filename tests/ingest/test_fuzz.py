@@ -37,7 +37,6 @@ from tests.ingest.test_warc import ARC, ODD, RECORDS
 MOST = 1 << 20
 fuzz = settings(
     max_examples=2 * EXAMPLES,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 

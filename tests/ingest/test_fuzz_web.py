@@ -28,7 +28,7 @@ from tests.ingest.fuzz import EXAMPLES
 from tests.ingest.test_download import LENIENT, J
 
 pytestmark = pytest.mark.slow
-fuzz = settings(max_examples=EXAMPLES, deadline=None)
+fuzz = settings(max_examples=EXAMPLES)
 
 #: What a parser may stumble over.
 PARTS = [

@@ -351,7 +351,7 @@ def test_repairing_keeps_the_rows_that_are_there() -> None:
     assert differ(stored.jpeg, image.crop((0, 0, 400, stored.height))) < 4
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     image=st.sampled_from([jpeg(photo(200, 150)), jpeg(photo(200, 150), progressive=True)]),
     place=st.floats(0, 1),
@@ -368,7 +368,7 @@ def test_damage_that_a_full_decode_finds_is_found(image: bytes, place: float, pa
     simplejpeg.decode_jpeg(stored.jpeg, strict=True)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.data(), rest=st.binary(max_size=200))
 def test_no_bytes_bring_anything_but_an_image_or_a_reason(data: st.DataObject, rest: bytes) -> None:
     name, pattern = data.draw(st.sampled_from(SIGNATURES))

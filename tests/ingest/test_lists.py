@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.download import DownloadSettings
@@ -43,7 +43,6 @@ def read(path: Path | str, keep: tuple[str, ...] = (), url: str = "url") -> list
     ]
 
 
-@settings(deadline=None)
 @given(st.lists(urls))
 def test_a_line_of_text_is_a_url_whatever_is_in_it(tmp_path_factory: pytest.TempPathFactory, urls: list[str]) -> None:
     path = tmp_path_factory.mktemp("lists") / "list.txt"
@@ -51,7 +50,6 @@ def test_a_line_of_text_is_a_url_whatever_is_in_it(tmp_path_factory: pytest.Temp
     assert [row["source"] for row in read(path)] == urls
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(urls, cells)))
 def test_rows_of_csv_jsonl_and_parquet(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]) -> None:
     folder = tmp_path_factory.mktemp("lists")

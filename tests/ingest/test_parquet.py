@@ -125,7 +125,7 @@ def test_a_column_within_structures_and_columns_that_are_none(tmp_path: Path) ->
         fetched(tmp_path / "b.jsonl")
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=5).filter(any), st.data())
 def test_rows_are_found_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, groups: list[int], data: st.DataObject

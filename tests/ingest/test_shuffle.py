@@ -17,7 +17,7 @@ from tests.ingest.test_archive import write_tar
 from tests.ingest.web import jpeg
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=6).filter(any), st.integers(1, 200))
 def test_it_is_one_permutation_however_little_is_held(
     tmp_path_factory: pytest.TempPathFactory, groups: list[int], rows: int

@@ -227,7 +227,7 @@ PACKINGS = {
 
 
 @pytest.mark.parametrize("packing", sorted(PACKINGS))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     which=st.lists(st.sampled_from([*RECORDS, *ODD]), max_size=12),
     cuts=st.lists(st.floats(0, 1), max_size=6),

@@ -45,7 +45,7 @@ def test_equals_the_float64_reference(eps: float, iterations: int) -> None:
         torch.testing.assert_close(code.double(), reference(crop, eps, iterations), rtol=1e-4, atol=2e-6)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     samples=st.integers(1, 40),
     prototypes=st.integers(2, 40),

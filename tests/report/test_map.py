@@ -21,7 +21,7 @@ from seer_pipe.shards import ShardSet, put_sidecar
 from tests.report.test_atlas import script, write_embeddings
 from tests.train.helpers import make_pictures
 
-few = settings(deadline=None, max_examples=30)  # the first call compiles
+few = settings(max_examples=30)  # the first call compiles
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 
