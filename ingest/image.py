@@ -17,7 +17,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from io import BytesIO
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import simplejpeg
@@ -141,18 +141,34 @@ def process(data: bytes, settings: ImageSettings) -> Stored:
         raise BadImage(reason, " ".join(f"{format}: {message}".split())[:200]) from None
 
 
-def _check_size(width: int, height: int, settings: ImageSettings) -> None:
+class SizeLimits(Protocol):
+    """What settings of images and of media have in common."""
+
+    @property
+    def max_pixels(self) -> int: ...
+    @property
+    def min_side(self) -> int: ...
+    @property
+    def max_aspect(self) -> float: ...
+
+
+def check_size(width: int, height: int, limits: SizeLimits) -> None:
+    """BadImage where an image, or a frame, of so many pixels is not accepted."""
     size = f"{width} x {height}"
     if width < 1 or height < 1:
         raise BadImage(Reason.CORRUPT, size)
-    if width * height > settings.max_pixels:
+    if width * height > limits.max_pixels:
         raise BadImage(Reason.TOO_MANY_PIXELS, size)
-    if min(width, height) < settings.min_side:
+    if min(width, height) < limits.min_side:
         raise BadImage(Reason.TOO_SMALL, size)
-    if max(width, height) > settings.max_aspect * min(width, height):
+    if max(width, height) > limits.max_aspect * min(width, height):
         raise BadImage(Reason.BAD_ASPECT, size)
+
+
+def _check_size(width: int, height: int, settings: ImageSettings) -> None:
+    check_size(width, height, settings)
     if max(_scaled(width, height, settings)) > LONGEST_SIDE:
-        raise BadImage(Reason.TOO_LONG, size)
+        raise BadImage(Reason.TOO_LONG, f"{width} x {height}")
 
 
 def _from_jpeg(data: bytes, settings: ImageSettings) -> Stored:

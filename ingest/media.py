@@ -18,7 +18,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from ingest.formats import breaks_off, sniff_media
-from ingest.image import BadImage
+from ingest.image import BadImage, check_size
 from ingest.reasons import Reason, said
 from seer_pipe.errors import UserError
 from seer_pipe.shards import members_of
@@ -245,19 +245,6 @@ def one_thread(stream: Stream) -> Stream:
     stream.codec_context.thread_count = 1
     stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
     return stream
-
-
-def check_size(width: int, height: int, settings: MediaSettings) -> None:
-    """BadImage where a frame of so many pixels is not accepted."""
-    size = f"{width} x {height}"
-    if width < 1 or height < 1:
-        raise BadImage(Reason.CORRUPT, size)
-    if width * height > settings.max_pixels:
-        raise BadImage(Reason.TOO_MANY_PIXELS, size)
-    if min(width, height) < settings.min_side:
-        raise BadImage(Reason.TOO_SMALL, size)
-    if max(width, height) > settings.max_aspect * min(width, height):
-        raise BadImage(Reason.BAD_ASPECT, size)
 
 
 def _damaged(data: bytes, error: Exception) -> BadImage:

@@ -15,8 +15,8 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from PIL import Image
 
-from ingest.image import BadImage, phash
-from ingest.media import Clip, MediaSettings, check_size, one_thread
+from ingest.image import BadImage, check_size, phash
+from ingest.media import Clip, MediaSettings, one_thread
 from ingest.reasons import Reason
 
 if TYPE_CHECKING:
