@@ -116,6 +116,7 @@ def test_k_is_what_was_used(run: Path, pictures: Path) -> None:
     assert json.loads(call("eval", "knn", run, *how, "--k", 200).stdout)["k"] == 39
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_written_to(run: Path, pictures: Path, tmp_path: Path) -> None:
     """An archive's, or a colleague's."""
     there = tmp_path / "run"

@@ -146,6 +146,7 @@ def test_what_no_library_knows_is_said() -> None:
     assert status_of(FileNotFoundError(2, "no")) is None
 
 
+@pytest.mark.slow
 def test_public_tars_are_indexed_and_trained_from_without_a_copy(site: tuple[Path, str], tmp_path: Path) -> None:
     """As they stand on a web server; and a shard set that is there whole, with loader processes."""
     folder, url = site

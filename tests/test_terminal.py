@@ -74,6 +74,7 @@ def read(terminal: int, until: str) -> str:
     return seen
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_bar_and_ctrl_c_ends_it(recipe: Path, tmp_path: Path) -> None:
     words = ["-m", "seer_pipe", "train", recipe, "train.images=80000", "--out", tmp_path / "run"]
     with terminal(sys.executable, *words) as (process, ours):
@@ -94,6 +95,7 @@ def test_a_terminal_shows_a_bar_and_ctrl_c_ends_it(recipe: Path, tmp_path: Path)
     assert list((tmp_path / "run/checkpoints").glob("*/COMMITTED.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nohup", [False, True])
 def test_a_closed_terminal_commits_a_checkpoint_and_under_nohup_changes_nothing(
     recipe: Path, tmp_path: Path, nohup: bool
@@ -110,6 +112,7 @@ def test_a_closed_terminal_commits_a_checkpoint_and_under_nohup_changes_nothing(
     assert (run / f"checkpoints/step-{last['step']:08d}/COMMITTED.json").exists()
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_end_a_run(recipe: Path, tmp_path: Path) -> None:
     words = ["train", str(recipe), "--out", str(tmp_path / "run")]
     with subprocess.Popen(

@@ -34,6 +34,7 @@ def alive(pid: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_each_part_has_its_turn_whatever_the_others_do(frame: ModuleType, tmp_path: Path) -> None:
     def part(name: str, code: str, limit: float = 60) -> object:
         return frame.Part(name, limit, [sys.executable, "-c", code])
@@ -138,6 +139,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return gpu_parts
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_or_hangs_is_said_and_leaves_nothing(
     parts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,7 @@ def test_expired_credentials_stop_the_run(proxy: Proxy) -> None:
         read(URL)
 
 
+@pytest.mark.slow
 def test_a_silent_store_stops_the_run_and_is_no_shard_s_fault(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(S3Store, "PATIENCE", 0.5)
     shards = ShardSet.open(URL)

@@ -125,6 +125,7 @@ def test_bad_bytes_are_replaced_by_rule_and_shift_nothing(tmp_path: Path) -> Non
         assert same == [(one.step, slot) not in replaced for slot in range(8)]
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_gone_from_the_store_is_replaced_as_one_from_a_folder(tmp_path: Path, s3: Any) -> None:
     root = make_pictures(tmp_path / "set", [17, 9, 31])
     s3.create_bucket(Bucket="hurt")

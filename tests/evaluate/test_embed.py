@@ -74,6 +74,7 @@ def test_a_backbone_alone_names_no_clusters_and_a_full_export_the_runs(
         list(assign_files(tmp_path / "torchvision", [pictures]))
 
 
+@pytest.mark.slow
 def test_two_ranks_write_what_one_does(run: Path, pictures: Path, tmp_path: Path) -> None:
     embed(run, str(pictures), tmp_path / "one.parquet", part=8)
     results = run_ranks(2, embed, run, str(pictures), tmp_path / "two.parquet")
@@ -95,6 +96,7 @@ def test_shares_write_what_one_process_does(run: Path, pictures: Path, tmp_path:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["e.parquet", "one.parquet"]
 
 
+@pytest.mark.slow
 def test_goes_on_after_a_kill(run: Path, pictures: Path, tmp_path: Path) -> None:
     out, parts = tmp_path / "e.parquet", tmp_path / "e.parquet.parts"
     code = f"from pathlib import Path; from seer_pipe.evaluate.embed import embed; embed(Path({str(run)!r}), " \

@@ -132,6 +132,7 @@ def test_a_number_that_is_none_is_no_label(tmp_path: Path) -> None:
     assert (found.classes, found.left_out["without_label"]) == (["1.0", "2.0"], 2)
 
 
+@pytest.mark.slow
 def test_two_ranks_find_what_one_finds(folder: Path, shards: Path, backbone: Path) -> None:
     how = {"k": 3, "temperature": 0.07, "untrained": False}
     alone = evaluate_knn(backbone, str(shards), "folder", None, **how)

@@ -86,6 +86,7 @@ def test_the_best_stage_may_be_an_earlier_one(spoilt: Path, folder: Path, monkey
     assert {f"knn-stage{n}-0" for n in range(1, 5)} <= set(kept(spoilt))
 
 
+@pytest.mark.slow
 def test_every_verb_takes_a_stage(spoilt: Path, folder: Path, shards: Path, tmp_path: Path) -> None:
     last = evaluate_retrieval(spoilt, str(shards), untrained=False)
     assert (last["stage"], last["pooling"], last["features"]) == (4, "1x1", 512)

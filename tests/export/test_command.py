@@ -111,6 +111,7 @@ def test_a_run_copied_elsewhere_is_exported_without_its_data(
         call("export", copied, "--out", tmp_path / "other", "--data", pictures)
 
 
+@pytest.mark.slow
 def test_a_trunk_with_layer_norm_has_no_statistics_to_recalibrate(pictures: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(small(pictures, model={"norm": "layer"}, train={"images": 8}), run, say=lambda _: None)
@@ -129,6 +130,7 @@ def test_a_trunk_with_layer_norm_has_no_statistics_to_recalibrate(pictures: Path
                      init_from=tmp_path / "plain")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [None, "swav"])
 def test_the_card_says_what_a_run_began_from_and_what_was_changed(
     pictures: Path, tmp_path: Path, method: str | None

@@ -248,6 +248,7 @@ def test_an_export_that_does_not_come_back_the_same_leaves_nothing(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_onnx_is_one_file_that_takes_any_number_and_size_of_images(tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")

@@ -16,6 +16,7 @@ from seer_pipe.export.match import nearest_trunk
 from seer_pipe.models import build_trunk, trunk_names
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_torchvisions_checkpoint_in_one_command(torchvision, tmp_path: Path) -> None:
     theirs = torchvision.models.regnet_y_400mf().eval()

@@ -82,6 +82,7 @@ def test_from_swav(tmp_path):
     assert torch.equal(trunk.layer4[2].conv3.weight, source.layer4[2].conv3.weight)
 
 
+@pytest.mark.slow
 def test_an_export_for_another_trunk_is_named_as_such(tmp_path):
     save_file(build_trunk("resnet18").state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(

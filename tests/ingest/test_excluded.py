@@ -104,6 +104,7 @@ def test_a_list_of_another_set_is_not_touched(root: Path, tmp_path: Path) -> Non
     assert (root / EXCLUDED).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_on_s3(s3: Any, tmp_path: Path) -> None:
     s3.create_bucket(Bucket="excluded")
     make_set("s3://excluded/set", [[encoded(picture(0)), encoded(picture(1))]])

@@ -19,6 +19,7 @@ def made(root: Path) -> dict[str, bytes]:
     return {name: data for name, data in files(root).items() if not name.startswith("jobs/")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--shuffle"]])
 def test_jobs_make_what_one_process_makes(tmp_path: Path, server: Web, options: list[str]) -> None:
     (tmp_path / "list.txt").write_text("".join(server.url(f"/jpeg/{number % 25}\n") for number in range(30)))
@@ -34,6 +35,7 @@ def test_jobs_make_what_one_process_makes(tmp_path: Path, server: Web, options: 
     assert len(list((tmp_path / "many" / "jobs").glob("*submitted.pkl"))) == 3
 
 
+@pytest.mark.slow
 def test_a_killed_job_is_told_and_its_units_are_done_next_time(tmp_path: Path, server: Web) -> None:
     (tmp_path / "list.txt").write_text(server.url("/jpeg/1\n") + server.url("/silent\n"))
     listed, out = tmp_path / "list.txt", tmp_path / "out"

@@ -57,8 +57,9 @@ class Server:
             return asking.connect_ex(("127.0.8.10", self.port)) == 0
 
 
-@pytest.mark.parametrize("times", [2, pytest.param(12, marks=pytest.mark.slow)])
-def test_a_server_that_is_killed_and_comes_back_costs_no_url(tmp_path: Path, times: int) -> None:
+@pytest.mark.slow
+def test_a_server_that_is_killed_and_comes_back_costs_no_url(tmp_path: Path) -> None:
+    times = 12
     server, draw, count = Server(), random.Random(times), 150 * times
     urls = [f"http://127.0.8.10:{server.port}/{number}" for number in range(count)]
     (tmp_path / "list.txt").write_text("\n".join(urls))

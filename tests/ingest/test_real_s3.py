@@ -82,6 +82,7 @@ def whole(tmp_path: Path) -> dict[str, bytes]:
     return files(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_is_waited_for(tmp_path: Path, rclone: Rclone, server: Web) -> None:
     with interrupted(tmp_path, rclone, server, COMMAND) as run:
         rclone.start()
@@ -90,6 +91,7 @@ def test_a_server_that_comes_back_is_waited_for(tmp_path: Path, rclone: Rclone, 
     assert files(rclone.root / "images" / "out") == whole(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_server_that_stays_away_is_one_line(tmp_path: Path, rclone: Rclone, server: Web) -> None:
     with interrupted(tmp_path, rclone, server, [sys.executable, "-c", IMPATIENT]) as run:
         _, said = run.communicate(timeout=200)

@@ -50,6 +50,7 @@ def objects(bucket: str, prefix: str) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_out_to_s3_and_in_from_it(tmp_path: Path, bucket: str) -> None:
     folder = fill(tmp_path / "in", 20)
     for out in (tmp_path / "out", f"s3://{bucket}/set"):
@@ -98,6 +99,7 @@ def test_a_bucket_that_is_not_there_is_one_line(tmp_path: Path, bucket: str) -> 
     assert run.stderr == "error: s3://nowhere/set: there is no bucket nowhere\n"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bucket")
 def test_a_prefix_is_a_folder_and_a_key_is_as_it_is(tmp_path: Path) -> None:
     client, bucket = boto3.client("s3"), "prefixes"  # one that no other test writes into

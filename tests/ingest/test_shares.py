@@ -39,6 +39,7 @@ def put(store: Store, given: Sign) -> None:
     store.put(path_of(Share.parse(given.share)), json.dumps(dataclasses.asdict(given)).encode())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "s3"])
 def test_shares_in_any_order_make_what_one_process_makes(tmp_path: Path, s3: Any, kind: str) -> None:
     folder, out = fill(tmp_path / "in", 10), tmp_path / "shares"

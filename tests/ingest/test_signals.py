@@ -45,6 +45,7 @@ def test_the_first_stops_cleanly(tmp_path: Path, server: Web, number: signal.Sig
     assert [row["source"] for row in stored(out)] == urls
 
 
+@pytest.mark.slow
 def test_the_second_ends_at_once(tmp_path: Path) -> None:
     """While a decoder hangs, which a clean stop waits for. What is left behind is cleared by the next run."""
     folder, out, told = fill(tmp_path / "in", 3), tmp_path / "out", tmp_path / "told"

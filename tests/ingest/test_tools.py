@@ -112,6 +112,7 @@ def test_a_sound_set_has_no_problems(root: Path, images: bool) -> None:
     assert problems(root, images) == []
 
 
+@pytest.mark.slow
 def test_a_set_on_s3_is_verified_and_counted(s3: Any) -> None:
     s3.create_bucket(Bucket="tools")
     url = "s3://tools/set"

@@ -167,6 +167,7 @@ def sharded_init() -> bool:
     return all(torch.equal(a, b) for a, b in zip(parts, whole.state_dict().values(), strict=True))
 
 
+@pytest.mark.slow
 def test_sharded_trunk_starts_from_the_same_weights():
     assert run_ranks(2, sharded_init) == [True, True]
 

@@ -128,23 +128,23 @@ def test_turns_show_their_chance(pictures: Path, tmp_path: Path) -> None:
     assert "(chance 1.3863)" in next(line for line in said if line.startswith("step 1/"))
 
 
-def as_ranks(pictures: str, folder: str, names: list[str]) -> None:
+def as_ranks(pictures: str, folder: str) -> None:
     """All that two ranks are to do, in one start of them."""
     join(*PIONEERS)
-    for name, parallel in [("ring", "ddp"), *((name, "fsdp2") for name in names)]:
+    for name, parallel in [("ring", "ddp"), *((name, "fsdp2") for name in CROPS)]:
         config = recipe(pictures, name, parallel=parallel)
         assert start(config, Path(folder, f"{name}-{parallel}"), say=quiet)
     assert start(recipe(pictures, "bank", parallel="fsdp2"), Path(folder, "bank-moved"), say=quiet)
 
 
-@pytest.mark.parametrize("names", [["ring", "bank"], pytest.param(list(CROPS), marks=pytest.mark.slow)], ids=len)
-def test_two_ranks_are_one(pictures: Path, tmp_path: Path, names: list[str]) -> None:
+@pytest.mark.slow
+def test_two_ranks_are_one(pictures: Path, tmp_path: Path) -> None:
     """Sharded and replicated, and state of a run that was begun by one rank, and by two."""
-    for name in names:
+    for name in CROPS:
         assert start(recipe(pictures, name), tmp_path / name, say=quiet)
     shutil.copytree(tmp_path / "bank", tmp_path / "bank-moved")
     Checkpoints(store_of(tmp_path / "bank-moved")).give_up_after(4)
-    run_ranks(2, as_ranks, str(pictures), str(tmp_path), names)
+    run_ranks(2, as_ranks, str(pictures), str(tmp_path))
     back = resumed_from(recipe(pictures, "bank"), tmp_path / "bank-fsdp2", 4)
     for run in (*tmp_path.glob("*-fsdp2"), *tmp_path.glob("*-ddp"), tmp_path / "bank-moved", back):
         alone = tmp_path / run.name.partition("-")[0]

@@ -212,6 +212,7 @@ def test_sixteen_thousand_clusters_of_a_million_images(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000  # KiB
 
 
+@pytest.mark.slow
 def test_a_picture_is_searched_for(tmp_path: Path) -> None:
     pictures = make_pictures(tmp_path / "set", [24])
     assert train(small(pictures, train={"images": 16}), tmp_path / "run", say=lambda _: None)

@@ -61,6 +61,7 @@ def first_weights(parallel: str) -> tuple[dict[str, Tensor], int]:
     return {name: whole(tensor) for name, tensor in network.state_dict().items()}, live.peak
 
 
+@pytest.mark.slow
 def test_first_weights_are_the_same_however_they_are_spread() -> None:
     alone = build_network(recipe()).state_dict()
     for world, parallel in ((1, "none"), (2, "ddp"), (3, "fsdp2")):
@@ -69,6 +70,7 @@ def test_first_weights_are_the_same_however_they_are_spread() -> None:
             assert [name for name in alone if not torch.equal(weights[name], alone[name])] == []
 
 
+@pytest.mark.slow
 def test_a_sharded_network_never_stands_whole() -> None:
     network = build_network(recipe())
     sizes = [4 * parameter.numel() for parameter in network.parameters()]
@@ -113,6 +115,7 @@ def peak_of_a_step(train: dict[str, Any]) -> int:
     return live.peak
 
 
+@pytest.mark.slow
 def test_nor_does_its_gradient_where_blocks_are_recomputed() -> None:
     """Without recomputation autograd holds the gradients of the first resolution back, for all blocks.
 

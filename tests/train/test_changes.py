@@ -76,6 +76,7 @@ def test_a_refused_resume_ends_all_ranks(pictures: Path, finished: Path) -> None
     assert held(finished) == before
 
 
+@pytest.mark.slow
 def test_before_the_first_step_a_corrected_setting_is_taken(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +97,7 @@ def test_before_the_first_step_a_corrected_setting_is_taken(
     assert settings.load(run / "config.yaml") == right
 
 
+@pytest.mark.slow
 def test_a_longer_run_under_a_constant_schedule_is_exact(pictures: Path, tmp_path: Path) -> None:
     short, long = (small(pictures, optimizer=CONSTANT, train={"images": images}) for images in (16, 40))
     assert train(long, tmp_path / "straight", quiet)
@@ -116,6 +118,7 @@ def test_the_length_is_not_free_where_any_schedule_ends_with_the_run(monkeypatch
     assert differing() == ["train.images"]
 
 
+@pytest.mark.slow
 def test_rate_batch_and_length_are_changed_on_purpose(pictures: Path, tmp_path: Path) -> None:
     """Recorded, counted in images, with data of a new epoch; and resumed exactly after it was stopped again."""
     before = small(pictures, train={"images": 24})
@@ -153,6 +156,7 @@ def test_rate_batch_and_length_are_changed_on_purpose(pictures: Path, tmp_path: 
         train(before, run, quiet)
 
 
+@pytest.mark.slow
 def test_other_first_weights_are_refused_once_steps_are_finished(
     pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +200,7 @@ def test_steps_and_images_follow_from_any_place_of_a_run(finished: int, images_i
         )
 
 
+@pytest.mark.slow
 def test_before_the_first_step_another_shard_set_is_taken(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ def examined(config: settings.Config, images: int, gpus: int, gpu_memory: float 
     return examine(config, supposed(config, images), gpus, gpu_memory)
 
 
+@pytest.mark.slow
 def test_published_recipes_look_right_at_their_published_size() -> None:
     for name, images, gpus, gpu_memory in (
         ("regnety_16gf", 1_281_167, 64, 32.0),
@@ -54,6 +55,7 @@ def test_operations_are_those_of_the_crops() -> None:
     assert training_flops(published("seer_10b")) == pytest.approx(19.6e12, rel=0.03)
 
 
+@pytest.mark.slow
 def test_weights_and_optimizer_are_counted_by_sharding() -> None:
     config = small("unused")
     parameters = sum(p.numel() for p in build_network(config).parameters())
@@ -119,6 +121,7 @@ def test_what_looks_wrong_is_said(change: dict, gpus: int, told: str) -> None:
     assert any(told in problem for problem in examined(config, 1000, gpus)["problems"])
 
 
+@pytest.mark.slow
 def test_the_verb_prints_and_needs_no_data() -> None:
     recipe, run = "regnety_16gf", CliRunner().invoke
     told = run(app, ["doctor", recipe, "--images", "1281167", "--gpus", "64", "--gpu-memory", "80", "--json"])

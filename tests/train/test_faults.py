@@ -57,6 +57,7 @@ def straight(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_asked_to_stop_in_every_phase(
     straight: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +207,7 @@ def kept_full(disk: Path) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_a_while(straight: Path, pictures: Path, small_disk: Path) -> None:
     """A save that finds no room is told, leaves nothing behind, and the run goes on; the next may succeed."""
     run, said = small_disk / "run", []

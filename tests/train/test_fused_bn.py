@@ -158,6 +158,7 @@ for name in ("_moments", "_normalise", "_gradient_sums", "_gradient"):
 """
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     result = subprocess.run(

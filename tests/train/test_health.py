@@ -140,6 +140,7 @@ def test_a_few_bad_steps_are_skipped(pictures: Path, tmp_path: Path, honest_loss
     json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[3], parse_constant=pytest.fail)
 
 
+@pytest.mark.slow
 def test_many_roll_back_to_other_data(pictures: Path, tmp_path: Path, honest_loss: None) -> None:
     """Calls 8 to 10 are bad, so the run goes back to step 6 and on with the batch after the third bad one."""
     spoil({8, 9, 10})
@@ -153,6 +154,7 @@ def test_many_roll_back_to_other_data(pictures: Path, tmp_path: Path, honest_los
     assert all("loss" in row for row in rows)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_while_it_is_ill_goes_on_exactly(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +209,7 @@ def ill_rank(data: str, run: str, parallel: str) -> tuple[list[Any], float]:
     return [event for event in read_events(Path(run)) if event["event"] == "skip"], peak_memory(torch.device("cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
 def test_a_bad_loss_of_one_rank_is_skipped_by_all(pictures: Path, tmp_path: Path, parallel: str) -> None:
     found = run_ranks(2, ill_rank, str(pictures), str(tmp_path / "run"), parallel)
@@ -313,6 +316,7 @@ def test_a_number_of_all_ranks_says_what_it_is_of_them() -> None:
     assert set(OVER_RANKS) == {name for panel in MORE_PANELS if "rank" in panel.title for name in panel.metrics}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peak", [None, 1e12])
 def test_mfu_is_logged_where_the_peak_is_known(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peak: float | None

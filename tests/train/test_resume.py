@@ -79,14 +79,14 @@ def spy_on_batches(seen: list[torch.Tensor]) -> Callable[..., Any]:
     return honest
 
 
-@pytest.mark.parametrize(
-    "parallel", ["fsdp2", *(pytest.param(w, marks=pytest.mark.slow) for w in ("ddp", "fairscale"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["fsdp2", "ddp", "fairscale"])
 def test_two_ranks(pictures: Path, tmp_path: Path, parallel: str) -> None:
     run_ranks(2, as_rank, str(pictures), str(tmp_path), parallel)
     assert_same_run(tmp_path / "straight", tmp_path / "stopped")
 
 
+@pytest.mark.slow
 def test_other_numbers_of_ranks_see_the_same_batches(pictures: Path, tmp_path: Path) -> None:
     """Begun alone, continued by two that share its weights: the pixels are the same, and the loss but for the order of
     its sums, whose last bits every step enlarges a little. The memory layout is another then, too."""

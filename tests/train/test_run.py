@@ -43,6 +43,7 @@ def test_a_run_leaves_what_it_should(straight: Path) -> None:
     assert told == [("start", 0), *[("checkpoint", step) for step in (0, 3, 6, 9, 12)], ("done", 12)]
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_changes_nothing(straight: Path, pictures: Path, tmp_path: Path) -> None:
     config = small(pictures, train={"activation_checkpointing": True})
     assert train(config, tmp_path / "run", say=lambda _: None)
@@ -74,6 +75,7 @@ def test_uncommitted_files_do_not_exist(straight: Path, pictures: Path, tmp_path
     assert_same_weights(straight, run)
 
 
+@pytest.mark.slow
 def test_bad_images_are_replaced_and_told(pictures: Path, tmp_path: Path) -> None:
     data = make_pictures(tmp_path / "data", [13, 0, 1, 20])
     spoil_pictures(data, 2)

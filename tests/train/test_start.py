@@ -41,6 +41,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_pictures(tmp_path_factory.mktemp("pictures"), [13, 0, 1, 20])
 
 
+@pytest.mark.slow
 def test_first_weights_fresh_starts_and_the_probe(pictures: Path, tmp_path: Path) -> None:
     """A run of two steps from given weights, measured at its end, and begun anew without losing it."""
     run = tmp_path / "run"
@@ -111,6 +112,7 @@ def as_released_by_swav(file: Path) -> tuple[str, nn.Module]:
     return "resnet18", source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [made_by_torchvision, made_by_timm, as_released_by_seer, as_released_by_swav],
     ids=["torchvision", "timm", "SEER", "SwAV"],

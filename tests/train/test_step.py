@@ -198,6 +198,7 @@ def test_fsdp2_equals_one_process_over_twenty_steps(choices: list[dict[str, Any]
     compare(choices, world, 20)
 
 
+@pytest.mark.slow
 def test_hybrid_sharding_equals_full_sharding() -> None:
     full, hybrid = (run_ranks(4, run, EVERYTHING, {"parallel": "fsdp2"} | t, 3)[1] for t in ({}, {"shard_within": 2}))
     assert_equal(full, hybrid, 1e-6)

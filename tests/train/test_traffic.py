@@ -93,6 +93,7 @@ SHARDED: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_sharded_ranks_call_what_is_told(world: int) -> None:
     for choice, found in zip(SHARDED, run_ranks(world, counted_each, SHARDED)[0], strict=True):
