@@ -117,7 +117,7 @@ def one_tar_members(data: BinaryIO) -> Iterator[Member]:
 def zip_members(data: BinaryIO) -> Iterator[Member]:
     with zipfile.ZipFile(data) as archive:
         for place, info in enumerate(archive.infolist()):
-            if info.is_dir():
+            if info.filename.endswith("/"):  # its is_dir fails on an empty name in Python 3.11
                 continue
             name = info.filename.encode("utf-8", "backslashreplace").decode()
             if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):

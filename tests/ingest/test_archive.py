@@ -215,6 +215,18 @@ def test_an_archive_whose_own_name_is_no_text(tmp_path: Path) -> None:
     assert (run.returncode, "rename it" in run.stderr) == (2, True)
 
 
+def test_a_member_of_a_zip_may_have_no_name(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name, data in (("", jpeg(0)), ("b.jpg", jpeg(1))):
+            info = zipfile.ZipInfo("some")
+            info.filename = name
+            with archive.open(info, "w") as file:
+                file.write(data)
+    run = seer_ingest("archive", tmp_path / "a.zip", "--out", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    assert [row["source"] for row in stored(tmp_path / "out")] == ["a.zip/", "a.zip/b.jpg"]
+
+
 def test_another_list_of_archives_is_another_run(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", [("1.jpg", tarfile.REGTYPE, jpeg(1))])
     before = ArchiveSource(str(path), 1).identity
