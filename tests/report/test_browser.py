@@ -318,7 +318,8 @@ def test_the_map_lets_the_page_scroll(browser: Any, pages: dict[str, Path]) -> N
 
     wait(wheeled)
     assert browser.execute_script("return view.scale === fitting()")
-    browser.execute_script("scrollTo(0, 0)")
+    at_rest = "scrollTo(0, 0); return new Promise(done => setTimeout(() => done(scrollY === 0), 300))"
+    wait(lambda: browser.execute_script(at_rest))  # a turn of the wheel runs out slowly
     drag(browser, [(x - 30, y), (x + 30, y)], [(-60, 0), (60, 0)])
     assert browser.execute_script("return view.scale / fitting()") == pytest.approx(3, rel=0.2)
     browser.execute_script("by('whole').click()")
