@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ TEMPORARY = FolderStore.TEMPORARY  # what a killed run leaves behind begins so
 INPUTS, ABOUT = "inputs.parquet", "ingest.json"
 UNIT_BYTES = 1 << 30  # of inputs, where sizes are known beforehand: a shard is not to grow without bounds
 DUPLICATE = "duplicate"  # column: whether the same source stands in an earlier row
+_READING = Lock()  # one file takes no two reads at once: pyarrow keeps the ranges of a read in it
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,15 @@ class UnitPlan:
     def _file(self) -> pq.ParquetFile:
         return pq.ParquetFile(self.store.local_path(INPUTS) or open_in(self.store, INPUTS))
 
+    def _read(self, unit: int, names: Sequence[str]) -> pa.Table:
+        with _READING:
+            return self._file.read_row_group(unit, names, use_threads=False)
+
     def shard(self, unit: int) -> str:
         """Path of the unit's tar as the manifest has it: within the store, or absolute or a URL."""
         if not self.in_place:
             return f"{unit:05d}.tar"
-        name: bytes = self._file.read_row_group(unit, ["file"], use_threads=False)["file"][0].as_py()
+        name: bytes = self._read(unit, ["file"])["file"][0].as_py()
         try:
             file = name.decode()
         except UnicodeDecodeError:
@@ -81,7 +87,7 @@ class UnitPlan:
     def rows(self, unit: int) -> list[dict[str, Any]]:
         """The inputs of a unit, without the columns that are kept."""
         names = [name for name in self._file.schema_arrow.names if not name.startswith(KEPT)]
-        rows: list[dict[str, Any]] = self._file.read_row_group(unit, names, use_threads=False).to_pylist()
+        rows: list[dict[str, Any]] = self._read(unit, names).to_pylist()
         return rows
 
     def kept(self, unit: int, places: Sequence[int]) -> pa.Table | None:
@@ -89,7 +95,7 @@ class UnitPlan:
         names = [name for name in self._file.schema_arrow.names if name.startswith(KEPT)]
         if not names:
             return None
-        table = self._file.read_row_group(unit, names, use_threads=False).select(names)
+        table = self._read(unit, names).select(names)
         return table.take(pa.array(places, pa.int64())).rename_columns([name.removeprefix(KEPT) for name in names])
 
 

@@ -3,6 +3,7 @@
 import json
 from array import array
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,14 @@ def test_a_plan_is_made_once_and_read_again(tmp_path: Path) -> None:
             ("a", False), ("b", False), ("a", True), ("c", False), ("b", True),
         ]  # fmt: skip
         assert [found.size(unit) for unit in range(3)] == [2, 2, 1]
+
+
+def test_threads_read_one_plan_at_once(tmp_path: Path) -> None:
+    plan, _ = prepare(Listed(*map(str, range(400))), open_store(tmp_path), {}, 2)
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            units = list(pool.map(plan.rows, range(200)))
+            assert [row["source"] for unit in units for row in unit] == [*map(str, range(400))]
 
 
 @pytest.mark.parametrize(
