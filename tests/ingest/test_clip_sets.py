@@ -80,7 +80,7 @@ def test_every_input_is_cut_or_rejected(folder: Path, videos: Path) -> None:
     assert shards.media == "video"
     members = members_of(shards.read(0, shards.sidecar(0).slice(1, 1).to_pylist()[0]))
     assert list(members) == ["mp4", "flac", "json"]
-    # not byte for byte: libraries in this process may have set how it rounds, by which x264 decides
+    # not byte for byte, which no encoder promises
     pairs = zip(frames_of(members["mp4"]), frames_of(again.clips[1].video or b""), strict=True)
     for one, other in pairs:
         difference = one.to_ndarray(format="rgb24").astype(int) - other.to_ndarray(format="rgb24")
