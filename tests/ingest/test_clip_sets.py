@@ -80,11 +80,7 @@ def test_every_input_is_cut_or_rejected(folder: Path, videos: Path) -> None:
     assert shards.media == "video"
     members = members_of(shards.read(0, shards.sidecar(0).slice(1, 1).to_pylist()[0]))
     assert list(members) == ["mp4", "flac", "json"]
-    # not byte for byte, which no encoder promises
-    pairs = zip(frames_of(members["mp4"]), frames_of(again.clips[1].video or b""), strict=True)
-    for one, other in pairs:
-        difference = one.to_ndarray(format="rgb24").astype(int) - other.to_ndarray(format="rgb24")
-        assert np.abs(difference).mean() < 2
+    assert members["mp4"] == again.clips[1].video
     assert members["flac"] == again.clips[1].audio
     assert json.loads(members["json"]) == {
         "source": "a.mp4", "clip": 1, "start": 1.0, "duration": 1.0, "frame_rate": 16.0, "frames": 16, "width": 96,
@@ -118,9 +114,6 @@ def test_sound(folder: Path, tmp_path: Path) -> None:
     assert seer_ingest("show", out, tmp_path / "sheet.png").returncode == 0
 
 
-SAME = ("clip", "start", "duration", "frames", "audio_rate", "phash")
-
-
 def test_archives_tars_and_urls_hold_the_same(folder: Path, videos: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "films.tar", "w") as tar, tarfile.open(tmp_path / "set.tar", "w") as samples:
         for path in sorted(folder.iterdir()):
@@ -135,7 +128,6 @@ def test_archives_tars_and_urls_hold_the_same(folder: Path, videos: Path, tmp_pa
     Thread(target=server.serve_forever, daemon=True).start()
     host = f"http://127.0.0.1:{server.server_port}"
     (tmp_path / "list.txt").write_text("\n".join(f"{host}/{path.name}" for path in sorted(folder.iterdir())))
-    same = [[row[name] for name in SAME] for row in stored(videos)]
     try:
         for verb, source, *more in (
             ("archive", tmp_path / "films.tar"),
@@ -145,7 +137,7 @@ def test_archives_tars_and_urls_hold_the_same(folder: Path, videos: Path, tmp_pa
             run = seer_ingest(verb, source, *CUT, *more, "--out", tmp_path / verb)
             assert run.returncode == 0, run.stderr
             assert sorted(rejected(tmp_path / verb).values()) == sorted(REJECTED.values())
-            assert [[row[name] for name in SAME] for row in stored(tmp_path / verb)] == same
+            assert [row["sha256"] for row in stored(tmp_path / verb)] == [row["sha256"] for row in stored(videos)]
     finally:
         server.shutdown()
         server.server_close()
