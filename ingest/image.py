@@ -17,7 +17,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from io import BytesIO
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import simplejpeg
@@ -46,34 +46,64 @@ UPRIGHT = {
 }
 
 
-@dataclass(frozen=True)
-class ImageSettings:
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What is accepted of images and of media alike. UserError where a value makes no sense."""
+
+    min_side: int = 32  # pixels, as it came
+    max_aspect: float = 5.0  # longer side : shorter side
+    min_bytes: int = 0
+    max_bytes: int = 64 << 20
+    max_pixels: int = 64_000_000  # of an image by its header, and what has more is not decoded; of a frame
+
+    def __post_init__(self) -> None:
+        self.demand(self.min_side >= 1, "min_side", "at least 1 pixel")
+        self.demand(self.max_aspect >= 1, "max_aspect", "at least 1, which is a square")
+        self.demand(self.min_bytes >= 0, "min_bytes", "at least 0")
+        self.demand(self.max_bytes > self.min_bytes, "max_bytes", "more than min_bytes")
+        self.demand(self.max_pixels >= self.min_side**2, "max_pixels", "at least min_side squared")
+
+    def demand(self, condition: bool, name: str, what: str) -> None:
+        if not condition:
+            raise UserError(f"{name} = {getattr(self, name)}: {what}")
+
+    def check_bytes(self, data: bytes) -> None:
+        """BadImage where an input of so many bytes is not accepted."""
+        if not data:
+            raise BadImage(Reason.EMPTY, "0 bytes")
+        if len(data) < self.min_bytes:
+            raise BadImage(Reason.TOO_FEW_BYTES, f"{len(data)} bytes")
+        if len(data) > self.max_bytes:
+            raise BadImage(Reason.TOO_LARGE, f"{len(data)} bytes")
+
+    def check_size(self, width: int, height: int) -> None:
+        """BadImage where an image, or a frame, of so many pixels is not accepted."""
+        size = f"{width} x {height}"
+        if width < 1 or height < 1:
+            raise BadImage(Reason.CORRUPT, size)
+        if width * height > self.max_pixels:
+            raise BadImage(Reason.TOO_MANY_PIXELS, size)
+        if min(width, height) < self.min_side:
+            raise BadImage(Reason.TOO_SMALL, size)
+        if max(width, height) > self.max_aspect * min(width, height):
+            raise BadImage(Reason.BAD_ASPECT, size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings(Limits):
     """What is accepted and how it is stored. UserError where a value makes no sense."""
 
     reencode: Reencode = "auto"  # keep the data of fit JPEGs (auto), of none (always), or take nothing else (never)
     quality: int = 90  # of JPEGs encoded here
     short_side: int | None = None  # pixels; larger images are scaled down to it, smaller ones are left
-    min_side: int = 32  # pixels, of the image as it came
-    max_aspect: float = 5.0  # longer side : shorter side
-    min_bytes: int = 0
-    max_bytes: int = 64 << 20
-    max_pixels: int = 64_000_000  # by the header; what has more is not decoded
     repair: bool = False  # store what is there of a truncated JPEG, where that is at least 95 % of its rows
 
     def __post_init__(self) -> None:
-        def demand(condition: bool, name: str, what: str) -> None:
-            if not condition:
-                raise UserError(f"{name} = {getattr(self, name)}: {what}")
-
-        demand(self.reencode in get_args(Reencode), "reencode", "one of auto, always, never")
-        demand(1 <= self.quality <= 100, "quality", "from 1 to 100")
-        demand(self.min_side >= 1, "min_side", "at least 1 pixel")
-        demand(self.short_side is None or self.short_side >= 1, "short_side", "at least 1 pixel")
-        demand(self.max_aspect >= 1, "max_aspect", "at least 1, which is a square")
-        demand(self.min_bytes >= 0, "min_bytes", "at least 0")
-        demand(self.max_bytes > self.min_bytes, "max_bytes", "more than min_bytes")
-        demand(self.max_pixels >= self.min_side**2, "max_pixels", "at least min_side squared")
-        demand(
+        super().__post_init__()
+        self.demand(self.reencode in get_args(Reencode), "reencode", "one of auto, always, never")
+        self.demand(1 <= self.quality <= 100, "quality", "from 1 to 100")
+        self.demand(self.short_side is None or self.short_side >= 1, "short_side", "at least 1 pixel")
+        self.demand(
             self.reencode != "never" or not (self.short_side or self.repair),
             "reencode",
             "short_side and repair need encoding; choose auto",
@@ -114,12 +144,7 @@ class BadImage(Exception):  # noqa: N818 - it is about the image
 
 def process(data: bytes, settings: ImageSettings) -> Stored:
     """Check ``data`` and make it fit to be stored, or raise BadImage."""
-    if not data:
-        raise BadImage(Reason.EMPTY, "0 bytes")
-    if len(data) < settings.min_bytes:
-        raise BadImage(Reason.TOO_FEW_BYTES, f"{len(data)} bytes")
-    if len(data) > settings.max_bytes:
-        raise BadImage(Reason.TOO_LARGE, f"{len(data)} bytes")
+    settings.check_bytes(data)
     format = sniff(data)
     if format is None:
         raise BadImage(Reason.NOT_AN_IMAGE, f"begins with {data[:24]!r}")
@@ -141,32 +166,8 @@ def process(data: bytes, settings: ImageSettings) -> Stored:
         raise BadImage(reason, " ".join(f"{format}: {message}".split())[:200]) from None
 
 
-class SizeLimits(Protocol):
-    """What settings of images and of media have in common."""
-
-    @property
-    def max_pixels(self) -> int: ...
-    @property
-    def min_side(self) -> int: ...
-    @property
-    def max_aspect(self) -> float: ...
-
-
-def check_size(width: int, height: int, limits: SizeLimits) -> None:
-    """BadImage where an image, or a frame, of so many pixels is not accepted."""
-    size = f"{width} x {height}"
-    if width < 1 or height < 1:
-        raise BadImage(Reason.CORRUPT, size)
-    if width * height > limits.max_pixels:
-        raise BadImage(Reason.TOO_MANY_PIXELS, size)
-    if min(width, height) < limits.min_side:
-        raise BadImage(Reason.TOO_SMALL, size)
-    if max(width, height) > limits.max_aspect * min(width, height):
-        raise BadImage(Reason.BAD_ASPECT, size)
-
-
 def _check_size(width: int, height: int, settings: ImageSettings) -> None:
-    check_size(width, height, settings)
+    settings.check_size(width, height)
     if max(_scaled(width, height, settings)) > LONGEST_SIDE:
         raise BadImage(Reason.TOO_LONG, f"{width} x {height}")
 

@@ -18,10 +18,10 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from ingest.formats import breaks_off, sniff_media
-from ingest.image import BadImage, check_size
+from ingest.image import BadImage, Limits
 from ingest.reasons import Reason, said
 from seer_pipe.errors import UserError
-from seer_pipe.shards import members_of
+from seer_pipe.shards import members_of, members_sha256
 
 if TYPE_CHECKING:
     from av import AudioStream, VideoStream
@@ -37,8 +37,8 @@ CONTAINERS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class MediaSettings:
+@dataclass(frozen=True, kw_only=True)
+class MediaSettings(Limits):
     """What is accepted and how it is cut and stored. UserError where a value makes no sense."""
 
     media: Media = "video"
@@ -48,18 +48,12 @@ class MediaSettings:
     frame_rate: float = 16.0  # frames per second of the stored clips
     audio_rate: int = 24_000  # Hz
     short_side: int | None = 256  # pixels; larger videos are scaled down to it, smaller ones are left
-    min_side: int = 32  # pixels, of the video as it came
-    max_aspect: float = 5.0  # longer side : shorter side
-    min_bytes: int = 0
     max_bytes: int = 256 << 20
-    max_pixels: int = 64_000_000  # of a frame
     decode_timeout: float = 600.0  # seconds that a worker may take for one source
 
     def __post_init__(self) -> None:
-        def demand(condition: bool, name: str, what: str) -> None:
-            if not condition:
-                raise UserError(f"{name} = {getattr(self, name)}: {what}")
-
+        super().__post_init__()
+        demand = self.demand
         demand(self.media in get_args(Media), "media", "image, video or audio")
         demand(1 <= self.frame_rate <= 240, "frame_rate", "from 1 to 240 frames per second")
         demand(8_000 <= self.audio_rate <= 48_000, "audio_rate", "from 8000 to 48000 Hz")
@@ -68,11 +62,6 @@ class MediaSettings:
         demand(0 <= self.min_seconds <= self.clip_seconds, "min_seconds", "from 0 to clip_seconds")
         demand(self.max_seconds >= self.clip_seconds, "max_seconds", "at least clip_seconds")
         demand(self.short_side is None or self.short_side >= 16, "short_side", "at least 16 pixels")
-        demand(self.min_side >= 1, "min_side", "at least 1 pixel")
-        demand(self.max_aspect >= 1, "max_aspect", "at least 1, which is a square")
-        demand(self.min_bytes >= 0, "min_bytes", "at least 0")
-        demand(self.max_bytes > self.min_bytes, "max_bytes", "more than min_bytes")
-        demand(self.max_pixels >= self.min_side**2, "max_pixels", "at least min_side squared")
         demand(self.decode_timeout > 0, "decode_timeout", "seconds, more than 0")
 
     @property
@@ -110,7 +99,7 @@ class Clip:
     @property
     def sha256(self) -> str:
         """Of the parts, one after the other, hex."""
-        return hashlib.sha256(b"".join(self.members.values())).hexdigest()
+        return members_sha256(self.members)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -177,12 +166,7 @@ def process(data: bytes, settings: MediaSettings) -> Clips:
     """Decode ``data`` in full and cut it into clips fit to be stored, or raise BadImage."""
     import av
 
-    if not data:
-        raise BadImage(Reason.EMPTY, "0 bytes")
-    if len(data) < settings.min_bytes:
-        raise BadImage(Reason.TOO_FEW_BYTES, f"{len(data)} bytes")
-    if len(data) > settings.max_bytes:
-        raise BadImage(Reason.TOO_LARGE, f"{len(data)} bytes")
+    settings.check_bytes(data)
     try:
         return _cut(data, settings)
     except MemoryError:
@@ -208,7 +192,7 @@ def _cut(data: bytes, settings: MediaSettings) -> Clips:
         form = f"{container_name}/{codecs}"
         coded = (0, 0) if seen is None else (seen.codec_context.width, seen.codec_context.height)
         if seen is not None:
-            check_size(*coded, settings)
+            settings.check_size(*coded)
     if breaks_off(data, sniff_media(data)):
         raise BadImage(Reason.TRUNCATED, form)
     with opened(data) as container:

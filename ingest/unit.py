@@ -88,8 +88,9 @@ class ClipSink(ShardSink):
 
     def add(self, place: int, row: Row, source: str, made: Clips) -> None:
         for number, clip in enumerate(made.clips):
-            about = {"source": source, "clip": number, **clip.about, "sha256": clip.sha256}
-            said = json.dumps(about, ensure_ascii=False).encode("utf-8", "backslashreplace")
+            about = {"source": source, "clip": number, **clip.about}
+            json_ = json.dumps(about | {"sha256": clip.sha256}, ensure_ascii=False)
+            said = json_.encode("utf-8", "backslashreplace")
             came_as = {name: getattr(made, name) for name in ("format", "original_width", "original_height")}
             key = f"{self._key(place)}-{number:04d}"
             self._writer.add_members(key, {**clip.members, "json": said}, phash=clip.phash, **about, **came_as)

@@ -15,7 +15,7 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from PIL import Image
 
-from ingest.image import BadImage, check_size, phash
+from ingest.image import BadImage, phash
 from ingest.media import Clip, MediaSettings, one_thread
 from ingest.reasons import Reason
 
@@ -92,7 +92,7 @@ class _Cutter:
 
     def show(self, frame: av.VideoFrame, end: Fraction) -> None:
         """Put out what is displayed until ``end`` (s, from the first frame on)."""
-        check_size(frame.width, frame.height, self._settings)
+        self._settings.check_size(frame.width, frame.height)
         if end > self._settings.max_seconds:
             raise BadImage(Reason.TOO_MANY_SECONDS, f"more than {self._settings.max_seconds:g} s")
         self._last, scaled = frame, None
@@ -166,7 +166,7 @@ def _size(frame: av.VideoFrame, swaps: bool, stream: av.VideoStream, settings: M
     """Width and height to store, of square pixels and even."""
     aspect = stream.sample_aspect_ratio
     width, height = frame.width * float(aspect or 1), float(frame.height)
-    check_size(round(width), round(height), settings)
+    settings.check_size(round(width), round(height))
     if swaps:
         width, height = height, width
     factor = 1.0 if settings.short_side is None else min(1.0, settings.short_side / min(width, height))

@@ -32,7 +32,7 @@ from seer_pipe.shards.layout import (
     rejected_path,
     sidecar_path,
 )
-from seer_pipe.shards.members import BLOCK, content_sha256, is_run, members_of, ustar_header
+from seer_pipe.shards.members import BLOCK, content_sha256, is_run, members_of, members_sha256, ustar_header
 from seer_pipe.shards.sets import ShardIndex, ShardSet, store_at
 from seer_pipe.shards.writer import Rejected, ShardWriter, beside, put_rejected, put_sidecar, to_parquet, write_manifest
 
@@ -56,6 +56,7 @@ __all__ = [
     "is_elsewhere",
     "is_run",
     "members_of",
+    "members_sha256",
     "put_rejected",
     "put_sidecar",
     "rejected_path",

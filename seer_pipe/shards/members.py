@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+from collections.abc import Mapping
 
 BLOCK = 512  # bytes of a tar block
 _HEADER = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
@@ -41,9 +42,11 @@ def members_of(run: bytes | memoryview) -> dict[str, bytes]:
     return found
 
 
+def members_sha256(members: Mapping[str, bytes]) -> str:
+    """SHA-256, hex, of members by their extensions, one after the other, but for what their JSON says of them."""
+    return hashlib.sha256(b"".join(data for name, data in members.items() if name != "json")).hexdigest()
+
+
 def content_sha256(sample: bytes) -> str:
-    """SHA-256, hex, of an image, or of the members of a run one after the other, but for what its JSON says of them:
-    equal where two samples are, whatever they are called."""
-    if not is_run(sample):
-        return hashlib.sha256(sample).hexdigest()
-    return hashlib.sha256(b"".join(data for name, data in members_of(sample).items() if name != "json")).hexdigest()
+    """SHA-256, hex, of an image, or of the members of a run: equal where two samples are, whatever they are called."""
+    return members_sha256(members_of(sample)) if is_run(sample) else hashlib.sha256(sample).hexdigest()

@@ -30,7 +30,7 @@ from seer_pipe.shards.layout import (
     rejected_path,
     sidecar_path,
 )
-from seer_pipe.shards.members import BLOCK, content_sha256, member
+from seer_pipe.shards.members import BLOCK, member, members_sha256
 from seer_pipe.store import Store, create_held
 
 
@@ -74,7 +74,8 @@ class ShardWriter:
 
     def add(self, key: str, image: bytes, *, source: str, width: int, height: int, **columns: Any) -> None:
         """Append one image (JPEG bytes) as ``key.jpg``; a ``key`` has no dot and at most 90 ASCII characters."""
-        self._note(key, image, self._written + BLOCK, source=source, width=width, height=height, **columns)
+        columns |= {"source": source, "width": width, "height": height}
+        self._note(key, image, self._written + BLOCK, hashlib.sha256(image).hexdigest(), columns)
         self._write(member(f"{key}.jpg", image))
 
     def add_members(
@@ -82,10 +83,11 @@ class ShardWriter:
     ) -> None:
         """Append a sample of several members, ``key`` with each extension, as a run; its picture is so large."""
         run = b"".join(member(f"{key}.{extension}", data) for extension, data in members.items())
-        self._note(key, run, self._written, source=source, width=width, height=height, **columns)
+        columns |= {"source": source, "width": width, "height": height}
+        self._note(key, run, self._written, members_sha256(members), columns)
         self._write(run)
 
-    def _note(self, key: str, sample: bytes, offset: int, **columns: Any) -> None:
+    def _note(self, key: str, sample: bytes, offset: int, sha256: str, columns: dict[str, Any]) -> None:
         """The row of a sample that is written next."""
         if "." in key or not key.isascii() or len(key) > 90:
             raise ValueError(f"key {key!r}: a key has no dot and at most 90 ASCII characters")
@@ -94,7 +96,7 @@ class ShardWriter:
             "offset": offset,
             "length": len(sample),
             "crc32c": google_crc32c.value(sample),
-            "sha256": content_sha256(sample),
+            "sha256": sha256,
         }
         self._rows.append(row | columns)
 
