@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seer_pipe.models.trunk import Trunk
+from seer_pipe.models.trunk import Trunk, conv_bn
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -18,10 +18,10 @@ class Conv2dTrunk(Trunk):
 
     def __init__(self, channels: int = 1) -> None:
         super().__init__()
-        self.stem = _conv_bn(channels, WIDTHS[0], kernel=7, stride=2)
+        self.stem = conv_bn(channels, WIDTHS[0], kernel=7, stride=2)
         self.body = nn.Sequential()
         for before, width in zip((WIDTHS[0], *WIDTHS), WIDTHS, strict=False):
-            block = (_conv_bn(before, width, kernel=3, stride=2), _conv_bn(width, width, kernel=3, stride=1))
+            block = (conv_bn(before, width, kernel=3, stride=2), conv_bn(width, width, kernel=3, stride=1))
             self.body.append(nn.Sequential(*block))
 
     def feature_map(self, images: Tensor) -> Tensor:
@@ -33,8 +33,3 @@ class Conv2dTrunk(Trunk):
     def forward(self, images: Tensor) -> Tensor:
         """[n, channels, H, W] -> [n, 512], the maximum over the last feature map."""
         return F.adaptive_max_pool2d(self.feature_map(images), 1).flatten(1)
-
-
-def _conv_bn(width_in: int, width: int, *, kernel: int, stride: int) -> nn.Sequential:
-    conv = nn.Conv2d(width_in, width, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True))

@@ -10,7 +10,7 @@ from itertools import groupby
 from torch import Tensor, nn
 
 from seer_pipe.models.names import Naming
-from seer_pipe.models.trunk import Trunk
+from seer_pipe.models.trunk import Trunk, conv_bn
 
 STEM_WIDTH = 32
 SE_RATIO = 0.25  # of the block's input width
@@ -104,7 +104,7 @@ class RegNetTrunk(Trunk):
         params = REGNETS[name]
         self.name, self.stem_kind, self.stages = name, "imagenet", params.stages()
         self.width = self.stages[-1][0]
-        self.stem = _conv_bn(channels, STEM_WIDTH, kernel=3, stride=2)
+        self.stem = conv_bn(channels, STEM_WIDTH, kernel=3, stride=2)
         stages: OrderedDict[str, nn.Module] = OrderedDict()
         width_in = STEM_WIDTH
         for number, (width, depth) in enumerate(self.stages, start=1):
@@ -131,13 +131,13 @@ class YBlock(nn.Module):
         super().__init__()
         self.proj: nn.Module | None = None
         if stride != 1 or width_in != width:
-            self.proj = _conv_bn(width_in, width, kernel=1, stride=stride, relu=False)
+            self.proj = conv_bn(width_in, width, kernel=1, stride=stride, relu=False)
         self.f = nn.Sequential(
             OrderedDict(
-                a=_conv_bn(width_in, width, kernel=1),
-                b=_conv_bn(width, width, kernel=3, stride=stride, groups=width // min(group_width, width)),
+                a=conv_bn(width_in, width, kernel=1),
+                b=conv_bn(width, width, kernel=3, stride=stride, groups=width // min(group_width, width)),
                 se=SqueezeExcitation(width, squeeze=round(SE_RATIO * width_in)),
-                c=_conv_bn(width, width, kernel=1, relu=False),
+                c=conv_bn(width, width, kernel=1, relu=False),
             )
         )
         self.activation = nn.ReLU(inplace=True)
@@ -158,10 +158,3 @@ class SqueezeExcitation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pooled = nn.functional.adaptive_avg_pool2d(x, 1)
         return x * self.fc2(self.fc1(pooled).relu()).sigmoid()
-
-
-def _conv_bn(
-    width_in: int, width: int, *, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True
-) -> nn.Sequential:
-    conv = nn.Conv2d(width_in, width, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(width), *([nn.ReLU(inplace=True)] if relu else []))

@@ -65,3 +65,10 @@ class Trunk(nn.Module, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """[n, 3, H, W] -> [n, width], averaged over the last feature map."""
         return F.adaptive_avg_pool2d(self.feature_map(images), 1).flatten(1)
+
+
+def conv_bn(
+    width_in: int, width: int, *, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True
+) -> nn.Sequential:
+    conv = nn.Conv2d(width_in, width, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(width), *([nn.ReLU(inplace=True)] if relu else []))
