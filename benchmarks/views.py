@@ -6,8 +6,8 @@ Both make SEER's views (2x224 + 6x96: crop, flip, jitter, grey, blur, normalise)
 that a busy machine slows both. Rates are by CPU time of the process where the device is the CPU, and by the clock
 elsewhere; there torchvision's v2 transforms on the device, of images decoded by DALI, are measured as well.
 
-Then what two, four, … threads give to one, and for which share of its time a crop thread keeps the interpreter lock,
-which bounds the number of cores that are of use.
+Then what two, four, … threads give to one, beside as many processes; and for which share of its time a crop thread
+keeps the interpreter lock, which bounds the number of cores that are of use.
 
 Beside them are the ways that DALI offers to decode and cut, nothing else done: each image once, or only the box that
 holds all its crops, or the region of each crop; in dynamic mode or in pipeline mode. The decoder alone and the memory's
@@ -28,8 +28,11 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -136,54 +139,86 @@ def rates_of(contestants: dict[str, Any], jpegs: Sequence[bytes], args: argparse
 
 
 def threads_and_lock(jpegs: Sequence[bytes], rounds: int) -> None:
-    """What more threads give, by the clock and in turns; and what one keeps the interpreter lock for."""
+    """What more threads give by the clock, beside what as many processes give, which share nothing but the machine;
+    and what one thread keeps the interpreter lock for. In turns."""
     cores = len(os.sched_getaffinity(0))
-    augmenters = {n: Augmenter(CROPS, threads=n, max_batch=256) for n in (1, 2, 4, 8, 16, 32, 64) if n <= cores}
-    rates: dict[int, list[float]] = {n: [] for n in augmenters}
+    counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= cores]
+    augmenters = {n: Augmenter(CROPS, threads=n, max_batch=256) for n in counts}
+    spawn = get_context("spawn")
+    pools = {n: ProcessPoolExecutor(n, spawn, hold, (jpegs, spawn.Barrier(n))) for n in counts[1:]}
+    threads: dict[int, list[float]] = {n: [] for n in counts}
+    processes: dict[int, list[float]] = {n: [] for n in pools}
     shares = []
-    for _ in range(rounds):
+    for _ in range(rounds + 1):
         for n, augmenter in augmenters.items():
             start = time.perf_counter()
             augmenter(jpegs, views(jpegs))
-            rates[n].append(len(jpegs) / (time.perf_counter() - start))
+            threads[n].append(len(jpegs) / (time.perf_counter() - start))
+        for n, pool in pools.items():
+            at = time.monotonic() + 0.5  # all at once
+            ends = [future.result() for future in [pool.submit(crop_held, at) for _ in range(n)]]
+            processes[n].append(sum(len(jpegs) / (end - at) for end in ends))
         shares.append(lock_share(augmenters[1], jpegs))
-    for n in augmenters:
-        print(f"{n} threads: {statistics.median(rates[n]):.0f} images/s by the clock, "
-              f"{ratio(rates[n], rates[1]):.2f} times one")  # fmt: skip
-    print(f"interpreter lock held: {statistics.median(shares):.1%} of a crop thread's processor time")
+    for pool in pools.values():
+        pool.shutdown()
+    for n in counts:
+        print(f"{n} threads: {statistics.median(threads[n][1:]):.0f} images/s by the clock, "
+              f"{ratio(threads[n][1:], threads[1][1:]):.2f} times one")  # fmt: skip
+        if n > 1:
+            print(f"{n} processes of one thread: {ratio(processes[n][1:], threads[1][1:]):.2f} times one")
+    print(f"interpreter lock held: {statistics.median(shares[1:]):.1%} of a crop thread's processor time "
+          f"({min(shares[1:]):.1%} to {max(shares[1:]):.1%})")  # fmt: skip
+
+
+held: tuple[Augmenter, Sequence[bytes]]  # of a process of `threads_and_lock`
+
+
+def hold(jpegs: Sequence[bytes], all_ready: Barrier) -> None:
+    global held
+    held = Augmenter(CROPS, threads=1, max_batch=256), jpegs
+    held[0](jpegs, views(jpegs))
+    all_ready.wait()
+
+
+def crop_held(at: float) -> float:
+    """Make the crops from this moment on; when they were made."""
+    augmenter, jpegs = held
+    time.sleep(max(0.0, at - time.monotonic()))
+    augmenter(jpegs, views(jpegs))
+    return time.monotonic()
 
 
 def lock_share(augmenter: Augmenter, jpegs: Sequence[bytes]) -> float:
-    """By a thread that counts: what it counts less beside the crops than beside work of numpy, which needs no lock."""
+    """By a thread that counts: the time for which it waits beside the crops, less that beside work of numpy, which
+    needs no lock. It waits for nothing but the lock (and for a core, where other work keeps the machine busy)."""
     drawn, matrix = views(jpegs), np.ones((500, 500), np.float32)
 
-    def beside(work: Callable[[], object]) -> tuple[float, float, float]:
-        """Counts a second, seconds, and seconds of processor time but for the counting thread's."""
-        counted, stop = [0, 0.0], threading.Event()
+    def beside(work: Callable[[], object]) -> float:
+        """Seconds waited, per second of the work's processor time."""
+        used, stop = [0.0], threading.Event()
 
         def count() -> None:
             start = time.thread_time()
             while not stop.is_set():
-                counted[0] += 1
-            counted[1] = time.thread_time() - start
+                pass
+            used[0] = time.thread_time() - start
 
         probe = threading.Thread(target=count)
         start, processor = time.perf_counter(), time.process_time()
         probe.start()
         work()
         stop.set()
-        seconds = time.perf_counter() - start
         probe.join()
-        return counted[0] / seconds, seconds, time.process_time() - processor - counted[1]
+        waited = time.perf_counter() - start - used[0]
+        return waited / (time.process_time() - processor - used[0])
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)  # so that the crops wait for the counting thread no longer than needed
     try:
-        free, _, _ = beside(lambda: [matrix @ matrix for _ in range(len(jpegs))])
-        left, seconds, processor = beside(lambda: augmenter(jpegs, drawn))
+        free = beside(lambda: [matrix @ matrix for _ in range(len(jpegs))])
+        return beside(lambda: augmenter(jpegs, drawn)) - free
     finally:
         sys.setswitchinterval(interval)
-    return (1 - left / free) * seconds / processor
 
 
 def ratio(rates: list[float], others: list[float]) -> float:
