@@ -8,7 +8,7 @@ import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -27,11 +27,14 @@ from ingest.plan import prepare
 from ingest.run import finish, pending, sole
 from ingest.sources import Source
 from ingest.sources.archive import ArchiveSource
+from ingest.sources.clips import ClipSource
 from ingest.sources.folder import FolderSource
 from ingest.sources.parquet import ParquetSource
 from ingest.sources.urls import UrlSource
 from ingest.sources.warc import WarcSource
 from ingest.sources.webdataset import WebDatasetSource
+from ingest.tracks import TrackSettings, demand_cv2
+from ingest.workers import Settings
 from seer_pipe.errors import UserError, run_to_end
 from seer_pipe.share import ALL, Share
 from seer_pipe.store import Store, open_store
@@ -46,7 +49,12 @@ app.add_typer(progress)
 app.add_typer(tools)
 #: Bytes of inputs under way: at least, for each connection, for each worker
 MEMORY, MEMORY_PER_CONNECTION, MEMORY_PER_WORKER = 32 << 20, 128 << 10, 8 << 20
-UNIT = {"image": 10_000, "video": 200, "audio": 1_000}  # inputs that make one shard, of about 1 GB or less
+UNIT = {
+    "image": 10_000,
+    "video": 200,
+    "audio": 1_000,
+    "pair": 2_000,
+}  # inputs that make one shard, of about 1 GB or less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +82,8 @@ class RunOptions(JobOptions):
     """What every run that makes shards needs to know."""
 
     out: Annotated[str, "where the shard set goes: a folder or s3://bucket/prefix"]
-    unit: Annotated[int | None, "inputs that make one shard, fewer once they have 1 GiB; 10,000, or 200 videos, or "
-                    "1,000 sounds"] = None  # fmt: skip
+    unit: Annotated[int | None, "inputs that make one shard, fewer once they have 1 GiB; 10,000, or 200 videos, "
+                    "1,000 sounds, 2,000 clips"] = None  # fmt: skip
     shuffle: Annotated[bool, "deal the inputs to the shards at random, the same way each time"] = False
 
     def __post_init__(self) -> None:
@@ -102,6 +110,8 @@ HELP = {
     "max_seconds": "of a source",
     "frame_rate": "frames per second of the clips",
     "audio_rate": "Hz of the clips",
+    "frames": "from the first picture of a track to its last",
+    "patch": "side of a patch, as a share of the short side of the frames",
     "decode_timeout": "seconds that a worker may take for one source",
 }
 
@@ -110,7 +120,7 @@ def options(verb: Callable[..., None]) -> Callable[..., None]:
     """Turn parameters that are settings (dataclasses) into one option a field, by the fields' names and defaults.
 
     A name that two of them have is one option for both, which has no default where theirs differ. A field that has the
-    name of a parameter beside them is no option.
+    name of a parameter beside them, or cannot be given, is no option.
     """
     parameters: list[inspect.Parameter] = []
     kinds: dict[str, Any] = {}
@@ -125,7 +135,7 @@ def options(verb: Callable[..., None]) -> Callable[..., None]:
         kinds[name] = kind
         hints = get_type_hints(kind, include_extras=True)
         for field in dataclasses.fields(kind):
-            if field.name in beside:
+            if field.name in beside or not field.init:
                 continue
             hint, text = hints[field.name], HELP.get(field.name)
             if get_origin(hint) is Annotated:
@@ -260,6 +270,22 @@ def urls(
 
 @app.command()
 @options
+def tracks(
+    path: Annotated[str, typer.Argument(help="a shard set of video clips: a folder or s3://bucket/prefix")],
+    run: RunOptions,
+    settings: TrackSettings,
+) -> None:
+    """Patches that move in a set of clips, each with the same patch some frames later: a set of pairs of pictures."""
+    demand_cv2()
+    source = ClipSource(path)
+    root, own = (open_store(place).local_path("") for place in (run.out, path))
+    if root is not None and root == own:
+        raise UserError(f"{run.out}: holds the clips; choose another place")
+    execute(source, run, settings)
+
+
+@app.command()
+@options
 def index(
     path: Annotated[str, typer.Argument(help="tar, pattern or folder of WebDataset tars, here or s3://")],
     job: JobOptions,
@@ -297,9 +323,9 @@ def chosen(
     return wanted
 
 
-def execute(source: Source, run: RunOptions, wanted: ImageSettings | MediaSettings, connections: int = 0) -> None:
+def execute(source: Source, run: RunOptions, wanted: Settings, connections: int = 0) -> None:
     """Make new shards of the inputs of ``source``."""
-    media = wanted.media if isinstance(wanted, MediaSettings) else "image"
+    media = "image" if isinstance(wanted, ImageSettings) else wanted.media
     carry_out(source, open_store(run.out), run.unit or UNIT[media], run, wanted, connections)
 
 
@@ -308,7 +334,7 @@ def carry_out(
     store: Store,
     unit: int | None,
     job: JobOptions,
-    wanted: ImageSettings | MediaSettings,
+    wanted: Settings,
     connections: int = 0,
 ) -> None:
     """Do what is left to do of the job's share; once all is done write the manifest and print the summary. Without
@@ -347,11 +373,12 @@ def stop(number: int, _: object) -> None:
     raise StoppedError(number)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, program: str | None = None) -> None:
+    """Run the command line, by default that of this process; ``program``: its name in the help."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     try:
-        run_to_end(app)
+        run_to_end(functools.partial(app, arguments, prog_name=program))
     except StoppedError as stopped:
         print("stopped; what is committed stays, and the same command resumes", file=sys.stderr)
         sys.exit(128 + stopped.signal)

@@ -41,6 +41,8 @@ def stats(root: Root, as_json: AsJson = False) -> None:
     print(f"{found.url}: {found.samples} {what} in {counted(found.shards)}, {found.bytes / 1e6:.1f} MB")
     if found.media == "image":
         print(f"{'images':16}{found.image_bytes / 1e6:.1f} MB, {found.megapixels:.1f} megapixels")
+    elif found.media == "pair":
+        print(f"{what:16} {found.image_bytes / 1e6:.1f} MB, of {found.sources} clips")
     else:
         print(f"{what:16}{found.image_bytes / 1e6:.1f} MB, {found.seconds / 60:.1f} min, of {found.sources} sources; "
               f"{found.with_sound} with sound")  # fmt: skip

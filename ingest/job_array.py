@@ -11,14 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ingest.image import ImageSettings
 from ingest.index import IndexSink, as_they_are
-from ingest.media import MediaSettings
 from ingest.plan import INPUTS, UnitPlan
 from ingest.run import Process, ingest, pending
 from ingest.sources import Source
-from ingest.unit import ClipSink, MakeSink, ShardSink
-from ingest.workers import pool_for
+from ingest.unit import SINKS, MakeSink
+from ingest.workers import Settings, pool_for
 from seer_pipe import slurm
 from seer_pipe.errors import UserError
 from seer_pipe.share import Share
@@ -44,7 +42,7 @@ class Work:
     plan: UnitPlan
     share: Share  # what the units are called
     units: Sequence[int]
-    wanted: ImageSettings | MediaSettings
+    wanted: Settings
     workers: int | None
     memory: int  # bytes under way
     as_json: bool
@@ -54,7 +52,7 @@ class Work:
         todo = [unit for unit in self.units if unit in left]
         if todo:
             with pool_for(self.wanted, self.workers) as pool:
-                sink: MakeSink = ShardSink if self.plan.media == "image" else ClipSink
+                sink: MakeSink = SINKS[self.plan.media]
                 process: Process = pool.process
                 if self.plan.in_place:
                     sink, process = IndexSink, as_they_are(pool.process)

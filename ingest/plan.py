@@ -48,7 +48,7 @@ class UnitPlan:
     inputs: int
     units: int
     in_place: bool = False  # the shards are tars that exist; only sidecars are written
-    media: str = "image"  # what the samples are: image, video or audio
+    media: str = "image"  # what the samples are: image, video, audio or pair
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}  # without the open file

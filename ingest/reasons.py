@@ -29,6 +29,8 @@ class Reason(StrEnum):
     NO_VIDEO = "no_video", "no video in it; a cover picture is none"
     NO_SOUND = "no_sound", "no sound in it"
     TOO_SHORT = "too_short", "fewer seconds than the least asked for"
+    NO_MOTION = "no_motion", "nothing in it moves apart from the camera and can be followed"
+    TOO_MUCH_MOTION = "too_much_motion", "nearly all of it moves, as a camera in a turmoil, and nothing can be followed"
     TOO_MANY_SECONDS = "too_many_seconds", "more seconds than allowed, by what is displayed or heard, not by the header"
     TOO_MANY_PIXELS = "too_many_pixels", "more pixels than allowed, by its header; not decoded"
     TOO_LONG = "too_long", "a side of more than 65,500 pixels, which no JPEG can have"

@@ -27,7 +27,7 @@ from ingest.image import BadImage
 from ingest.plan import DUPLICATE, INPUTS, TEMPORARY, UnitPlan
 from ingest.progress import Meter
 from ingest.reasons import LaterError, Reason, UnfetchedError
-from ingest.sources import Row, Source
+from ingest.sources import NUMBER, Row, Source
 from ingest.unit import Made, MakeSink, Outcome, Rejection, ShardSink, Unit
 from seer_pipe.errors import UserError
 from seer_pipe.shards import MANIFEST, write_manifest
@@ -160,8 +160,8 @@ class Summary:
     stored: int  # of the inputs
     bytes: int
     rejected: Mapping[str, int]  # by reason, the most frequent first
-    media: str  # image, video or audio
-    samples: int  # as many as are stored, or of videos and sounds the clips that were cut
+    media: str  # image, video, audio or pair
+    samples: int  # as many as are stored, or the clips that were cut of these, or the tracks that were found in them
 
 
 def ingest(
@@ -242,9 +242,10 @@ def finish(plan: UnitPlan) -> Summary:
         return found
 
     def cut(unit: int) -> int:
-        """Inputs that were cut into clips, of each of which one is the first."""
-        clips = read_parquet(plan.store.get(plan.sidecar(unit)), ["clip"])["clip"].to_numpy()
-        return int((clips == 0).sum())
+        """Inputs that became several samples, of each of which one is the first."""
+        name = NUMBER[plan.media]
+        numbers = read_parquet(plan.store.get(plan.sidecar(unit)), [name])[name].to_numpy()
+        return int((numbers == 0).sum())
 
     samples = sum(manifest["samples"].to_pylist())
     with ThreadPoolExecutor(16) as pool:

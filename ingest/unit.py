@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
@@ -17,7 +17,8 @@ from ingest.image import Stored
 from ingest.media import Clips
 from ingest.plan import UnitPlan, beside
 from ingest.reasons import Reason
-from ingest.sources import CLIP_FIELDS, IMAGE_FIELDS, Row, Source
+from ingest.sources import CLIP_FIELDS, IMAGE_FIELDS, TRACK_FIELDS, Row, Source
+from ingest.tracks import Tracks, sidecar_of
 from ingest.workers import Made
 from seer_pipe.shards import ShardWriter
 
@@ -78,13 +79,17 @@ class ShardSink:
         self._writer.commit(self._plan.kept(self._number, self._places))
 
 
-class ClipSink(ShardSink):
-    """A new shard of clips: of each input several samples, one after the other."""
-
-    fields = CLIP_FIELDS
+class _SeveralSink(ShardSink):
+    """A new shard of several samples of each input, one after the other."""
 
     def __len__(self) -> int:
         return len(self._writer) - len(self._places) + len(set(self._places))
+
+
+class ClipSink(_SeveralSink):
+    """A new shard of clips."""
+
+    fields = CLIP_FIELDS
 
     def add(self, place: int, row: Row, source: str, made: Clips) -> None:
         for number, clip in enumerate(made.clips):
@@ -97,6 +102,23 @@ class ClipSink(ShardSink):
             self._places.append(place)
 
 
+class TrackSink(_SeveralSink):
+    """A new shard of tracks."""
+
+    fields = TRACK_FIELDS
+
+    def add(self, place: int, row: Row, source: str, made: Tracks) -> None:
+        for number, track in enumerate(made.tracks):
+            about, said = sidecar_of(track, number, source, row["key"])
+            members = {**track.members, "json": said}
+            self._writer.add_members(
+                f"{self._key(place)}-{number:04d}", members, width=track.side, height=track.side, phash=None, **about
+            )
+            self._places.append(place)
+
+
+#: Of new shards, by what their samples are.
+SINKS: Mapping[str, type[ShardSink]] = {"image": ShardSink, "video": ClipSink, "audio": ClipSink, "pair": TrackSink}
 MakeSink = Callable[[UnitPlan, Source, int], Sink]
 
 

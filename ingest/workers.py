@@ -21,18 +21,20 @@ from multiprocessing import Pipe
 from types import TracebackType
 from typing import Any, Self
 
-from ingest import image, media
+from ingest import image, media, tracks
 from ingest.image import BadImage, ImageSettings, Stored
 from ingest.media import Clips, MediaSettings
 from ingest.reasons import Reason
+from ingest.tracks import Tracks, TrackSettings
 from seer_pipe.errors import UserError
 
-Settings = ImageSettings | MediaSettings
-Made = Stored | Clips  # what an input becomes: a sample, or several
+Settings = ImageSettings | MediaSettings | TrackSettings
+Made = Stored | Clips | Tracks  # what an input becomes: a sample, or several
 Processor = Callable[[bytes, Any], Made]  # importable by name
 
 WAITING = 2  # inputs that may wait for each worker, so that it never waits for one
 PIXEL_MEMORY = 32  # bytes of memory for each pixel, while an image is decoded, converted and encoded
+TRACKING_TIMEOUT = 600.0  # seconds for a clip, which may be of minutes
 START_TIMEOUT = 120.0  # seconds for a worker's imports, on a slow network file system, say
 
 
@@ -126,6 +128,9 @@ def pool_for(settings: Settings, workers: int | None = None) -> DecoderPool:
     """What makes of inputs that which ``settings`` are for. UserError where what it needs is not installed."""
     if isinstance(settings, ImageSettings):
         return DecoderPool(settings, workers)
+    if isinstance(settings, TrackSettings):
+        tracks.demand_cv2()
+        return DecoderPool(settings, workers, TRACKING_TIMEOUT, processor=tracks.process)
     media.demand_av()
     return DecoderPool(settings, workers, settings.decode_timeout, processor=media.process)
 

@@ -223,7 +223,7 @@ def test_help_reads_like_a_page() -> None:
 @pytest.mark.parametrize(
     ("begun", "completed"),
     [
-        ("seer-pipe tr", ["train"]),
+        ("seer-pipe tr", ["tracks", "train"]),
         ("seer-pipe atlas", ["atlas", "atlas-keys"]),
         ("seer-pipe eval lowsh", ["lowshot"]),
         ("seer-pipe train --init", ["--init-from"]),

@@ -35,6 +35,16 @@ CLIP_FIELDS = (
     pa.field("original_width", pa.int32()),  # pixels, as coded, before rotation; 0 without video
     pa.field("original_height", pa.int32()),
 )
+#: Columns of the sidecar that say what a track is, and what it was cut from.
+TRACK_FIELDS = (
+    pa.field("clip_key", pa.string()),  # of the clip in its set
+    pa.field("track", pa.int32()),  # its number in the clip
+    pa.field("frame", pa.int32()),  # number of the first picture's in the clip
+    pa.field("frames", pa.int32()),  # from the first picture's to the last's
+    pa.field("distance", pa.float64()),  # pixels of the clip's frames, from patch to patch
+)
+#: Column of the sidecar that is 0 for the first of the samples that one input became.
+NUMBER = {"video": "clip", "audio": "clip", "pair": "track"}
 #: How the kept columns begin in the list of inputs. None of its own does, so that theirs can have any name.
 KEPT = "kept:"
 

@@ -1,4 +1,4 @@
-"""A clip at a glance: some of its frames, and its waveform beneath."""
+"""A clip at a glance: some of its frames, and its waveform beneath; a pair: its two pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from seer_pipe.shards import members_of
+from seer_pipe.shards import PAIR, members_of
 
 FRAMES = 2  # along each side of a square of them
 STRIP = 0.22  # of the tile, for the waveform beneath frames
@@ -30,6 +30,18 @@ def clip_tile(sample: bytes, side: int) -> Image.Image:
             tile.paste(frame, (corner[0] + (part[0] - frame.width) // 2, corner[1] + (part[1] - frame.height) // 2))
     if "flac" in members:
         _draw_wave(ImageDraw.Draw(tile), _samples(members["flac"]), side, side - strip)
+    return tile
+
+
+def pair_tile(sample: bytes, side: int) -> Image.Image:
+    """The pictures of a stored pair beside each other, in a tile of ``side`` pixels each way."""
+    members = members_of(sample)
+    tile, part = Image.new("RGB", (side, side), PAPER), (side - GAP) // 2
+    for number, name in enumerate(PAIR):
+        with Image.open(BytesIO(members[name])) as picture:
+            small = picture.convert("RGB")
+        small.thumbnail((part, side))
+        tile.paste(small, (number * (part + GAP), (side - small.height) // 2))
     return tile
 
 

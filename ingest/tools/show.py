@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ingest.media import demand_av
-from ingest.tools.clip_tile import clip_tile
+from ingest.tools.clip_tile import clip_tile, pair_tile
 from ingest.tools.rejected import EXPLANATIONS, rejected_tables
 from seer_pipe.errors import UserError
 from seer_pipe.shards import ShardSet
@@ -29,7 +29,7 @@ def show(root: str | os.PathLike[str], out: str | os.PathLike[str], samples: int
     if samples < 1:
         raise UserError(f"samples = {samples}: at least 1")
     shards = ShardSet.open(root)
-    if shards.media != "image":
+    if shards.media in ("video", "audio"):
         demand_av()
     tiles, reasons = _tiles(shards, samples, seed), _reasons(shards)
     step = TILE + GAP + (LINE if any(caption for _, caption in tiles) else 0)
@@ -61,7 +61,7 @@ def _tiles(shards: ShardSet, samples: int, seed: int) -> list[tuple[Image.Image,
     tiles = []
     shard_of = shards.shards_of(chosen)
     for shard in np.unique(shard_of).tolist():
-        about = [] if shards.media == "image" else ["duration"]
+        about = ["duration"] if shards.media in ("video", "audio") else ["distance"] if shards.media == "pair" else []
         rows = shards.sidecar(shard, ["key", "offset", "length", "crc32c", *about])
         captions = shards.captions(shard)
         for place in (chosen[shard_of == shard] - shards.starts[shard]).tolist():
@@ -71,6 +71,8 @@ def _tiles(shards: ShardSet, samples: int, seed: int) -> list[tuple[Image.Image,
                 with Image.open(BytesIO(data)) as image:
                     image.thumbnail((TILE, TILE))
                     tiles.append((image.convert("RGB"), caption))
+            elif shards.media == "pair":
+                tiles.append((pair_tile(data, TILE), caption or f"{row['key']}, {row['distance']:.0f} px"))
             else:
                 tiles.append((clip_tile(data, TILE), caption or f"{row['key']}, {row['duration']:.1f} s"))
     return tiles

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
+from ingest.sources import NUMBER
 from ingest.tools.rejected import rejected_tables
 from seer_pipe.shards import ShardSet
 
@@ -33,7 +34,7 @@ class Stats:
     reencoded: int
     unhashed: int  # without a perceptual hash
     rejected: dict[str, int]  # reason: inputs, most frequent first
-    media: str  # image, video or audio
+    media: str  # image, video, audio or pair
     sources: int  # that the samples were made of
     seconds: float  # of all clips
     with_sound: int  # clips
@@ -62,7 +63,8 @@ def stats(root: str | os.PathLike[str]) -> Stats:
             if shards.media == "image":
                 sources += table.num_rows
             else:
-                sources += pc.sum(pc.equal(table["clip"], 0)).as_py() or 0
+                sources += pc.sum(pc.equal(table[NUMBER[shards.media]], 0)).as_py() or 0
+            if shards.media in ("video", "audio"):
                 seconds += pc.sum(table["duration"]).as_py() or 0.0
                 with_sound += table.num_rows - table["audio_rate"].null_count
     rejected: Counter[str] = Counter()

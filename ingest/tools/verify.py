@@ -14,9 +14,10 @@ from typing import Any, BinaryIO, cast
 
 import google_crc32c
 
+from ingest import tracks
 from ingest.files import open_file
 from ingest.image import BadImage, ImageSettings, Stored
-from ingest.media import MediaSettings, demand_av, examine
+from ingest.media import Clip, Clips, MediaSettings, demand_av, examine
 from ingest.sources import CLIP_FIELDS
 from ingest.workers import DecoderPool, Made
 from seer_pipe.shards import SIDECAR_SCHEMA, ShardSet, content_sha256, sidecar_path
@@ -60,6 +61,8 @@ def verify(root: str | os.PathLike[str], images: bool = False) -> Iterator[Check
 def _decoders(shards: ShardSet) -> DecoderPool:
     if shards.media == "image":
         return DecoderPool(AS_STORED)
+    if shards.media == "pair":
+        return DecoderPool(AS_STORED, processor=tracks.examine)
     demand_av()
     return DecoderPool(MediaSettings(), processor=examine)
 
@@ -71,7 +74,7 @@ def _check(shards: ShardSet, shard: int, decoders: DecoderPool | None) -> Check:
         problems.append(Problem(url, key, what))
 
     try:
-        clips = [] if shards.media == "image" else [field.name for field in CLIP_FIELDS]
+        clips = [field.name for field in CLIP_FIELDS] if shards.media in ("video", "audio") else []
         rows = shards.sidecar(shard, [*SIDECAR_SCHEMA.names, *clips]).to_pylist()  # and no column of another making
     except (OSError, ValueError) as error:
         return Check(url, 0, 0, [Problem(url, "", f"the sidecar is not readable: {error}")])
@@ -89,7 +92,8 @@ def _check(shards: ShardSet, shard: int, decoders: DecoderPool | None) -> Check:
         except BadImage as error:
             problem(f"does not decode: {error.reason}: {error.detail}", row["key"])
             return
-        found = made if isinstance(made, Stored) else made.clips[0]
+        found = made.clips[0] if isinstance(made, Clips) else made
+        assert isinstance(found, Clip | Stored)
         size = found.width, found.height
         if size != (row["width"], row["height"]):
             problem(f"is {size[0]} x {size[1]} pixels, not {row['width']} x {row['height']}", row["key"])

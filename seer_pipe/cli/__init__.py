@@ -16,6 +16,7 @@ from seer_pipe.cli import (
     quickstart,
     report,
     show,
+    tracks,
     train,
     vocabulary,
 )
@@ -45,7 +46,7 @@ for launch; OMP_NUM_THREADS, the threads of a training on a CPU.
 #: The verbs as the help has them.
 PANELS = {
     "Start": (quickstart,),
-    "Data": (data, curate, vocabulary),
+    "Data": (data, curate, vocabulary, tracks),
     "Training": (config, doctor, train),
     "Cluster": (launch,),
     "Evaluation and export": (evaluate, embed, export),

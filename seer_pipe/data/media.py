@@ -22,7 +22,7 @@ from seer_pipe.data.dali import BadImages
 from seer_pipe.data.sound import spectrograms
 from seer_pipe.data.views import Moments
 from seer_pipe.errors import UserError
-from seer_pipe.shards import is_run, members_of
+from seer_pipe.shards import PAIR, is_run, members_of
 
 #: Members by their extensions; of several the first.
 PICTURES = ("jpg", "jpeg", "png", "webp")
@@ -83,7 +83,7 @@ def picture_at(members: Members, at: float) -> tuple[Encoded, float | None]:
     picture. ValueError where there is no picture."""
     clip = next((members[name] for name in CLIPS if name in members), None)
     if clip is None:
-        return np.frombuffer(_chosen(members, PICTURES + CLIPS, "picture"), np.uint8), None
+        return np.frombuffer(_chosen(members, (*PICTURES, PAIR[0], *CLIPS), "picture"), np.uint8), None
     pixels, moment = decode_frame(clip, at)
     height, width, _ = pixels.shape
     head = np.frombuffer(f"P6\n{width} {height}\n255\n".encode(), np.uint8)
@@ -91,7 +91,8 @@ def picture_at(members: Members, at: float) -> tuple[Encoded, float | None]:
 
 
 def still(sample: Encoded) -> Encoded:
-    """The picture in the middle of a sample, encoded: an image is its own. OSError where there is none."""
+    """The picture in the middle of a sample, encoded: an image is its own, a pair has its first. OSError where there is
+    none."""
     if not is_run(sample.data):
         return sample
     try:

@@ -13,7 +13,8 @@ MANIFEST = "manifest.parquet"
 SIDECAR = "sidecar"  # column of the manifest, where sidecars are not beside their tars
 EXCLUDED = "excluded.parquet"
 MEDIA_KEY = b"seer_pipe.media"  # in the manifest: what the samples are; images where it does not say
-HOLDS = {"image": "images", "video": "video clips", "audio": "audio clips"}
+HOLDS = {"image": "images", "video": "video clips", "audio": "audio clips", "pair": "pairs of pictures"}
+PAIR = ("0.jpg", "1.jpg")  # the pictures of a pair, by their extensions
 FINGERPRINT_KEY = b"seer_pipe.fingerprint"  # of the set that the numbers in EXCLUDED are of
 
 MANIFEST_SCHEMA = pa.schema(

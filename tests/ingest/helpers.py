@@ -24,14 +24,17 @@ class Result:
     stderr: str
 
 
-def seer_ingest(*arguments: object) -> Result:
-    """Run the command here, as if it were a process of its own (which would take a second to import everything)."""
+def seer_ingest(*arguments: object, program: Callable[[], None] = main) -> Result:
+    """Run the command here, as if it were a process of its own (which would take a second to import everything).
+
+    ``program``: another one's main function.
+    """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     out, err, given = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = ["seer-ingest", *map(str, arguments)]
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            main()
+            program()
         code: object = 0
     except SystemExit as exit_:
         code = exit_.code
