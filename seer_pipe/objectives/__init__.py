@@ -4,8 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from seer_pipe.objectives.avid.settings import AvidSettings
 from seer_pipe.objectives.barlow_twins.settings import BarlowTwinsSettings
 from seer_pipe.objectives.byol.settings import ByolSettings
+from seer_pipe.objectives.cma.settings import CmaSettings
 from seer_pipe.objectives.cpc.settings import CpcSettings
 from seer_pipe.objectives.deepcluster.settings import DeepClusterSettings
 from seer_pipe.objectives.dino.settings import DinoSettings
@@ -26,8 +28,10 @@ from seer_pipe.objectives.vicreg.settings import VicregSettings
 from seer_pipe.objectives.weak_labels.settings import WeakLabelsSettings
 
 AnySettings = Annotated[
-    BarlowTwinsSettings
+    AvidSettings
+    | BarlowTwinsSettings
     | ByolSettings
+    | CmaSettings
     | CpcSettings
     | DeepClusterSettings
     | DinoSettings

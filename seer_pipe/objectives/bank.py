@@ -78,7 +78,7 @@ class Bank:
     def others(self, samples: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
         rows = self.at(drawn.numpy())
         foreign = (samples[:, None] != drawn).to(rows.device, non_blocking=True)
-        return rows, foreign & rows.any(1)
+        return rows, foreign & rows.flatten(1).any(1)
 
     def share(self) -> Tensor:
         return self.rows
@@ -129,6 +129,11 @@ class Bank:
         found = torch.zeros(len(samples), *self.rows.shape[1:], device=self.rows.device)
         found[self._there(mine)] = self.rows[self._there(place[mine])].float()
         return all_sum_(found)
+
+    def ids(self) -> Tensor:
+        """Of the samples whose rows this rank holds, [own · depth]; some are beyond the last one, and never written."""
+        place = torch.arange(len(self.rows), device=self.rows.device)
+        return place % self.depth * self.shards + rank() * self._each + place // self.depth
 
     def take_back(self, bad: Tensor) -> None:
         self._before = torch.where(bad, self._before, self.rows[self._changed])

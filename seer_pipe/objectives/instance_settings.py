@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class InstanceSettings(Settings):
-    """Of an objective whose embeddings look for their image's row in a bank, which has one for each of the set."""
+    """Of an objective whose embeddings look for their image's row in a bank, which has all images of the set."""
 
     loss: Literal["infonce", "nce"] = Field(
         "infonce", description="infonce: one row among the negatives; nce: each against noise, as first published"
@@ -36,6 +36,8 @@ class InstanceSettings(Settings):
     )
     bank: BankSettings = BankSettings()
 
+    rows: ClassVar[int] = 1
+    """That an image has in the bank."""
     panels: ClassVar[Sequence[Panel]] = (
         *RETRIEVAL_PANELS,
         Panel("Remembered", "Share of a batch that has a row in the bank.",
@@ -54,23 +56,27 @@ class InstanceSettings(Settings):
 
     def chance_loss(self, views: Views, batch: int) -> float:
         """That of embeddings at right angles to all rows: ln (K + 1), or as NCE has it, in which N cancels out."""
+        return self.guessing(self.negatives)
+
+    def guessing(self, negatives: int) -> float:
         if self.loss == "infonce":
-            return math.log(self.negatives + 1)
-        noise = self.negatives * mean_exponential(self.numbers, self.temperature)
-        return math.log1p(noise) + self.negatives * math.log1p(1 / noise)
+            return math.log(negatives + 1)
+        noise = negatives * mean_exponential(self.numbers, self.temperature)
+        return math.log1p(noise) + negatives * math.log1p(1 / noise)
 
     def memory(self, views: Views, batch: int, ranks: int) -> float:
         """Similarities with their softmax and gradient, and the rows of the negatives, as they are and summed."""
-        return FLOAT * self.negatives * (3 * self.looking(views) * batch // ranks + 2 * self.numbers)
+        return FLOAT * self.negatives * (3 * self.looking(views) * batch // ranks + 2 * self.rows * self.numbers)
 
     def kept(self, samples: int, ranks: int) -> float:
-        return self.bank.bytes(samples, self.numbers, ranks)
+        return self.bank.bytes(samples, self.rows * self.numbers, ranks)
 
     def collectives(self, views: Views, batch: int, ranks: int) -> list[Collectives]:
         """Those of the bank, the negatives, and how many have a row."""
+        numbers = self.rows * self.numbers
         return [
-            *self.bank.collectives(self.numbers, batch, ranks),
-            Collectives("negatives", "all_reduce", ranks, 1, FLOAT * self.negatives * self.numbers),
+            *self.bank.collectives(numbers, batch, ranks),
+            Collectives("negatives", "all_reduce", ranks, 1, FLOAT * self.negatives * numbers),
             Collectives("count", "all_reduce", ranks, 1, FLOAT),
         ]
 

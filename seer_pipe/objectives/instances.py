@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,14 @@ from seer_pipe.objectives.metrics import logged
 from seer_pipe.objectives.settings import Setup
 
 
+class Others(NamedTuple):
+    """Of a step, on all ranks alike."""
+
+    drawn: Tensor  # ids [K], on the host; of a ring they say nothing
+    rows: Tensor  # [K, ..]
+    usable: Tensor  # which of them each image of this rank is told from, [n, K]
+
+
 class Instances(Objective):
     """``weights``: of the losses of an image's embeddings. Implementations bring these."""
 
@@ -41,18 +49,37 @@ class Instances(Objective):
         self._log_z, self._log_samples = math.log(z), math.log(setup.samples)
 
     def embedded(self, outputs: Any) -> tuple[Tensor, Tensor]:
-        """Unit embeddings [V, n, D] that look for their images' rows, and those [n, D] that are remembered."""
+        """Unit embeddings [V, n, D] that look for their images' rows, and those [n, ..] that are remembered."""
         raise NotImplementedError
+
+    def cosines(self, z: Tensor, own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the V embeddings of an image with its own row of the memory [n, ..], and those of others [K, ..]: [V, n],
+        [V, n, K]."""
+        return (z * own).sum(2), z @ others.T
+
+    def costs(self, z: Tensor, own: Tensor, others: Others, moment: Moment) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of each image [n], and the `cosines` that it is of."""
+        positive, negative = self.cosines(z, own, others.rows)
+        losses = self.scored(positive[..., None], negative, others.usable)[..., 0]
+        return losses.T @ self.weights(z), positive, negative
+
+    def weights(self, like: Tensor) -> Tensor:
+        """[V]"""
+        return like.new_tensor(self._weights)
+
+    def scored(self, positive: Tensor, negative: Tensor, usable: Tensor) -> Tensor:
+        """The loss [V, n, P] of cosines with each of P rows that are to be found [V, n, P], among others [V, n, K]."""
+        return (self._infonce if self.settings.loss == "infonce" else self._nce)(positive, negative, usable)
 
     def loss(self, outputs: Any, moment: Moment, log: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         z, fresh = self.embedded(outputs)
         own = self.memory.recall(moment.samples, fresh.detach())
-        others, usable = self.memory.others(moment.samples, self._draw(moment))
-        others, known = others.to(z.dtype), own.any(1)
-        positive, negative = (z * own).sum(2), z @ others.T  # [V, n], [V, n, K]
-        losses = (self._infonce if self.settings.loss == "infonce" else self._nce)(positive, negative, usable)
+        drawn = self._draw(moment)
+        rows, usable = self.memory.others(moment.samples, drawn)
+        known = own.flatten(1).any(1)
+        losses, positive, negative = self.costs(z, own, Others(drawn, rows.to(z.dtype), usable), moment)
         total = all_sum_(known.sum().to(z.dtype)).clamp_min(1)
-        loss = (losses.T @ losses.new_tensor(self._weights) * known).sum() * world_size() / total
+        loss = (losses * known).sum() * world_size() / total
         self.memory.remember(fresh.detach())
         met = (usable & known[:, None]).expand_as(negative)
         return loss, self._metrics(loss, z, positive, negative, met, known) if log else {}
@@ -69,15 +96,16 @@ class Instances(Objective):
         return torch.randint(self._samples, (self.settings.negatives,), generator=generator)
 
     def _infonce(self, positive: Tensor, negative: Tensor, usable: Tensor) -> Tensor:
-        cosines = torch.cat([positive[..., None], negative.masked_fill(~usable, -torch.inf)], dim=2)
-        return -F.log_softmax(cosines / self.settings.temperature, dim=2)[..., 0]
+        """-log(e^p / (e^p + sum e^n)) = log(1 + e^(log sum e^n - p))."""
+        others = (negative / self.settings.temperature).masked_fill(~usable, -torch.inf)
+        return F.softplus(others.logsumexp(2, keepdim=True) - positive / self.settings.temperature)
 
     def _nce(self, positive: Tensor, negative: Tensor, usable: Tensor) -> Tensor:
         """With the odds o of h, log h = -log(1 + 1/o), and log(1 - h) = -log(1 + o)."""
-        share = usable.sum(1).clamp_min(1).to(positive.dtype).log() - self._log_samples  # log K/N
-        own = positive / self.settings.temperature - self._log_z - share
-        others = negative / self.settings.temperature - self._log_z - share[:, None]
-        return F.softplus(-own) + (F.softplus(others) * usable).sum(2)
+        noise = usable.sum(1, keepdim=True).clamp_min(1).to(positive.dtype).log() - self._log_samples  # log K/N
+        own = positive / self.settings.temperature - self._log_z - noise
+        others = negative / self.settings.temperature - self._log_z - noise
+        return F.softplus(-own) + (F.softplus(others) * usable).sum(2, keepdim=True)
 
     @torch.no_grad()
     def _metrics(

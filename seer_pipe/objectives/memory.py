@@ -30,7 +30,7 @@ class Memory(Protocol):
         ...
 
     def others(self, samples: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows [K, D] of other images, on all ranks alike, and which of them an image may be told from, [n, K]: of a
+        """Rows [K, ..] of other images, on all ranks alike, and which of them an image may be told from, [n, K]: of a
         bank those of the ids ``drawn`` [K] that were written and are not the image's; of a ring all there are."""
         ...
 

@@ -37,7 +37,7 @@ class Ring:
         self.push(fresh)
 
     def others(self, samples: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        return self.rows, self.rows.any(1).expand(len(samples), -1)
+        return self.rows, self.rows.flatten(1).any(1).expand(len(samples), -1)
 
     def share(self) -> Tensor:
         return self.rows.tensor_split(world_size())[rank()]

@@ -68,6 +68,7 @@ class Case:
     sound: dict[str, Any] | None = None
 
 
+HEARD = {"spectrum": "log_mel", "bands": 16, "seconds": 0.2}
 CASES = {
     "dino": Case({"name": "dino", "head": {"hidden": [16], "dim": 8}, "outputs": 12, "freeze_images": 8}, 3, (1,)),
     "swav": Case(
@@ -130,7 +131,36 @@ CASES = {
         2,
         (),
         problem="7 other samples",
-        sound={"spectrum": "log_mel", "bands": 16, "seconds": 0.2},
+        sound=HEARD,
+    ),
+    "avid": Case(
+        {
+            "name": "avid",
+            "sound_model": "tiny",
+            "head": {"hidden": [16], "dim": 8},
+            "negatives": 6,
+            "temperature": 0.2,
+        },
+        2,
+        (),
+        {"negatives": 2000},
+        sound=HEARD,
+    ),
+    "cma": Case(
+        {
+            "name": "cma",
+            "sound_model": "tiny",
+            "head": {"hidden": [16], "dim": 8},
+            "negatives": 6,
+            "within_negatives": 4,
+            "positives": 3,
+            "temperature": 0.2,
+            "refresh_images": 16,
+        },
+        2,
+        (),
+        {"negatives": 2000, "within_negatives": 1000},
+        sound=HEARD,
     ),
     "moco_v3": Case({"name": "moco_v3", "head": {"hidden": [16], "dim": 8}, "predictor": 16}, 2, (1,)),
     "align": Case({"name": "align", "dim": 8}, 2, (1, 3, 8)),

@@ -1,15 +1,12 @@
 """Pictures and their sounds: the loss pair by pair in float64, its metrics and signs, what a short training learns."""
 
-import colorsys
 import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -22,16 +19,16 @@ from seer_pipe.errors import UserError
 from seer_pipe.evaluate.pairs import evaluate_pairs, ranks
 from seer_pipe.export import Preprocessing, export_backbone
 from seer_pipe.models import build_trunk, multiply_adds
-from seer_pipe.objectives.image_audio.network import Pair
 from seer_pipe.objectives.image_audio.objective import ImageAudio
 from seer_pipe.objectives.image_audio.settings import ImageAudioSettings
+from seer_pipe.objectives.pairs import Pair
 from seer_pipe.recipes import load_recipe
 from seer_pipe.run import start
 from seer_pipe.train.doctor import training_flops
-from tests.media import Members, flac, jpeg, write_pairs
 from tests.objectives.embeddings import BATCH, found
 from tests.objectives.moments import at
 from tests.objectives.runs import quiet
+from tests.objectives.tones import GATE, gate, gate_set
 
 DIM, TEMPERATURE = 6, 0.3
 SETTINGS = ImageAudioSettings(name="image_audio")
@@ -118,51 +115,7 @@ def test_both_trunks_are_counted() -> None:
     assert training_flops(config) == pytest.approx(3 * 2 * once)
 
 
-# ---- A gate: six colours of the ground and six of a disc, each with a tone of its own
-
-
-TONES = 6
-KINDS = TONES**2
-GATE = Sound(spectrum="log_mel", bands=32, seconds=0.2, shift=0.05)
-
-
-def pair(kind: int, dice: np.random.Generator) -> Members:
-    """A disc anywhere on a ground; two tones from anywhere, in noise."""
-    ground, disc = (tuple(round(255 * x) for x in colorsys.hsv_to_rgb(hue / TONES, 0.9, v))
-                    for hue, v in ((kind // TONES, 0.9), (kind % TONES, 0.6)))  # fmt: skip
-    image = Image.new("RGB", (40, 40), ground)
-    x, y, radius = dice.uniform(12, 28), dice.uniform(12, 28), dice.uniform(9, 13)
-    ImageDraw.Draw(image).ellipse((x - radius, y - radius, x + radius, y + radius), disc)
-    times = np.arange(8000) / 16_000
-    low, high = 300 * 1.3 ** (kind // TONES), 2000 * 1.2 ** (kind % TONES)
-    waves = [a * np.sin(2 * np.pi * (f * times + dice.random())) for f in (low, high) for a in [dice.uniform(0.2, 0.4)]]
-    return {"jpg": jpeg(image), "flac": flac((sum(waves) + dice.normal(0, 0.02, 8000)).astype(np.float32))}
-
-
-def gate_set(root: Path, instances: int, seed: int, *, shuffled: bool = False) -> Path:
-    dice = np.random.default_rng(seed)
-    drawn = [pair(kind, dice) for _ in range(instances) for kind in range(KINDS)]
-    if shuffled:
-        sounds = [drawn[i]["flac"] for i in dice.permutation(len(drawn))]
-        drawn = [members | {"flac": sound} for members, sound in zip(drawn, sounds, strict=True)]
-    return write_pairs(root, [("drawn", members, 40, 40) for members in drawn])
-
-
-def gate(data: Path) -> settings.Config:
-    tree: dict[str, Any] = {
-        "name": "gate",
-        "data": {"path": str(data)},
-        "views": {
-            "crops": [{"count": 1, "size": 24, "scale": [0.6, 1]}],
-            "augment": {"jitter_p": 0.0, "grey_p": 0.0, "blur_p": 0.0},
-            "sound": GATE.model_dump(),
-        },
-        "model": {"name": "conv2d_10"},
-        "objective": {"name": "image_audio", "head": {"hidden": [128], "dim": 32, "batch_norm": False}},
-        "optimizer": {"name": "adamw", "lr": 0.008, "warmup_images": 320, "weight_decay": 1e-4},
-        "train": {"batch": 64, "images": 3072, "threads": 1, "device": "cpu", "log_every": 25, "channels_last": True},
-    }
-    return settings.parse(tree, "gate")
+# ---- A gate
 
 
 @pytest.mark.slow

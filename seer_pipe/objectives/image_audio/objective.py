@@ -16,8 +16,8 @@ from seer_pipe.distributed.collectives import rank, world_size
 from seer_pipe.distributed.gradients import gather_crops
 from seer_pipe.objectives.base import Moment, Objective
 from seer_pipe.objectives.heads import full_precision, unit
-from seer_pipe.objectives.image_audio.network import Pair
 from seer_pipe.objectives.metrics import logged, retrieval
+from seer_pipe.objectives.pairs import Pair
 
 
 class ImageAudio(Objective):

@@ -3,46 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from seer_pipe.distributed.traffic import FLOAT, Collectives
+from seer_pipe.objectives.pair_settings import PairSettings
 from seer_pipe.objectives.settings import (
     EMBEDDING_PANELS,
     EMBEDDING_SIGNS,
     RETRIEVAL_SIGNS,
-    Head,
     Panel,
-    Settings,
     Setup,
     Sign,
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from seer_pipe.config import Config, Views
-    from seer_pipe.models import Trunk
     from seer_pipe.objectives.base import Network, Objective
 
 FEW_SAMPLES = 128  # of a batch; AVID tells a pair from 1024 others
 
 
-class ImageAudioSettings(Settings):
-    """Each picture has two heads of one shape above its two trunks; ``views.sound`` says what is heard."""
-
+class ImageAudioSettings(PairSettings):
     name: Literal["image_audio"] = Field(description="pictures and their sounds, after AVID, arXiv 2004.12943")
-    sound_model: str = Field(
-        "conv2d_10", description="of the spectrograms: any trunk by its name, which then has one channel of input"
-    )
-    head: Head = Head(hidden=[512, 512], dim=128, batch_norm=False)
     temperature: Annotated[float, Field(gt=0)] = Field(
         0.07, description="of the cosines; lower tells near samples apart more sharply, and is less stable"
     )
 
-    hears: ClassVar[bool] = True
     panels: ClassVar[Sequence[Panel]] = (
         Panel("Cosines", "Of a picture with its own sound, and with others: they must part.",
               {"positive_similarity": "own", "negative_similarity": "others"}),
@@ -79,28 +68,7 @@ class ImageAudioSettings(Settings):
     def signs(self) -> Sequence[Sign]:
         return (*RETRIEVAL_SIGNS, *EMBEDDING_SIGNS)
 
-    def network(self, trunk: Callable[[], Trunk]) -> Network:
-        from seer_pipe.models import build_trunk
-        from seer_pipe.objectives.heads import projection
-        from seer_pipe.objectives.image_audio.network import PairHead, PairNetwork
-
-        seeing, hearing = trunk(), build_trunk(self.sound_model, channels=1)
-        projections = [
-            projection([made.width, *self.head.hidden, self.head.dim], self.head.batch_norm)
-            for made in (seeing, hearing)
-        ]
-        return PairNetwork(seeing, PairHead(projections[0], hearing, projections[1]))
-
     def objective(self, network: Network, setup: Setup) -> Objective:
         from seer_pipe.objectives.image_audio.objective import ImageAudio
 
         return ImageAudio(self.temperature)
-
-    def partners(self, head: nn.Module, features: Tensor, sounds: Tensor) -> tuple[Tensor, Tensor]:
-        from seer_pipe.objectives.heads import unit
-
-        return unit(head.project(features)), unit(head.heard(sounds))  # type: ignore[operator]  # of a PairHead
-
-    def sound_trunk(self, head: nn.Module) -> Trunk:
-        trunk: Trunk = head.sound_trunk  # type: ignore[assignment]
-        return trunk

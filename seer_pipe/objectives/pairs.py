@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from seer_pipe.models import Trunk
 from seer_pipe.objectives.base import Network, pooled
 
+SEEN, HEARD = 0, 1  # of what is remembered of a pair
+
 
 class Pair(NamedTuple):
     """Embeddings, not of unit length."""
