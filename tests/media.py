@@ -54,8 +54,10 @@ def jpeg(image: Image.Image) -> bytes:
 Members = dict[str, bytes]
 
 
-def write_pairs(root: Path, samples: Sequence[tuple[str, Members, int, int]], shards: int = 1) -> Path:
-    """A shard set of samples: source, members, width, height."""
+def write_pairs(
+    root: Path, samples: Sequence[tuple[str, Members, int, int]], shards: int = 1, media: str = "image"
+) -> Path:
+    """A shard set of samples: source, members, width, height; ``media``: what they are."""
     store = open_store(root)
     paths = [f"{shard:05d}.tar" for shard in range(shards)]
     for shard, path in enumerate(paths):
@@ -63,7 +65,7 @@ def write_pairs(root: Path, samples: Sequence[tuple[str, Members, int, int]], sh
         for number, (source, members, width, height) in list(enumerate(samples))[shard::shards]:
             writer.add_members(f"{number:06d}", members, source=source, width=width, height=height)
         writer.commit()
-    write_manifest(store, paths)
+    write_manifest(store, paths, media=media)
     return root
 
 
@@ -76,3 +78,15 @@ def make_pairs(root: Path, count: int, shards: int = 2, hertz: Callable[[int], f
         members = {"jpg": jpeg(image), "flac": flac(tone(hertz(number)))}
         samples.append((f"{kind}/{number}.jpg", members, image.width, image.height))
     return write_pairs(root, samples, shards)
+
+
+def make_tracks(root: Path, count: int, shards: int = 2) -> Path:
+    """A set of pairs: two drawn pictures of one kind and size each."""
+    kinds, samples = sorted(KINDS), []
+    for number in range(count):
+        kind = kinds[number % len(kinds)]
+        first = picture(kind, number)
+        last = picture(kind, count + number).resize(first.size)
+        members = {"0.jpg": jpeg(first), "1.jpg": jpeg(last), "json": b"{}"}
+        samples.append((f"{kind}/{number}.mp4#{number:06d}", members, first.width, first.height))
+    return write_pairs(root, samples, shards, media="pair")

@@ -164,7 +164,8 @@ class Sound(Section):
 
 
 class Views(Section):
-    """What is cut out of an image, and how it is augmented; of a clip, of the frame that a moment of it shows."""
+    """What is cut out of an image, and how it is augmented; of a clip, of the frame that a moment of it shows; of a
+    pair, of its pictures in turn."""
 
     crops: Annotated[list[Crop], Field(min_length=1)] = Field(
         description="groups of crops: the large ones first, for objectives name crops by their number"
@@ -172,6 +173,9 @@ class Views(Section):
     augment: Augment = Augment()
     sound: Sound | None = Field(None, description="of samples that are a picture or a clip with its sound, for "
                                 "objectives that hear it")  # fmt: skip
+    pictures: Literal[1, 2] = Field(1, description="2: samples are pairs of pictures, as of tracks in videos, of which "
+                                    "the crops are cut in turn: the first of the one, the second of the other, …"
+                                    )  # fmt: skip
 
     @model_validator(mode="before")
     @classmethod
@@ -195,9 +199,22 @@ class Views(Section):
                 raise ValueError(f"blur_sigma {max(augment.blur_sigma)} reaches past a crop of {crop.size} pixels")
         return self
 
+    @model_validator(mode="after")
+    def _of_pairs(self) -> Views:
+        if self.pictures == 2:
+            if self.sound is not None:
+                raise ValueError("pictures: 2 goes with no sound: pairs of pictures have none")
+            if any(crop.layout != "independent" for crop in self.crops):
+                raise ValueError("pictures: 2 needs crops of layout independent")
+            if self.count < 2:
+                raise ValueError("pictures: 2 needs 2 crops or more: of one, the other picture is never seen")
+        return self
+
     @property
     def media(self) -> tuple[str, ...]:
         """What the samples may be, as a shard set's manifest has it: clips only where their sound is wanted too."""
+        if self.pictures == 2:
+            return ("pair",)
         return ("image",) if self.sound is None else ("image", "video")
 
     @property

@@ -1,4 +1,5 @@
-"""Clips and pictures with their sound: one picture of each sample, and the sound around its moment.
+"""Samples of several members: of clips and pictures with their sound one picture, and the sound around its moment; of
+pairs both pictures.
 
 A picture comes out as the bytes of an image, so what follows is what any image goes through: a JPEG as it is stored, a
 frame of a clip as PPM, which is its pixels behind a line of text. PyAV decodes, by one thread for each sample.
@@ -88,6 +89,20 @@ def picture_at(members: Members, at: float) -> tuple[Encoded, float | None]:
     height, width, _ = pixels.shape
     head = np.frombuffer(f"P6\n{width} {height}\n255\n".encode(), np.uint8)
     return np.concatenate([head, pixels.ravel()]), moment
+
+
+def both(samples: Sequence[Encoded]) -> list[list[Encoded]]:
+    """The first pictures of n pairs, encoded, and the last ones. BadImages for the samples that are none."""
+    found, faults = [], {}
+    for row, sample in enumerate(samples):
+        try:
+            members = members_of(sample.data)
+            found.append([np.frombuffer(_chosen(members, [name], f"picture {name}"), np.uint8) for name in PAIR])
+        except ValueError as error:
+            faults[row] = str(error)
+    if faults:
+        raise BadImages(faults)
+    return [list(pictures) for pictures in zip(*found, strict=True)]
 
 
 def still(sample: Encoded) -> Encoded:

@@ -11,7 +11,7 @@ from torch import Tensor
 from seer_pipe.config import Sound
 from seer_pipe.data.chunks import Encoded
 from seer_pipe.data.dali import Augmenter
-from seer_pipe.data.media import Media
+from seer_pipe.data.media import Media, both
 from seer_pipe.data.order import Ints
 from seer_pipe.data.views import Crops, CropSpec, draw, draw_moments
 
@@ -19,8 +19,9 @@ from seer_pipe.data.views import Crops, CropSpec, draw, draw_moments
 class Seen(NamedTuple):
     """Of n samples."""
 
-    pictures: list[Encoded]  # as images are stored
+    pictures: list[tuple[Encoded, ...]]  # as images are stored: one of each sample, or both of a pair
     views: list[Crops]
+    of: list[int]  # the number of the picture that each view is cut from
     crops: list[Tensor]  # [n, 3, size, size] of each of the views
     sounds: list[Tensor]  # [n, 1, columns, bands], where sound is asked for
 
@@ -45,20 +46,32 @@ class Maker:
     ) -> None:
         self._specs, self._seed = specs, seed
         self._media = None if sound is None else Media(sound, device=device, threads=threads)
-        self._augmenter = Augmenter(
-            specs, device=device, threads=threads, max_batch=max_batch, layout=layout, dtype=dtype
-        )
+        self._of = [spec.picture for spec in specs for _ in spec.sizes]
+        self._augmenters = [
+            Augmenter(
+                [spec for spec in specs if spec.picture == picture],
+                device=device, threads=threads, max_batch=max_batch, layout=layout, dtype=dtype,
+            )
+            for picture in range(max(self._of) + 1)
+        ]  # fmt: skip
 
     def __call__(self, samples: Sequence[Encoded | None], epochs: Ints, keys: Ints, height: Ints, width: Ints) -> Seen:
         """Of n samples that were all read; see `draw` for the rest. Raises BadImages."""
         views = draw(self._seed, epochs, keys, height, width, self._specs)
-        pictures, sounds = [sample for sample in samples if sample is not None], []
+        read, sounds = [sample for sample in samples if sample is not None], []
         if self._media is not None:
-            pictures, heard = self._media(pictures, draw_moments(self._seed, epochs, keys, self._media.sound))
+            read, heard = self._media(read, draw_moments(self._seed, epochs, keys, self._media.sound))
             sounds = [heard]
-        return Seen(pictures, views, self._augmenter(pictures, views), sounds)
+        pictures = [read] if len(self._augmenters) == 1 else both(read)
+        made = [
+            iter(augmenter(pictures[number], [view for view, of in zip(views, self._of, strict=True) if of == number]))
+            for number, augmenter in enumerate(self._augmenters)
+        ]
+        crops = [next(made[number]) for number in self._of]
+        return Seen(list(zip(*pictures, strict=True)), views, self._of, crops, sounds)
 
     def close(self) -> None:
-        self._augmenter.close()
+        for augmenter in self._augmenters:
+            augmenter.close()
         if self._media is not None:
             self._media.close()

@@ -44,7 +44,8 @@ class CropSpec:
 
     `layout`: what training sees of each: itself; all four `quarter_turns` (see `seer_pipe.data.layouts`); or patches of
     `size` x `size` pixels, one of each cell of a `grid` in it, row by row or shuffled into one of `orders` ([P, places]
-    uint8: which cell's patch comes at which place; None: any).
+    uint8: which cell's patch comes at which place; None: any). `picture`: which of a sample's pictures they are cut
+    from.
     """
 
     count: int
@@ -54,6 +55,7 @@ class CropSpec:
     layout: Literal["independent", "quarter_turns", "grid", "shuffled_grid"] = "independent"
     grid: Grid = CELLS
     orders: Array | None = field(default=None, compare=False)
+    picture: int = 0
 
     @property
     def sizes(self) -> list[int]:

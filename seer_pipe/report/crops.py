@@ -74,7 +74,8 @@ def _sheet(samples: Samples, names: list[str], seen: Seen, title: str) -> Image.
         pen.text((starts[len(crops) + 1], 22), f"sound: {sound.shape[2]} x {sound.shape[3]}", fill="black")
     for row, data in enumerate(seen.pictures):
         top = HEADER + row * tall
-        picture = _with_boxes(bytes(data), [crop.box[row].tolist() for crop in views])
+        boxes = [(of, crop.box[row].tolist()) for of, crop in zip(seen.of, views, strict=True)]
+        picture = _with_boxes([bytes(one) for one in data], boxes)
         sheet.paste(picture, (starts[0], top))
         about = f"{names[row]}\n{samples.width[row]}x{samples.height[row]}"
         pen.multiline_text((starts[0], top + picture.height + 2), about, fill="black", spacing=0)
@@ -87,16 +88,24 @@ def _sheet(samples: Samples, names: list[str], seen: Seen, title: str) -> Image.
     return sheet
 
 
-def _with_boxes(data: bytes, boxes: list[list[int]]) -> Image.Image:
-    with Image.open(io.BytesIO(data)) as opened:
-        scale = SIDE / max(opened.size)
-        size = (max(1, round(opened.width * scale)), max(1, round(opened.height * scale)))
-        picture = opened.convert("RGB").resize(size)
-    pen = ImageDraw.Draw(picture)
-    for place, (top, left, height, width) in enumerate(boxes):
-        corners = [value * scale for value in (left, top, left + width - 1, top + height - 1)]
-        pen.rectangle(corners, outline=COLOURS[place % len(COLOURS)], width=2)
-    return picture
+def _with_boxes(pictures: list[bytes], boxes: list[tuple[int, list[int]]]) -> Image.Image:
+    """The pictures beside each other, with the boxes of the crops: the number of its picture, and where it is there."""
+    side, shown = SIDE // len(pictures), []
+    for number, data in enumerate(pictures):
+        with Image.open(io.BytesIO(data)) as opened:
+            scale = side / max(opened.size)
+            size = (max(1, round(opened.width * scale)), max(1, round(opened.height * scale)))
+            picture = opened.convert("RGB").resize(size)
+        pen = ImageDraw.Draw(picture)
+        for place, (of, (top, left, height, width)) in enumerate(boxes):
+            if of == number:
+                corners = [value * scale for value in (left, top, left + width - 1, top + height - 1)]
+                pen.rectangle(corners, outline=COLOURS[place % len(COLOURS)], width=2)
+        shown.append(picture)
+    sheet = Image.new("RGB", (side * len(shown), max(one.height for one in shown)), "white")
+    for number, one in enumerate(shown):
+        sheet.paste(one, (number * side, 0))
+    return sheet
 
 
 def _caption(view: Crops, row: int) -> str:

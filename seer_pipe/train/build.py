@@ -27,14 +27,18 @@ from seer_pipe.train.parallel import compile_block, ranks_in_step, recompute
 
 
 def build_crops(config: settings.Config) -> list[views.CropSpec]:
-    """The crops that the recipe draws of every image."""
+    """The crops that the recipe draws of every image; of a pair, of its pictures in turn."""
     orders = config.objective.orders(config.seed)
-    return [
+    groups = [
         views.CropSpec(
             crop.count, crop.size, crop.scale, crop.augment or config.views.augment, crop.layout, crop.grid, orders
         )
         for crop in config.views.crops
     ]
+    if config.views.pictures == 1:
+        return groups
+    each = (replace(group, count=1) for group in groups for _ in range(group.count))
+    return [replace(crop, picture=place % config.views.pictures) for place, crop in enumerate(each)]
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def test_a_set_that_is_gone_is_told(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     config = copy / "config.yaml"
-    config.write_text(config.read_text().replace("pictures", "nowhere"))
+    config.write_text(config.read_text().replace("/pictures", "/nowhere"))
     page = write_report(copy).read_text()
     assert "no shard set here" in page
     assert page.count("<svg") >= 6
