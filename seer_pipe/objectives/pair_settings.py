@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from seer_pipe.config import Views
     from seer_pipe.models import Trunk
     from seer_pipe.objectives.base import Network
+    from seer_pipe.objectives.pairs import PairHead
 
 
 class PairSettings(Settings):
@@ -30,16 +31,22 @@ class PairSettings(Settings):
     hears: ClassVar[bool] = True
 
     def network(self, trunk: Callable[[], Trunk]) -> Network:
+        from seer_pipe.objectives.pairs import PairNetwork
+
+        return PairNetwork(*self.parts(trunk))
+
+    def parts(self, trunk: Callable[[], Trunk]) -> tuple[Trunk, PairHead]:
+        """A trunk of pictures, and what goes with it."""
         from seer_pipe.models import build_trunk
         from seer_pipe.objectives.heads import projection
-        from seer_pipe.objectives.pairs import PairHead, PairNetwork
+        from seer_pipe.objectives.pairs import PairHead
 
         seeing, hearing = trunk(), build_trunk(self.sound_model, channels=1)
         projections = [
             projection([made.width, *self.head.hidden, self.head.dim], self.head.batch_norm)
             for made in (seeing, hearing)
         ]
-        return PairNetwork(seeing, PairHead(projections[0], hearing, projections[1]))
+        return seeing, PairHead(projections[0], hearing, projections[1])
 
     def partners(self, head: nn.Module, features: Tensor, sounds: Tensor) -> tuple[Tensor, Tensor]:
         from seer_pipe.objectives.heads import unit

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from seer_pipe.models import Trunk
 from seer_pipe.objectives.base import Network, pooled
+from seer_pipe.objectives.momentum import MomentumNetwork, MomentumOutput
 
 SEEN, HEARD = 0, 1  # of what is remembered of a pair
 
@@ -38,5 +40,21 @@ class PairNetwork(Network):
     head: PairHead
 
     def forward(self, crops: list[Tensor]) -> Pair:
-        *pictures, sounds = crops
-        return Pair(self.head.project(pooled(self.trunk, pictures)), self.head.heard(sounds))
+        return _paired(self.trunk, self.head, crops)
+
+
+class MomentumPairNetwork(MomentumNetwork):
+    """Beside it momentum copies of all, which see the first crop and the sound."""
+
+    head: PairHead
+    copied_head: PairHead
+
+    def forward(self, crops: list[Tensor]) -> MomentumOutput:
+        with torch.no_grad():
+            targets = _paired(self.copied_trunk, self.copied_head, [crops[0], crops[-1]])
+        return MomentumOutput(_paired(self.trunk, self.head, crops), targets)
+
+
+def _paired(trunk: nn.Module, head: PairHead, crops: list[Tensor]) -> Pair:
+    *pictures, sounds = crops
+    return Pair(head.project(pooled(trunk, pictures)), head.heard(sounds))

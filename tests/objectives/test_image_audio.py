@@ -20,10 +20,14 @@ from seer_pipe.evaluate.pairs import evaluate_pairs, ranks
 from seer_pipe.export import Preprocessing, export_backbone
 from seer_pipe.models import build_trunk, multiply_adds
 from seer_pipe.objectives.image_audio.objective import ImageAudio
+from seer_pipe.objectives.image_audio.queued import QueuedImageAudio
 from seer_pipe.objectives.image_audio.settings import ImageAudioSettings
+from seer_pipe.objectives.momentum import MomentumOutput
 from seer_pipe.objectives.pairs import Pair
+from seer_pipe.objectives.settings import Setup
 from seer_pipe.recipes import load_recipe
 from seer_pipe.run import start
+from seer_pipe.train.build import build_network
 from seer_pipe.train.doctor import training_flops
 from tests.objectives.embeddings import BATCH, found
 from tests.objectives.moments import at
@@ -58,6 +62,66 @@ def test_loss_and_gradient_are_the_definition(crops: int) -> None:
     for one, other in zip(torch.autograd.grad(loss, (seen, heard)), torch.autograd.grad(expected, (seen, heard)),
                           strict=True):  # fmt: skip
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
+
+
+def queued(**changes: Any) -> QueuedImageAudio:
+    made = ImageAudioSettings(name="image_audio", **{"queue": 20, "temperature": TEMPERATURE, **changes})
+    made = made.model_copy(update={"head": made.head.model_copy(update={"dim": DIM})})
+    views = settings.Views(crops=[settings.Crop(count=2, size=16, scale=(0.3, 1.0))], sound=Sound())
+    return QueuedImageAudio(made, Setup(views, 0, 100, torch.device("cpu"), BATCH))
+
+
+@pytest.mark.parametrize("crops", [1, 3])
+def test_with_a_queue_others_are_those_of_the_last_steps_as_the_copies_see_them(crops: int) -> None:
+    objective = queued()
+    seen, heard = (list(objective.queue.rows[:, part].double()) for part in (0, 1))  # oldest first
+    for step in range(5):  # the queue is filled and written over
+        generator = torch.Generator().manual_seed(step)
+        online, keys = (
+            Pair(*(torch.randn(rows * BATCH, DIM, dtype=torch.float64, generator=generator) for rows in some))
+            for some in ((crops, 1), (1, 1))
+        )
+        for leaf in online:
+            leaf.requires_grad_()
+        found, metrics = objective.loss(MomentumOutput(online, keys), at(step), log=True)
+        seen, heard = (
+            [*rows, *F.normalize(new, dim=1)][-20:] for rows, new in ((seen, keys.seen), (heard, keys.heard))
+        )
+        v, a = (F.normalize(rows, dim=1) for rows in online)
+        losses = []
+        for i in range(BATCH):
+            to_sounds = [
+                -torch.log_softmax(torch.stack([row @ s for s in heard]) / TEMPERATURE, 0)[i - BATCH]
+                for row in v[i::BATCH]
+            ]
+            cosines = torch.stack([a[i] @ r for r in seen])
+            to_picture = -torch.log_softmax(cosines / TEMPERATURE, 0)[i - BATCH]
+            losses.append((torch.stack(to_sounds).mean() + to_picture) / 2)
+        wanted = torch.stack(losses).mean()
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)  # the queue is kept in float32
+        for one, other in zip(torch.autograd.grad(found, online), torch.autograd.grad(wanted, online), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
+        assert metrics["momentum"] == pytest.approx(0.99 ** (BATCH / 256))
+
+
+def test_a_short_queue_is_refused_and_one_of_the_whole_run_is_found() -> None:
+    config = load_recipe(Path("image_audio_cpu"), ["objective.queue=512", "train.batch=16"])
+    assert config.objective.problems(config, 64_000) == []
+    assert "never all replaced" in config.objective.problems(config, 500)[0]
+    with pytest.raises(UserError, match=r"objective\.queue 64 is less than the 128 samples of a step"):
+        load_recipe(Path("image_audio_cpu"), ["objective.queue=64"])
+
+
+def test_copies_see_the_first_crop_and_the_sound() -> None:
+    network = build_network(load_recipe(Path("image_audio_cpu"), ["objective.queue=512"]))
+    crops = [torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)) for shape in [(3, 64, 64)] * 2]
+    sounds = torch.randn(4, 1, 100, 64, generator=torch.Generator().manual_seed(1))
+    network.eval()
+    with torch.no_grad():
+        online, copied = network([*crops, sounds])
+    torch.testing.assert_close(copied.seen, online.seen[:4])  # they begin equal
+    torch.testing.assert_close(copied.heard, online.heard)
+    assert online.seen.shape == (8, 64)
 
 
 def of(seen: Tensor, heard: Tensor) -> dict[str, float]:

@@ -38,22 +38,20 @@ class ImageAudio(Objective):
             to_pictures = [heard @ seen.T for seen in all_pictures]
             cosines = torch.stack(to_sounds + to_pictures)
             loss = F.cross_entropy(cosines.flatten(0, 1) / self.temperature, own.repeat(len(cosines)))
-            return loss, self._metrics(loss, z, to_sounds, to_pictures, own) if log else {}
+            return loss, logged(loss, z, **partners_found(to_sounds, to_pictures, own)) if log else {}
 
-    @torch.no_grad()
-    def _metrics(
-        self, loss: Tensor, z: Tensor, to_sounds: list[Tensor], to_pictures: list[Tensor], own: Tensor
-    ) -> dict[str, Tensor]:
-        """`positive_similarity` and `negative_similarity`: mean cosines of pictures with their own sounds and with
-        others. `sound_found` and `picture_found`: how often the own one is the nearest."""
-        seen, heard = (
-            torch.stack([retrieval(cosines, own) for cosines in some]).mean(0) for some in (to_sounds, to_pictures)
-        )
-        return logged(
-            loss,
-            z,
-            positive_similarity=seen[0],
-            negative_similarity=(seen[1] + heard[1]) / 2,
-            sound_found=seen[2],
-            picture_found=heard[2],
-        )
+
+@torch.no_grad()
+def partners_found(to_sounds: list[Tensor], to_pictures: list[Tensor], own: Tensor) -> dict[str, Tensor]:
+    """Of cosines [n, K] of pictures with sounds and of sounds with pictures, their own ones in the columns ``own`` [n]:
+    `positive_similarity` and `negative_similarity`, means with the own and with others, and `sound_found` and
+    `picture_found`, how often the own one is the nearest."""
+    seen, heard = (
+        torch.stack([retrieval(cosines, own) for cosines in some]).mean(0) for some in (to_sounds, to_pictures)
+    )
+    return {
+        "positive_similarity": (seen[0] + heard[0]) / 2,
+        "negative_similarity": (seen[1] + heard[1]) / 2,
+        "sound_found": seen[2],
+        "picture_found": heard[2],
+    }
