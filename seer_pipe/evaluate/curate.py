@@ -120,12 +120,19 @@ def curate(
     within = coarsest(sizes, parents, float(images) * levels[0] * ITERATIONS)  # no more work than the k-means was
     repeated = duplicates(rows, mean.float(), within[lowest], threshold, device)
     say(f"duplicates: {int(repeated.found.sum())} of {images}, sought within {len(np.unique(within))} clusters")
+    group = ancestors(levels[0], parents)[-1]
+    had = np.bincount(group[lowest])
+    if emptied := int((2 * np.bincount(group[lowest], repeated.found) > had).sum()):
+        say(
+            f"{emptied} of {len(had)} groups lose more than half of their images as duplicates: look at the page, and "
+            "where different pictures are taken for the same, as by a weak backbone, give more than "
+            f"--duplicates {threshold:g}"
+        )
     rng = np.random.default_rng(0)
     single = np.where(repeated.found, -1, lowest)
     left = np.bincount(single[single >= 0], minlength=levels[0])
     target = default_target(left, parents, repeats) if keep is None else keep
     taken = allot(left * repeats, parents, target, rng)
-    group = ancestors(levels[0], parents)[-1]
     found = Curation(file, data, levels, lowest, group[lowest], repeated, choose(single, taken, rng))
     _write(found, out)
     if repeats > 1:

@@ -214,6 +214,21 @@ def test_balance_is_restored_and_duplicates_are_gone(backbone: Path, lopsided: P
         (lopsided / "excluded.parquet").unlink()
 
 
+def test_groups_that_would_be_emptied_are_reported(backbone: Path, lopsided: Path, tmp_path: Path) -> None:
+    said: dict[float, str] = {}
+    for threshold in (0.9, 0.2):
+        lines: list[str] = []
+        found = curate(backbone, str(lopsided), tmp_path / str(threshold), threshold=threshold, say=lines.append)
+        assert found is not None
+        had = np.bincount(found.group)
+        emptied = int((np.bincount(found.group, found.duplicates.found) > had / 2).sum())
+        said[threshold] = "".join(lines)
+        assert (f"{emptied} of {len(had)} groups lose more than half" in said[threshold]) == (emptied > 0)
+    assert "lose more than half" not in said[0.9]
+    assert "lose more than half" in said[0.2]
+    assert "--duplicates 0.2" in said[0.2]
+
+
 def test_so_many_are_kept_and_the_page_tells_what_was_taken(backbone: Path, lopsided: Path, tmp_path: Path) -> None:
     def seer_pipe(*words: object) -> dict[str, Any]:
         done = CliRunner().invoke(app, ["curate", *map(str, words), "--json"], catch_exceptions=False)
