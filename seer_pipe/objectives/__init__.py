@@ -24,6 +24,7 @@ from seer_pipe.objectives.simclr.settings import SimclrSettings
 from seer_pipe.objectives.simsiam.settings import SimSiamSettings
 from seer_pipe.objectives.supervised.settings import SupervisedSettings
 from seer_pipe.objectives.swav.settings import SwavSettings
+from seer_pipe.objectives.tracking.settings import TrackingSettings
 from seer_pipe.objectives.vicreg.settings import VicregSettings
 from seer_pipe.objectives.weak_labels.settings import WeakLabelsSettings
 
@@ -48,6 +49,7 @@ AnySettings = Annotated[
     | SimSiamSettings
     | SupervisedSettings
     | SwavSettings
+    | TrackingSettings
     | VicregSettings
     | WeakLabelsSettings,
     Field(discriminator="name"),

@@ -23,11 +23,19 @@ def texture(height: int, width: int, seed: int) -> npt.NDArray[np.uint8]:
 
 
 def clip(
-    shapes: Sequence[Place] = (), pan: Place = lambda n: (0, 0), *, frames: int = 21, radius: int = 20, seed: int = 0
+    shapes: Sequence[Place] = (),
+    pan: Place = lambda n: (0, 0),
+    *,
+    frames: int = 21,
+    radius: int = 20,
+    seed: int = 0,
+    colour: tuple[int, int, int] | None = None,
 ) -> bytes:
-    """``shapes``: discs; ``pan``: how far the ground has moved in each frame."""
+    """``shapes``: discs, of a ``colour`` or of many; ``pan``: how far the ground has moved in each frame."""
     ground = texture(HEIGHT + 64, WIDTH + 64, seed)
     disc = texture(2 * radius + 1, 2 * radius + 1, seed + 1)
+    if colour is not None:
+        disc = (disc // 4 + np.array(colour, np.uint8) // 4 * 3).astype(np.uint8)
     rows, columns = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     round_ = rows**2 + columns**2 <= radius**2
     drawn = []

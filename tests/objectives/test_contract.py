@@ -38,7 +38,7 @@ from seer_pipe.train.health import Guard
 from seer_pipe.train.step import TrainStep
 from seer_pipe.train.traffic import traffic
 from tests.distributed import run_ranks
-from tests.media import make_pairs
+from tests.media import make_pairs, make_tracks
 from tests.objectives.align import AlignSettings
 from tests.objectives.runs import quiet, resumed_from, spoil
 from tests.objectives.union import join, joined
@@ -66,6 +66,7 @@ class Case:
     grid: dict[str, Any] = field(default_factory=dict)
     norm: str = "batch"  # of the trunk
     sound: dict[str, Any] | None = None
+    pictures: int = 1  # of a sample
 
 
 HEARD = {"spectrum": "log_mel", "bands": 16, "seconds": 0.2}
@@ -174,6 +175,13 @@ CASES = {
         {"negatives": 2000, "within_negatives": 1000},
         sound=HEARD,
     ),
+    "tracking": Case(
+        {"name": "tracking", "head": {"hidden": [16], "dim": 8, "batch_norm": False}, "hard_after": 3 * BATCH},
+        2,
+        (3,),
+        {"hard_after": BATCH},
+        pictures=2,
+    ),
     "moco_v3": Case({"name": "moco_v3", "head": {"hidden": [16], "dim": 8}, "predictor": 16}, 2, (1,)),
     "align": Case({"name": "align", "dim": 8}, 2, (1, 3, 8)),
 }
@@ -193,12 +201,18 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_pictures(tmp_path_factory.mktemp("pictures"), [13, 0, 1, 20])
     write_vocabulary(str(folder), folder / "vocabulary", labels="folder")
     make_pairs(heard(folder), 34)
+    make_tracks(tracked(folder), 34)
     return folder
 
 
 def heard(pictures: Path | str) -> Path:
     """The set of pictures with their sounds, beside that of pictures alone."""
     return Path(f"{pictures}-heard")
+
+
+def tracked(pictures: Path | str) -> Path:
+    """The set of pairs of pictures."""
+    return Path(f"{pictures}-tracked")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -232,10 +246,10 @@ def recipe(
         chosen["vocabulary"] = (
             drawn(TOTAL, len(KINDS), most) if pictures == "unused" else str(Path(pictures, "vocabulary"))
         )
-    data = pictures if case.sound is None else heard(pictures)
+    data = heard(pictures) if case.sound is not None else tracked(pictures) if case.pictures == 2 else pictures
     return small(
         data,
-        views={"crops": [group, *patches], "sound": case.sound},
+        views={"crops": [group, *patches], "sound": case.sound, "pictures": case.pictures},
         model={"name": "tiny", "norm": case.norm},
         objective=chosen,
         optimizer={"name": "sgd", "lr": 0.5, "warmup_images": 16},

@@ -9,6 +9,8 @@ import torch
 from seer_pipe.objectives.barlow_twins.objective import BarlowTwins
 from seer_pipe.objectives.base import Objective
 from seer_pipe.objectives.simclr.objective import Simclr
+from seer_pipe.objectives.tracking.objective import Tracking
+from seer_pipe.objectives.tracking.settings import TrackingSettings
 from seer_pipe.objectives.vicreg.objective import Vicreg
 from seer_pipe.objectives.vicreg.settings import VicregSettings
 from tests.host_sync import no_host_sync
@@ -18,6 +20,8 @@ CROPS, BATCH = 3, 8
 OBJECTIVES: dict[str, Objective] = {
     "barlow_twins": BarlowTwins(CROPS, [(0, 1), (0, 2), (1, 2)], 0.01),
     "simclr": Simclr(CROPS, 0.1),
+    "tracking": Tracking(TrackingSettings(name="tracking"), 0),
+    "tracking, nearest": Tracking(TrackingSettings(name="tracking", hard_after=0), 0),
     "vicreg": Vicreg(VicregSettings(name="vicreg"), CROPS),
 }
 
