@@ -366,7 +366,8 @@ def carry_out(
             summary = finish(plan)
             report(summary, job.json)
             if not job.json:
-                conclude(f"{summary.url}: complete", f"seer-pipe train RECIPE data.path={summary.url}")
+                recipe = "tracking_resnet18" if summary.media == "pair" else "RECIPE"
+                conclude(f"{summary.url}: complete", f"seer-pipe train {recipe} data.path={summary.url}")
 
 
 def stop(number: int, _: object) -> None:

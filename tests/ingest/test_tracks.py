@@ -138,6 +138,7 @@ def pairs(clips: Path) -> Path:
     assert run.returncode == 0, run.stderr
     assert "5 inputs: 3 stored, 2 rejected" in run.stdout
     assert "6 pairs of pictures in 3 shards" in run.stdout
+    assert f"next: seer-pipe train tracking_resnet18 data.path={out}" in run.stderr
     return out
 
 
