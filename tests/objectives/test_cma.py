@@ -29,7 +29,19 @@ from seer_pipe.train.doctor import examine, supposed
 from tests.distributed import processes, run_ranks
 from tests.media import make_pairs
 from tests.objectives.runs import quiet
-from tests.objectives.test_avid import DIM, EACH, SAMPLES, STEPS, Rows, config, infonce, nce, outputs, write
+from tests.objectives.test_avid import (
+    DIM,
+    EACH,
+    SAMPLES,
+    STEPS,
+    Rows,
+    config,
+    found_of_new_ones,
+    infonce,
+    nce,
+    outputs,
+    write,
+)
 from tests.objectives.union import join, joined
 from tests.train.helpers import assert_same_run
 
@@ -169,7 +181,7 @@ def test_ranks_find_what_one_finds() -> None:
 def test_the_doctor_counts_bank_and_positives_and_misses_refreshes() -> None:
     made = config(batch=64, head={"dim": 128}, **OBJECTIVE | {"positives": 32})
     found = examine(made, supposed(made, 10**9), 32)
-    assert found["memory"]["kept_of_samples"] == pytest.approx(1024 / 32 + 128, rel=1e-4)
+    assert found["memory"]["kept_of_samples"] == pytest.approx(1024 / 32 + 128 * (1 + 2 / 32), rel=1e-4)
     late = config(batch=64, **OBJECTIVE | {"refresh_images": 10**6})
     told = examine(late, supposed(late, 100), 1)["problems"]
     assert any("no positives are searched for" in problem for problem in told)
@@ -224,3 +236,14 @@ def test_killed_in_the_midst_of_a_refresh(tmp_path: Path) -> None:
     assert max(Checkpoints(store_of(tmp_path / "killed")).steps()) in (3, 4)  # what was being saved may be lost
     assert start(training(tmp_path / "pairs"), tmp_path / "killed", say=quiet)
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.learns
+@pytest.mark.timeout(1200)
+def test_pairs_of_colours_and_tones_are_found_and_shuffled_sounds_are_not(tmp_path: Path) -> None:
+    """AVID for the first half, then with positives. Chance is 1 / 36."""
+    chosen = {"name": "cma", "negatives": 216, "positives": 5, "refresh_images": 1920}
+    learnt, chance = found_of_new_ones(tmp_path, chosen, images=3840)
+    assert learnt > 0.9
+    assert chance < 0.15

@@ -21,16 +21,17 @@ def agreed(bank: Bank, positives: int) -> tuple[Tensor, Tensor]:
 
     A rank compares the samples that it holds the rows of with all others, so many at once that memory is bounded.
     """
-    written = bank.rows.flatten(1).any(1)
-    mine, own = bank.rows[written], bank.ids()[written]
-    nearest = mine.new_full((len(mine), positives), -torch.inf, dtype=torch.float32)
-    which = torch.full_like(nearest, -1, dtype=torch.int64)
+    mine = bank.rows.flatten(1).any(1).nonzero()[:, 0]
+    own = bank.ids()[mine].int()
+    nearest = torch.full((len(mine), positives), -torch.inf, device=own.device)
+    which = torch.full_like(nearest, -1, dtype=torch.int32)
     everyone = torch.arange(bank.samples).split(COMPARED)
     for others in everyone:
-        rows, ids = bank.at(others.numpy()), others.to(own.device)
+        rows, ids = bank.at(others.numpy()), others.int().to(own.device)
         none = ~rows.flatten(1).any(1)
         for part in torch.arange(len(mine), device=own.device).split(PIECE // COMPARED):
-            near = torch.minimum(*(mine[part, i].float() @ rows[:, i].T for i in range(2)))
+            some = bank.rows[mine[part]].float()
+            near = torch.minimum(*(some[:, i] @ rows[:, i].T for i in range(2)))
             near.masked_fill_(none | (own[part, None] == ids), -torch.inf)
             nearest[part], place = torch.cat([nearest[part], near], 1).topk(positives)
             which[part] = torch.cat([which[part], ids.expand(len(part), -1)], 1).gather(1, place)
@@ -42,10 +43,11 @@ def agreed(bank: Bank, positives: int) -> tuple[Tensor, Tensor]:
 
 def _of_all(which: Tensor, own: Tensor, everyone: tuple[Tensor, ...]) -> Tensor:
     """The rows ``which`` [m, P] of the ids ``own`` [m] of all ranks, by ids, on the host."""
-    pieces = []
+    table = torch.empty(sum(map(len, everyone)), which.shape[1], dtype=torch.int32)
     for ids in everyone:
-        here = (own >= ids[0]) & (own <= ids[-1])
+        first, last = int(ids[0]), int(ids[-1])
+        here = (own >= first) & (own <= last)
         piece = torch.zeros(len(ids), which.shape[1], dtype=torch.int32, device=own.device)
-        piece[own[here] - ids[0]] = which[here].int() + 1
-        pieces.append(all_sum_(piece).cpu() - 1)
-    return torch.cat(pieces)
+        piece[(own[here] - first).long()] = which[here] + 1
+        table[first : last + 1] = (all_sum_(piece) - 1).cpu()
+    return table

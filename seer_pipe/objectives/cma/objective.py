@@ -25,7 +25,8 @@ from seer_pipe.objectives.settings import Setup
 
 
 class Positives:
-    """Ids [N, P] int32, nearest first, -1 for none; on the host, alike on all ranks. No step changes them."""
+    """Ids [N, P] int32, nearest first, -1 for none; on the host, alike on all ranks. They are here and not among the
+    objective's own tensors since no step changes them, so none has to keep a copy."""
 
     def __init__(self, samples: int, positives: int) -> None:
         self.ids = torch.full((samples, positives), -1, dtype=torch.int32)
@@ -46,12 +47,13 @@ class Cma(Avid):
         asked = torch.where(there, ids, moment.samples[:, None])  # of any other one that is there for certain
         near = self.memory.read(self.memory.visit(asked.flatten())).unflatten(0, ids.shape).to(z.dtype)  # [n, P, 2, D]
         ids, there = (some.to(z.device, non_blocking=True) for some in (ids, there))
-        drawn = others.drawn.to(z.device, non_blocking=True)
-        apart = others._replace(usable=others.usable & (ids[:, None] != drawn[:, None]).all(2))
-        losses, positive, negative = super().costs(z, own, apart, moment)
+        drawn, usable = others.drawn.to(z.device, non_blocking=True), others.usable
+        for one in ids.unbind(1):
+            usable = usable & (one[:, None] != drawn)
+        losses, positive, negative = super().costs(z, own, others._replace(usable=usable), moment)
         few = self.settings.within_negatives
-        to_near, to_far = self._within(z, near, apart.rows[:few])
-        found = self.scored(to_near, to_far, apart.usable[:, :few]) * there
+        to_near, to_far = self._within(z, near, others.rows[:few])
+        found = self.scored(to_near, to_far, usable[:, :few]) * there
         many = there.sum(1)
         within = (found.sum(2) / many.clamp_min(1)).T @ self.weights(z)
         return torch.where(many > 0, (losses + within) / 2, losses), positive, negative

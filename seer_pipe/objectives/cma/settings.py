@@ -26,6 +26,11 @@ PIECE = 1 << 25
 
 class CmaSettings(PairBankSettings):
     name: Literal["cma"] = Field(description="CMA, pictures and their sounds, section 4 of arXiv 2004.12943")
+    loss: Literal["infonce", "nce"] = Field(
+        "infonce",
+        description="infonce: one row among the negatives; nce: each row against noise, as published, which "
+        "a short training does not bear",
+    )
     positives: Positive = Field(
         32, description="samples that a sample is brought near to: those nearest in the bank in picture and sound alike"
     )
@@ -65,8 +70,9 @@ class CmaSettings(PairBankSettings):
         return super().memory(views, batch, ranks) + FLOAT * max(near, 3 * PIECE)
 
     def kept(self, samples: int, ranks: int) -> float:
-        """The bank, and ids of all samples' positives, which each rank has on its host."""
-        return super().kept(samples, ranks) + NUMBER * self.positives * samples
+        """The bank, and ids of all samples' positives, which each rank has on its host; and of its own samples again,
+        with how near they are, during a search."""
+        return super().kept(samples, ranks) + NUMBER * self.positives * samples * (1 + 2 / ranks)
 
     def collectives(self, views: Views, batch: int, ranks: int) -> list[Collectives]:
         ids, read, _ = self.bank.collectives(self.rows * self.numbers, batch * self.positives, ranks)
