@@ -1,10 +1,11 @@
 """What balancing a set is worth: two runs that see as many images, one of the raw set and one of the curated.
 
-    python benchmarks/curate.py FOLDER [--images 19200]
+    python benchmarks/curate.py FOLDER [--images 19200] [--frequent clouds]
 
 The set is drawn: of one kind ten times as many pictures as of each of the seven others, and of every tenth picture
-three near copies (another size, quality and edge). The raw run's own features curate it. Both runs are judged by the
-kNN accuracy on a set of its own, of as many pictures of every kind. FOLDER is continued where it stopped.
+three near copies (another size, quality and edge). By default the pictures of that kind are much alike, as are those of
+which a pile of the web has too many. The raw run's own features curate it. Both runs are judged by the kNN accuracy on
+a set of its own, of as many pictures of every kind. FOLDER is continued where it stopped.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from seer_pipe.quickstart.draw import KINDS, picture
 from seer_pipe.shards import ShardWriter, write_manifest
 from seer_pipe.store import open_store
 
-EACH, TIMES, COPIES, EVERY = 60, 10, 3, 10  # pictures of a kind, as many more of the first, copies of each tenth one
+EACH, TIMES, COPIES, EVERY = 60, 10, 3, 10  # pictures of a kind, as many more of one, copies of each tenth one
 
 
 def near_copy(image: Image.Image, number: int) -> Image.Image:
@@ -68,11 +69,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=19_200, help="that each run sees")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--frequent", choices=sorted(KINDS), default="clouds", help="the kind of which there is most")
     asked = parser.parse_args()
     raw, curated, held_out, lists = (asked.folder / name for name in ("raw", "curated", "held-out", "curation"))
     kinds = sorted(KINDS)
     if not held_out.exists():
-        make_set(raw, {kind: EACH * (TIMES if kind == kinds[0] else 1) for kind in kinds}, 0, COPIES)
+        make_set(raw, {kind: EACH * (TIMES if kind == asked.frequent else 1) for kind in kinds}, 0, COPIES)
         make_set(held_out, dict.fromkeys(kinds, 100), 100_000, 0)
 
     def trained(data: Path, seed: int) -> Path:
