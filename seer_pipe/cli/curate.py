@@ -35,13 +35,13 @@ def curate(
         ),
     ] = 1,
     duplicates: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=-1.0, max=1.0,
             help="Two images are one where the cosine of their features, less the mean of all, is above this; with 1 "
-            "none are.",
+            "none are. By default 0.9, or more in a group that would lose more than half of its images.",
         ),
-    ] = 0.9,
+    ] = None,
     labels: Labels = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip

@@ -29,7 +29,7 @@ from seer_pipe.errors import UserError
 from seer_pipe.evaluate.balance import allot, ancestors, choose, default_levels, default_target, hierarchy
 from seer_pipe.evaluate.centroids import read_centroids
 from seer_pipe.evaluate.cluster import ITERATIONS, cluster, embedded
-from seer_pipe.evaluate.duplicates import Duplicates, coarsest, duplicates
+from seer_pipe.evaluate.duplicates import COSINES, Duplicates, coarsest, duplicates, nearest_earlier, thresholds
 from seer_pipe.evaluate.embeddings import (
     clusters_of,
     feature_map,
@@ -86,7 +86,7 @@ def curate(
     out: Path,
     *,
     keep: int | None = None,
-    threshold: float = 0.9,
+    threshold: float | None = None,
     repeats: int = 1,
     say: Callable[[str], None] = lambda _: None,
 ) -> Curation | None:
@@ -94,7 +94,8 @@ def curate(
 
     ``source``, ``data``: as `embedded` takes them. ``keep``: how many images an epoch has; by default so many that
     no group gives more than the median one holds. ``repeats``: how often an epoch may have an image, where its group
-    has too few. ``threshold``: the cosine of centred features above which two images are one.
+    has too few. ``threshold``: the cosine of centred features above which two images are one; by default 0.9, or more
+    in a group of which more than half would be duplicates.
     The same features give the same choice.
     """
     with join() as world:
@@ -118,15 +119,16 @@ def curate(
     rows = feature_map(opened, list(range(opened.num_row_groups)), out, unit=True)
     mean = torch.stack([piece.double().sum(0) for piece in rows.split(PIECE)]).sum(0) / images
     within = coarsest(sizes, parents, float(images) * levels[0] * ITERATIONS)  # no more work than the k-means was
-    repeated = duplicates(rows, mean.float(), within[lowest], threshold, device)
-    say(f"duplicates: {int(repeated.found.sum())} of {images}, sought within {len(np.unique(within))} clusters")
+    nearest, cosine = nearest_earlier(rows, mean.float(), within[lowest], device)
     group = ancestors(levels[0], parents)[-1]
-    had = np.bincount(group[lowest])
-    if emptied := int((2 * np.bincount(group[lowest], repeated.found) > had).sum()):
+    asked = thresholds(cosine, group[lowest]) if threshold is None else np.full(group.max() + 1, threshold)
+    repeated = duplicates(nearest, cosine, asked[group[lowest]])
+    say(f"duplicates: {int(repeated.found.sum())} of {images}, sought within {len(np.unique(within))} clusters")
+    if threshold is None and len(more := np.unique(asked[asked > COSINES[0]])):
         say(
-            f"{emptied} of {len(had)} groups lose more than half of their images as duplicates: look at the page, and "
-            "where different pictures are taken for the same, as by a weak backbone, give more than "
-            f"--duplicates {threshold:g}"
+            f"{int((asked > COSINES[0]).sum())} of {len(asked)} groups would lose more than half of their images as "
+            f"duplicates at {COSINES[0]:g}, as where features tell little apart: there the cosine asked for is "
+            f"{' to '.join(f'{above:g}' for above in sorted({more[0], more[-1]}))}; --duplicates sets one for all"
         )
     rng = np.random.default_rng(0)
     single = np.where(repeated.found, -1, lowest)

@@ -4,6 +4,10 @@ Within each cluster every image is compared with the earlier ones; what is neare
 duplicate. Of a chain of duplicates the first in the order of the set stays, as with ``seer-ingest dedup``; SemDeDup
 keeps the one furthest from the centre, and found the choice to matter little. And features are centred first: those of
 a trunk that ends in ReLU and a mean all point the same way, and their plain cosines are near 1 whatever they show.
+
+How near is too near depends on the features: those of a weak trunk set different pictures of one kind as near each
+other as copies. So unless a threshold is given, each group of images has the least of `COSINES` that calls no more than
+half of them duplicates; where all call more, as of copies of one picture, the greatest.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from seer_pipe.data.order import Ints
 from seer_pipe.evaluate.balance import ancestors, totals
 
 BLOCK = 4096  # images that are compared with as many at once
+COSINES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,11 @@ def coarsest(sizes: Ints, parents: Sequence[Ints], comparisons: float) -> Ints:
 
 
 @torch.no_grad()
-def duplicates(
-    rows: Tensor, mean: Tensor, cluster: Ints, threshold: float, device: torch.device | str = "cpu"
-) -> Duplicates:
-    """The duplicates among ``rows`` [n, D], less their ``mean`` [D]: those whose cosine to an earlier row of the same
-    ``cluster`` [n] is above the threshold. Memory holds two blocks of rows and their products."""
+def nearest_earlier(
+    rows: Tensor, mean: Tensor, cluster: Ints, device: torch.device | str = "cpu"
+) -> tuple[Ints, npt.NDArray[np.float32]]:
+    """Of each of ``rows`` [n, D], less their ``mean`` [D], the nearest earlier row of the same ``cluster`` [n], and the
+    cosine to it; -1 where there is none. Memory holds two blocks of rows and their products."""
     nearest = np.full(len(rows), -1, np.int64)
     cosine = np.full(len(rows), -1, np.float32)
     order = np.argsort(cluster, kind="stable")
@@ -62,6 +67,24 @@ def duplicates(
                 best, place = (found.cpu().numpy() for found in product.clamp_(max=1).max(dim=1))
                 closer = best > cosine[block]
                 cosine[block[closer]], nearest[block[closer]] = best[closer], earlier[place[closer]]
+    return nearest, cosine
+
+
+def thresholds(cosine: npt.NDArray[np.float32], group: Ints) -> npt.NDArray[np.float64]:
+    """Of each group the least of `COSINES` that no more than half of its images are above, [G]; the greatest where
+    there is none. ``group`` [n]: from 0 on."""
+    had = np.bincount(group)
+    least = np.full(len(had), COSINES[-1])
+    for above in reversed(COSINES):
+        least[2 * np.bincount(group, cosine > above, len(had)) <= had] = above
+    return least
+
+
+def duplicates(
+    nearest: Ints, cosine: npt.NDArray[np.float32], threshold: float | npt.NDArray[np.float64]
+) -> Duplicates:
+    """The duplicates among n images: those whose ``cosine`` [n] to the ``nearest`` [n] earlier one is above the
+    threshold, or each above its own [n]."""
     first = np.where(cosine > threshold, nearest, -1)
     while True:  # to the first of each chain: what a duplicate is near to may itself be one
         before = np.where(first >= 0, first[first], -1)

@@ -12,6 +12,7 @@ import numpy as np
 
 from seer_pipe.data.order import Ints
 from seer_pipe.evaluate.curate import Curation, curate
+from seer_pipe.evaluate.duplicates import COSINES
 from seer_pipe.evaluate.embeddings import numbers_of, open_embeddings, rows_of
 from seer_pipe.evaluate.labels import Labeller, labeller
 from seer_pipe.report.charts import Chart
@@ -22,7 +23,7 @@ from seer_pipe.report.thumbnails import data_uri, thumbnails
 from seer_pipe.shards import ShardSet
 
 GROUPS, SHOWN, REPEATED, COPIES, NAMES, SIDE = 24, 8, 24, 5, 16, 56  # of the page; SIDE in pixels
-THRESHOLDS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
+THRESHOLDS = (0.6, 0.7, 0.8, 0.85, *COSINES)
 
 
 def write_curation(
@@ -31,7 +32,7 @@ def write_curation(
     data: str | None = None,
     *,
     keep: int | None = None,
-    threshold: float,
+    threshold: float | None = None,
     repeats: int = 1,
     labels: str | None = None,
     say: Callable[[str], None] = lambda _: None,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -27,7 +28,7 @@ from seer_pipe.errors import UserError
 from seer_pipe.evaluate import duplicates as module
 from seer_pipe.evaluate.balance import allot, choose, default_levels, default_target, hierarchy, share, totals
 from seer_pipe.evaluate.curate import curate
-from seer_pipe.evaluate.duplicates import coarsest, duplicates
+from seer_pipe.evaluate.duplicates import COSINES, coarsest, duplicates, nearest_earlier, thresholds
 from seer_pipe.evaluate.pictures import ShardPictures
 from seer_pipe.evaluate.subject import Subject, recalibrate
 from seer_pipe.export import Preprocessing, export_backbone
@@ -126,7 +127,7 @@ def test_duplicates_are_those_near_an_earlier_image_of_their_cluster(
         rows[number] = rows[number % 20] + 0.05 * draws.standard_normal(16)
     cluster = np.arange(60) % 2
     mean = torch.from_numpy(rows).mean(0)
-    found = duplicates(torch.from_numpy(rows), mean, cluster, 0.9)
+    found = duplicates(*nearest_earlier(torch.from_numpy(rows), mean, cluster), 0.9)
     centred = rows.astype(np.float64) - rows.astype(np.float64).mean(0)
     centred /= np.linalg.norm(centred, axis=1, keepdims=True)
     cosine = np.where((cluster[:, None] == cluster) & np.tri(60, k=-1, dtype=bool), centred @ centred.T, -1).max(1)
@@ -138,7 +139,7 @@ def test_duplicates_are_those_near_an_earlier_image_of_their_cluster(
 def test_of_a_chain_the_first_stays() -> None:
     angles = torch.arange(5) * 0.3  # cos 0.3 is 0.955, cos 0.6 is 0.825
     rows = torch.stack([angles.cos(), angles.sin()], dim=1)
-    found = duplicates(rows, torch.zeros(2), np.array([0, 0, 0, 0, 1]), 0.9)
+    found = duplicates(*nearest_earlier(rows, torch.zeros(2), np.array([0, 0, 0, 0, 1])), 0.9)
     assert found.first.tolist() == [-1, 0, 0, 0, -1]
 
 
@@ -214,19 +215,43 @@ def test_balance_is_restored_and_duplicates_are_gone(backbone: Path, lopsided: P
         (lopsided / "excluded.parquet").unlink()
 
 
-def test_groups_that_would_be_emptied_are_reported(backbone: Path, lopsided: Path, tmp_path: Path) -> None:
-    said: dict[float, str] = {}
-    for threshold in (0.9, 0.2):
-        lines: list[str] = []
-        found = curate(backbone, str(lopsided), tmp_path / str(threshold), threshold=threshold, say=lines.append)
-        assert found is not None
-        had = np.bincount(found.group)
-        emptied = int((np.bincount(found.group, found.duplicates.found) > had / 2).sum())
-        said[threshold] = "".join(lines)
-        assert (f"{emptied} of {len(had)} groups lose more than half" in said[threshold]) == (emptied > 0)
-    assert "lose more than half" not in said[0.9]
-    assert "lose more than half" in said[0.2]
-    assert "--duplicates 0.2" in said[0.2]
+def test_a_group_whose_pictures_are_alike_is_not_emptied(backbone: Path, lopsided: Path, tmp_path: Path) -> None:
+    """Of features that set all pictures of a kind near each other, most of each kind are kept, and its copies found."""
+    draws = np.random.default_rng(0)
+    source = tmp_path / "embeddings.parquet"
+    curate(backbone, str(lopsided), tmp_path / "plain")
+    table = pq.read_table(tmp_path / "plain/embeddings.parquet")
+    keys = table["key"].to_pylist()
+    kind = {colour: draws.standard_normal(512) for colour in COLOURS}
+    own = {key: draws.standard_normal(512) for key in keys}
+    weak = [kind[key.split("-")[0]] + 0.08 * own["-".join(key.split("-")[:2])] + 0.001 * own[key] for key in keys]
+    rows = pa.array([row.astype(np.float16) for row in weak], table["feature"].type)
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("feature"), table.schema.field("feature"), rows), source
+    )
+    lines: list[str] = []
+    found = curate(source, str(lopsided), tmp_path / "out", say=lines.append)
+    assert found is not None
+    again = np.array([key.count("-") == 2 or f"{key}-again" in own for key in keys])
+    assert found.duplicates.found[again].sum() >= 20  # one of each pair
+    assert found.duplicates.found[~again].sum() < 0.1 * (~again).sum()
+    assert "groups would lose more than half" in "".join(lines)
+    given = curate(source, str(lopsided), tmp_path / "given", threshold=0.9)
+    assert given is not None
+    assert given.duplicates.found.sum() > 250
+
+
+@given(data=st.data())
+def test_a_group_has_the_least_cosine_that_leaves_it_half(data: st.DataObject) -> None:
+    group = np.array(data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=30)))
+    cosine = np.array(
+        data.draw(st.lists(st.floats(0.75, 1, width=32), min_size=len(group), max_size=len(group))), np.float32
+    )
+    found = thresholds(cosine, group)
+    for number, above in enumerate(found):
+        own = cosine[group == number]
+        fit = [step for step in COSINES if (own > step).sum() <= len(own) / 2]
+        assert above == min(fit, default=COSINES[-1])
 
 
 def test_so_many_are_kept_and_the_page_tells_what_was_taken(backbone: Path, lopsided: Path, tmp_path: Path) -> None:
