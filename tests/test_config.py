@@ -44,7 +44,7 @@ def test_there_is_a_recipe_for_every_size_and_method() -> None:
         "npid_cpu", "npid_imagenette", "npid_resnet50",
         "deepcluster_cpu", "deepcluster_imagenette", "deepcluster_resnet50",
         "sela_cpu", "sela_imagenette", "sela_resnet50",
-        "dino_imagenette", "dino_resnet50",
+        "dino_cpu", "dino_imagenette", "dino_resnet50",
         "supervised_cpu", "supervised_imagenette", "supervised_resnet50",
         "weak_labels_cpu", "weak_labels_imagenette", "weak_labels_resnet50",
         "rotation_cpu", "rotation_imagenette", "rotation_resnet50",
