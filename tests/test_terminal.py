@@ -44,8 +44,7 @@ def terminal(*command: object, nohup: bool = False) -> Iterator[tuple[subprocess
 
     def prepare() -> None:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        if nohup:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)  # whoever started the tests
 
     ours, its = os.openpty()
     termios.tcsetwinsize(its, (24, 80))
