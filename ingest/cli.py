@@ -49,12 +49,8 @@ app.add_typer(progress)
 app.add_typer(tools)
 #: Bytes of inputs under way: at least, for each connection, for each worker
 MEMORY, MEMORY_PER_CONNECTION, MEMORY_PER_WORKER = 32 << 20, 128 << 10, 8 << 20
-UNIT = {
-    "image": 10_000,
-    "video": 200,
-    "audio": 1_000,
-    "pair": 2_000,
-}  # inputs that make one shard, of about 1 GB or less
+#: Inputs that make one shard, of about 1 GB or less
+UNIT = {"image": 10_000, "video": 200, "audio": 1_000, "pair": 2_000}
 
 
 @dataclasses.dataclass(frozen=True)

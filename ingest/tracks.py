@@ -6,7 +6,6 @@ A sample of pairs is a run of ``0.jpg``, ``1.jpg`` and ``json``; both pictures h
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -78,6 +77,11 @@ class Track:
         """Pixels of the clip's frames from the one box to the other."""
         (left, top, _), (now_left, now_top, _) = self.boxes
         return float(np.hypot(now_left - left, now_top - top))
+
+    @property
+    def places(self) -> list[dict[str, int]]:
+        """Its boxes as the JSON member has them."""
+        return [{"left": left, "top": top, "width": side, "height": side} for left, top, side in self.boxes]
 
     @property
     def about(self) -> dict[str, Any]:
@@ -217,11 +221,3 @@ class _Finder:
         pixels = frame.reformat(format="rgb24", threads=1).to_ndarray()[top : top + side, left : left + side]
         jpeg: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), QUALITY, "RGB", "420")
         return jpeg, (left, top, side)
-
-
-def sidecar_of(track: Track, number: int, source: str, clip: str) -> tuple[dict[str, Any], bytes]:
-    """What the sidecar says of a track, number ``number`` of the clip with the key ``clip``, and its JSON member."""
-    about = {"source": source, "clip_key": clip, "track": number, **track.about}
-    boxes = [{"left": left, "top": top, "width": side, "height": side} for left, top, side in track.boxes]
-    said = json.dumps(about | {"boxes": boxes, "sha256": track.sha256}, ensure_ascii=False)
-    return about, said.encode("utf-8", "backslashreplace")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
@@ -18,7 +18,7 @@ from ingest.media import Clips
 from ingest.plan import UnitPlan, beside
 from ingest.reasons import Reason
 from ingest.sources import CLIP_FIELDS, IMAGE_FIELDS, TRACK_FIELDS, Row, Source
-from ingest.tracks import Tracks, sidecar_of
+from ingest.tracks import Tracks
 from ingest.workers import Made
 from seer_pipe.shards import ShardWriter
 
@@ -80,10 +80,19 @@ class ShardSink:
 
 
 class _SeveralSink(ShardSink):
-    """A new shard of several samples of each input, one after the other."""
+    """A new shard of several samples of each input, one after the other. Implementations bring ``samples``."""
 
     def __len__(self) -> int:
         return len(self._writer) - len(self._places) + len(set(self._places))
+
+    def samples(self, row: Row, source: str, made: Any) -> Iterator[tuple[dict[str, bytes], dict[str, Any]]]:
+        """Members of each, and what the sidecar says of it."""
+        raise NotImplementedError
+
+    def add(self, place: int, row: Row, source: str, made: Any) -> None:
+        for number, (members, about) in enumerate(self.samples(row, source, made)):
+            self._writer.add_members(f"{self._key(place)}-{number:04d}", members, **about)
+            self._places.append(place)
 
 
 class ClipSink(_SeveralSink):
@@ -91,15 +100,12 @@ class ClipSink(_SeveralSink):
 
     fields = CLIP_FIELDS
 
-    def add(self, place: int, row: Row, source: str, made: Clips) -> None:
+    def samples(self, row: Row, source: str, made: Clips) -> Iterator[tuple[dict[str, bytes], dict[str, Any]]]:
+        came_as = {name: getattr(made, name) for name in ("format", "original_width", "original_height")}
         for number, clip in enumerate(made.clips):
             about = {"source": source, "clip": number, **clip.about}
-            json_ = json.dumps(about | {"sha256": clip.sha256}, ensure_ascii=False)
-            said = json_.encode("utf-8", "backslashreplace")
-            came_as = {name: getattr(made, name) for name in ("format", "original_width", "original_height")}
-            key = f"{self._key(place)}-{number:04d}"
-            self._writer.add_members(key, {**clip.members, "json": said}, phash=clip.phash, **about, **came_as)
-            self._places.append(place)
+            members = {**clip.members, "json": _json(about | {"sha256": clip.sha256})}
+            yield members, {"phash": clip.phash, **about, **came_as}
 
 
 class TrackSink(_SeveralSink):
@@ -107,14 +113,15 @@ class TrackSink(_SeveralSink):
 
     fields = TRACK_FIELDS
 
-    def add(self, place: int, row: Row, source: str, made: Tracks) -> None:
+    def samples(self, row: Row, source: str, made: Tracks) -> Iterator[tuple[dict[str, bytes], dict[str, Any]]]:
         for number, track in enumerate(made.tracks):
-            about, said = sidecar_of(track, number, source, row["key"])
-            members = {**track.members, "json": said}
-            self._writer.add_members(
-                f"{self._key(place)}-{number:04d}", members, width=track.side, height=track.side, phash=None, **about
-            )
-            self._places.append(place)
+            about = {"source": source, "clip_key": row["key"], "track": number, **track.about}
+            members = {**track.members, "json": _json(about | {"boxes": track.places, "sha256": track.sha256})}
+            yield members, {"width": track.side, "height": track.side, "phash": None, **about}
+
+
+def _json(about: dict[str, Any]) -> bytes:
+    return json.dumps(about, ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
 #: Of new shards, by what their samples are.

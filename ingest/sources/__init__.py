@@ -43,8 +43,10 @@ TRACK_FIELDS = (
     pa.field("frames", pa.int32()),  # from the first picture's to the last's
     pa.field("distance", pa.float64()),  # pixels of the clip's frames, from patch to patch
 )
+#: Media that are cut into clips.
+CLIPS = ("video", "audio")
 #: Column of the sidecar that is 0 for the first of the samples that one input became.
-NUMBER = {"video": "clip", "audio": "clip", "pair": "track"}
+NUMBER = {**dict.fromkeys(CLIPS, "clip"), "pair": "track"}
 #: How the kept columns begin in the list of inputs. None of its own does, so that theirs can have any name.
 KEPT = "kept:"
 

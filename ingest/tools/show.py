@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ingest.media import demand_av
+from ingest.sources import CLIPS
 from ingest.tools.clip_tile import clip_tile, pair_tile
 from ingest.tools.rejected import EXPLANATIONS, rejected_tables
 from seer_pipe.errors import UserError
@@ -29,7 +30,7 @@ def show(root: str | os.PathLike[str], out: str | os.PathLike[str], samples: int
     if samples < 1:
         raise UserError(f"samples = {samples}: at least 1")
     shards = ShardSet.open(root)
-    if shards.media in ("video", "audio"):
+    if shards.media in CLIPS:
         demand_av()
     tiles, reasons = _tiles(shards, samples, seed), _reasons(shards)
     step = TILE + GAP + (LINE if any(caption for _, caption in tiles) else 0)
@@ -61,7 +62,7 @@ def _tiles(shards: ShardSet, samples: int, seed: int) -> list[tuple[Image.Image,
     tiles = []
     shard_of = shards.shards_of(chosen)
     for shard in np.unique(shard_of).tolist():
-        about = ["duration"] if shards.media in ("video", "audio") else ["distance"] if shards.media == "pair" else []
+        about = ["duration"] if shards.media in CLIPS else ["distance"] if shards.media == "pair" else []
         rows = shards.sidecar(shard, ["key", "offset", "length", "crc32c", *about])
         captions = shards.captions(shard)
         for place in (chosen[shard_of == shard] - shards.starts[shard]).tolist():

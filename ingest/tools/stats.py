@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from ingest.sources import NUMBER
+from ingest.sources import CLIPS, NUMBER
 from ingest.tools.rejected import rejected_tables
 from seer_pipe.shards import ShardSet
 
@@ -64,7 +64,7 @@ def stats(root: str | os.PathLike[str]) -> Stats:
                 sources += table.num_rows
             else:
                 sources += pc.sum(pc.equal(table[NUMBER[shards.media]], 0)).as_py() or 0
-            if shards.media in ("video", "audio"):
+            if shards.media in CLIPS:
                 seconds += pc.sum(table["duration"]).as_py() or 0.0
                 with_sound += table.num_rows - table["audio_rate"].null_count
     rejected: Counter[str] = Counter()

@@ -18,7 +18,7 @@ from ingest import tracks
 from ingest.files import open_file
 from ingest.image import BadImage, ImageSettings, Stored
 from ingest.media import Clip, Clips, MediaSettings, demand_av, examine
-from ingest.sources import CLIP_FIELDS
+from ingest.sources import CLIP_FIELDS, CLIPS
 from ingest.workers import DecoderPool, Made
 from seer_pipe.shards import SIDECAR_SCHEMA, ShardSet, content_sha256, sidecar_path
 
@@ -74,7 +74,7 @@ def _check(shards: ShardSet, shard: int, decoders: DecoderPool | None) -> Check:
         problems.append(Problem(url, key, what))
 
     try:
-        clips = [field.name for field in CLIP_FIELDS] if shards.media in ("video", "audio") else []
+        clips = [field.name for field in CLIP_FIELDS] if shards.media in CLIPS else []
         rows = shards.sidecar(shard, [*SIDECAR_SCHEMA.names, *clips]).to_pylist()  # and no column of another making
     except (OSError, ValueError) as error:
         return Check(url, 0, 0, [Problem(url, "", f"the sidecar is not readable: {error}")])

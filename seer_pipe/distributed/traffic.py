@@ -23,3 +23,11 @@ class Collectives:
         """Bytes that a rank sends (and receives) in rings: Patarasuk and Yuan 2009, optimal in bandwidth."""
         turns = 2 if self.kind == "all_reduce" else 1
         return turns * self.bytes * (self.ranks - 1) / self.ranks
+
+
+def gathered(rows: str, ranks: int, size: int) -> list[Collectives]:
+    """Of rows that all ranks get of all, ``size`` bytes, and whose gradient goes back (`gradients.gather_crops`)."""
+    return [
+        Collectives(rows, "all_gather", ranks, 1, size),
+        Collectives(f"gradients of {rows}", "reduce_scatter", ranks, 1, size),
+    ]

@@ -124,11 +124,13 @@ def curate(
     asked = thresholds(cosine, group[lowest]) if threshold is None else np.full(group.max() + 1, threshold)
     repeated = duplicates(nearest, cosine, asked[group[lowest]])
     say(f"duplicates: {int(repeated.found.sum())} of {images}, sought within {len(np.unique(within))} clusters")
-    if threshold is None and len(more := np.unique(asked[asked > COSINES[0]])):
+    more = asked[asked > COSINES[0]]
+    if threshold is None and len(more):
+        there = dict.fromkeys(f"{above:g}" for above in (more.min(), more.max()))
         say(
-            f"{int((asked > COSINES[0]).sum())} of {len(asked)} groups would lose more than half of their images as "
-            f"duplicates at {COSINES[0]:g}, as where features tell little apart: there the cosine asked for is "
-            f"{' to '.join(f'{above:g}' for above in sorted({more[0], more[-1]}))}; --duplicates sets one for all"
+            f"{len(more)} of {len(asked)} groups would lose more than half of their images as duplicates at "
+            f"{COSINES[0]:g}, as where features tell little apart: there the cosine asked for is {' to '.join(there)}; "
+            "--duplicates sets one for all"
         )
     rng = np.random.default_rng(0)
     single = np.where(repeated.found, -1, lowest)

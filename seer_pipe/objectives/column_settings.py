@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from seer_pipe.distributed.traffic import FLOAT, Collectives
+from seer_pipe.distributed.traffic import FLOAT, Collectives, gathered
 from seer_pipe.objectives.settings import Head, Settings
 from seer_pipe.section import Count
 
@@ -60,8 +60,4 @@ class ColumnSettings(Settings):
         if not by_rows(crops, moments, dim, batch):
             return [*found, Collectives("second moments", "all_reduce", ranks, moments, FLOAT * moments * dim**2)]
         size = FLOAT * crops * batch * dim
-        return [
-            *found,
-            Collectives("embeddings", "all_gather", ranks, 1, size),
-            Collectives("gradients of embeddings", "reduce_scatter", ranks, 1, size),
-        ]
+        return [*found, *gathered("embeddings", ranks, size)]

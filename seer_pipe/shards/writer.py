@@ -157,8 +157,8 @@ def write_manifest(
 ) -> int:
     """Write the manifest of the committed shards ``paths`` (tar paths, in order); the number of samples.
 
-    ``sidecars`` are needed where they are not beside the tars. ``media``: what the samples are, a
-    key of ``HOLDS``.
+    ``sidecars`` are needed where they are not beside the tars. ``media``: what the samples are, a key of
+    ``HOLDS``.
     """
 
     def row(path: str, sidecar: str) -> dict[str, Any]:

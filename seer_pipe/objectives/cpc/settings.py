@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from seer_pipe.distributed.traffic import FLOAT, Collectives
+from seer_pipe.distributed.traffic import FLOAT, Collectives, gathered
 from seer_pipe.objectives.patches_settings import check_grids
 from seer_pipe.objectives.settings import Panel, Settings, Setup, Sign, guessing_sign
 from seer_pipe.section import Positive
@@ -80,10 +80,7 @@ class CpcSettings(Settings):
         if not self.gather:
             return []
         size = FLOAT * views.count * batch * self.dim
-        return [
-            Collectives("patches", "all_gather", ranks, 1, size),
-            Collectives("gradients of patches", "reduce_scatter", ranks, 1, size),
-        ]
+        return gathered("patches", ranks, size)
 
     def signs(self) -> Sequence[Sign]:
         return (

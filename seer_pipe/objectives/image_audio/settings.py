@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from seer_pipe.distributed.traffic import FLOAT, Collectives
+from seer_pipe.distributed.traffic import FLOAT, Collectives, gathered
 from seer_pipe.objectives.pair_settings import PairSettings
 from seer_pipe.objectives.settings import (
     EMBEDDING_PANELS,
@@ -34,7 +34,6 @@ class ImageAudioSettings(PairSettings):
     temperature: Annotated[float, Field(gt=0)] = Field(
         0.07, description="of the cosines; lower tells near samples apart more sharply, and is less stable"
     )
-
     queue: Count = Field(
         0,
         description="samples of the last steps, this one's too, that a pair is told from, as momentum copies see them: "
@@ -84,10 +83,7 @@ class ImageAudioSettings(PairSettings):
         if self.queue:
             return [Collectives("keys", "all_gather", ranks, 1, FLOAT * 2 * batch * self.head.dim)]
         size = FLOAT * (views.count + 1) * batch * self.head.dim
-        return [
-            Collectives("embeddings", "all_gather", ranks, 1, size),
-            Collectives("gradients of embeddings", "reduce_scatter", ranks, 1, size),
-        ]
+        return gathered("embeddings", ranks, size)
 
     def signs(self) -> Sequence[Sign]:
         return (*RETRIEVAL_SIGNS, *EMBEDDING_SIGNS)

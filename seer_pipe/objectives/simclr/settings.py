@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from seer_pipe.distributed.traffic import FLOAT, Collectives
+from seer_pipe.distributed.traffic import FLOAT, Collectives, gathered
 from seer_pipe.objectives.settings import (
     EMBEDDING_PANELS,
     EMBEDDING_SIGNS,
@@ -67,10 +67,7 @@ class SimclrSettings(Settings):
     def collectives(self, views: Views, batch: int, ranks: int) -> list[Collectives]:
         """The embeddings of all ranks, and their gradient."""
         size = FLOAT * views.count * batch * self.head.dim
-        return [
-            Collectives("embeddings", "all_gather", ranks, 1, size),
-            Collectives("gradients of embeddings", "reduce_scatter", ranks, 1, size),
-        ]
+        return gathered("embeddings", ranks, size)
 
     def signs(self) -> Sequence[Sign]:
         return (
