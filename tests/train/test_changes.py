@@ -2,7 +2,7 @@
 
 import os
 import signal
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,16 @@ def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def quiet(_line: str) -> None: ...
+
+
+def stop_before_the_first_step(config: settings.Config, run: Path, init: dict[str, str | None] | None = None) -> None:
+    """Begin the run, and ask it to stop as soon as its start is recorded: it leaves the checkpoint of step 0."""
+
+    def ask(event: Mapping[str, Any]) -> None:
+        if event["event"] == "start":
+            signal.raise_signal(signal.SIGUSR1)
+
+    assert not train(config, run, quiet, hooks=Hooks(init=init, on_event=ask))
 
 
 def held(run: Path) -> dict[str, bytes]:
@@ -77,16 +87,12 @@ def test_a_refused_resume_ends_all_ranks(pictures: Path, finished: Path) -> None
 
 
 @pytest.mark.slow
-def test_before_the_first_step_a_corrected_setting_is_taken(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_before_the_first_step_a_corrected_setting_is_taken(pictures: Path, tmp_path: Path) -> None:
     """As after a start that ran out of memory, whose first checkpoint is of another network and batch."""
     wrong = small(pictures, model={"name": "regnety_400mf"}, train={"images": 32, "batch": 16})
     right = small(pictures, train={"images": 16})
     run, said = tmp_path / "run", []
-    with monkeypatch.context() as allocation:
-        allocation.setenv("SEER_PIPE_DEADLINE", str(time.time() + 0.001))
-        assert not train(wrong, run, quiet)
+    stop_before_the_first_step(wrong, run)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000000"]
     assert train(right, run, said.append)
     (line,) = [line for line in said if line.startswith("no step was finished")]
@@ -158,15 +164,13 @@ def test_rate_batch_and_length_are_changed_on_purpose(pictures: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_other_first_weights_are_refused_once_steps_are_finished(
-    pictures: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Path, finished: Path, tmp_path: Path
 ) -> None:
     config, run = small(pictures, train={"images": 16}), tmp_path / "run"
     one, other = ({"name": name, "sha256": 64 * name, "licence": None, "method": None} for name in "ab")
     with pytest.raises(UserError, match="was begun from no given weights, and not from this a"):
         train(config, finished, quiet, hooks=Hooks(init=one))
-    with monkeypatch.context() as allocation:
-        allocation.setenv("SEER_PIPE_DEADLINE", str(time.time() + 0.001))
-        assert not train(config, run, quiet, hooks=Hooks(init=one))
+    stop_before_the_first_step(config, run, init=one)
     assert train(config, run, quiet, hooks=Hooks(init=other))  # no step was finished
     assert settings.read_record(run / "config.yaml").init == other
     assert [event["init"]["name"] for event in read_events(run) if event["event"] == "start"] == ["a", "b"]
@@ -201,12 +205,8 @@ def test_steps_and_images_follow_from_any_place_of_a_run(finished: int, images_i
 
 
 @pytest.mark.slow
-def test_before_the_first_step_another_shard_set_is_taken(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_before_the_first_step_another_shard_set_is_taken(pictures: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with monkeypatch.context() as allocation:
-        allocation.setenv("SEER_PIPE_DEADLINE", str(time.time() + 0.001))
-        assert not train(small(pictures), run, quiet)
+    stop_before_the_first_step(small(pictures), run)
     assert train(small(make_pictures(tmp_path / "other", [20]), train={"images": 8}), run, quiet)
     assert read_metrics(run)[-1]["images"] == 8
