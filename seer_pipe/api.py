@@ -194,6 +194,7 @@ def views(recipe: Place | Config, *, seed: int = 0, device: str = "cpu", threads
     Make it once per process and call it for each batch; `close` ends its threads.
     """
     config = recipe if isinstance(recipe, Config) else load_recipe(Path(recipe))
-    if config.views.pictures == 2:
-        raise UserError("seer_pipe.views: makes crops of images, and the recipe has those of pairs (views.pictures: 2)")
+    if config.views.pictures == 2 or config.views.frames is not None:
+        has = "pairs (views.pictures: 2)" if config.views.frames is None else "clips (views.frames)"
+        raise UserError(f"seer_pipe.views: makes crops of images, and the recipe has those of {has}")
     return Views(build_crops(config), seed=seed, device=device, threads=threads)

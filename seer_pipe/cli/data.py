@@ -71,7 +71,7 @@ def bench_data(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     crops = build_crops(recipe)
     measured = measure(
-        recipe.data, crops, recipe.views.sound, recipe.train.batch, recipe.seed, world=world, device=device,
-        seconds=seconds,
+        recipe.data, crops, recipe.views.sound, recipe.views.frames, recipe.train.batch, recipe.seed, world=world,
+        device=device, seconds=seconds,
     )  # fmt: skip
     show(measured, as_json)

@@ -24,6 +24,7 @@ from seer_pipe.config.sections import Source as Source
 from seer_pipe.config.sections import Train as Train
 from seer_pipe.config.views import Augment as Augment
 from seer_pipe.config.views import Crop as Crop
+from seer_pipe.config.views import Frames as Frames
 from seer_pipe.config.views import Grid as Grid
 from seer_pipe.config.views import Sound as Sound
 from seer_pipe.config.views import Views as Views

@@ -70,6 +70,10 @@ class Grid(Section):
     jitter: Probability = Field(
         default=1.0, description="how far a patch moves in its cell: 1 to its borders, 0 stays in its middle"
     )
+    scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = Field(
+        default=(1.0, 1.0), description="least and greatest share of a patch's area that is cut out of it, by a box "
+        "drawn for each patch; 1 is all of it"
+    )  # fmt: skip
 
     @property
     def apart(self) -> int:
@@ -81,6 +85,8 @@ class Grid(Section):
     def _within(self) -> Grid:
         if self.patch >= self.side:
             raise ValueError(f"patch {self.patch:g} is as large as the whole grid: less than side {self.side}")
+        if self.scale[0] > self.scale[1]:
+            raise ValueError("scale must be [low, high]")
         return self
 
 
@@ -117,7 +123,7 @@ class Crop(Section):
 
     @property
     def seen(self) -> int:
-        """Crops that the network sees per image."""
+        """Crops that the network sees per picture."""
         return self.count * (self.grid.side**2 if self.patched else 4 if self.layout == "quarter_turns" else 1)
 
     @property
@@ -163,9 +169,20 @@ class Sound(Section):
         return 1, round(100 * self.seconds), 257 if self.spectrum == "linear" else self.bands
 
 
+class Frames(Section):
+    """Several frames of a clip, which follow each other."""
+
+    count: Annotated[int, Field(ge=2, le=32)] = Field(
+        4, description="of a clip, each with all of views.crops; time and memory of a step grow with it"
+    )
+    fps: Annotated[float, Field(gt=0, le=240)] = Field(
+        8.0, description="frames per second of those that are taken: fewer are farther apart, and harder to follow"
+    )
+
+
 class Views(Section):
-    """What is cut out of an image, and how it is augmented; of a clip, of the frame that a moment of it shows; of a
-    pair, of its pictures in turn."""
+    """What is cut out of an image, and how it is augmented; of a clip, of the frame that a moment of it shows, or of
+    several; of a pair, of its pictures in turn."""
 
     crops: Annotated[list[Crop], Field(min_length=1)] = Field(
         description="groups of crops: the large ones first, for objectives name crops by their number"
@@ -176,6 +193,10 @@ class Views(Section):
     pictures: Literal[1, 2] = Field(1, description="2: samples are pairs of pictures, as of tracks in videos, of which "
                                     "the crops are cut in turn: the first of the one, the second of the other, …"
                                     )  # fmt: skip
+    frames: Frames | None = Field(
+        None, description="samples are clips, of which several frames are seen, each with crops of its own: those of a "
+        "group in the order of time, group after group"
+    )  # fmt: skip
 
     @model_validator(mode="before")
     @classmethod
@@ -210,11 +231,21 @@ class Views(Section):
                 raise ValueError("pictures: 2 needs 2 crops or more: of one, the other picture is never seen")
         return self
 
+    @model_validator(mode="after")
+    def _of_frames(self) -> Views:
+        if self.frames is not None and (self.sound is not None or self.pictures == 2):
+            raise ValueError(
+                "frames go with no sound, and with pictures: 1: samples are clips, seen without their sound"
+            )
+        return self
+
     @property
     def media(self) -> tuple[str, ...]:
         """What the samples may be, as a shard set's manifest has it: clips only where their sound is wanted too."""
         if self.pictures == 2:
             return ("pair",)
+        if self.frames is not None:
+            return ("video",)
         return ("image",) if self.sound is None else ("image", "video")
 
     @property
@@ -224,11 +255,16 @@ class Views(Section):
 
     @property
     def count(self) -> int:
-        """Crops that the network sees per image."""
-        return sum(crop.seen for crop in self.crops)
+        """Crops that the network sees per image, pair or clip."""
+        return sum(crop.seen for crop in self.crops) * self.moments
+
+    @property
+    def moments(self) -> int:
+        """Of a sample that are seen, each with all crops."""
+        return 1 if self.frames is None else self.frames.count
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
         """Of what the network gets per image: each crop, in order, and the spectrogram last."""
-        crops = [(3, crop.size, crop.size) for crop in self.crops for _ in range(crop.seen)]
+        crops = [(3, crop.size, crop.size) for crop in self.crops for _ in range(crop.seen * self.moments)]
         return crops if self.sound is None else [*crops, self.sound.shape]

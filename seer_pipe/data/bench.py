@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from seer_pipe.config import Data, Sound
+from seer_pipe.config import Data, Frames, Sound
 from seer_pipe.data.chunks import Samples
 from seer_pipe.data.loader import Loader
 from seer_pipe.data.order import slots_of
@@ -69,6 +69,7 @@ def bench(
     data: Data,
     crops: Sequence[CropSpec],
     sound: Sound | None,
+    frames: Frames | None,
     batch: int,
     seed: int,
     *,
@@ -95,10 +96,11 @@ def bench(
     def make(maker: Maker, samples: Samples) -> Seen:
         return maker(samples.data, np.zeros(1, np.int64), samples.places.sample, samples.height, samples.width)
 
-    with closing(Maker(crops, sound, seed=seed, device=device, threads=data.threads, max_batch=len(slots))) as maker:
+    maker = Maker(crops, sound, frames, seed=seed, device=device, threads=data.threads, max_batch=len(slots))
+    with closing(maker):
         cropped = _rate((make(maker, samples) for samples in itertools.cycle(some)), len(slots), seconds)
     loader = Loader(
-        shards, plan, slots, crops, sound, seed=seed, device=device, threads=data.threads, ahead=data.ahead,
+        shards, plan, slots, crops, sound, frames, seed=seed, device=device, threads=data.threads, ahead=data.ahead,
         memory=memory, cache=cache,
     )  # fmt: skip
     with closing(loader):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from seer_pipe.config import Sound
+from seer_pipe.config import Frames, Sound
 from seer_pipe.data.cache import Cache
 from seer_pipe.data.chunks import Samples
 from seer_pipe.data.dali import BadImages
@@ -51,7 +51,8 @@ class Batch:
 class Loader:
     """The batches of one rank: the images at ``slots`` of every step, as ``crops``.
 
-    ``sound``: what is heard of samples that are a picture or a clip with its sound. ``seed`` keys the views.
+    ``sound``: what is heard of samples that are a picture or a clip with its sound. ``frames``: of samples that are
+    clips, where several are seen. ``seed`` keys the views.
     ``device``: where DALI works and the tensors are, in ``layout`` and ``dtype``. ``ahead``: batches made in advance;
     memory grows with it, the content does not change. ``memory`` and ``cache``: of the ``Stream``.
     """
@@ -63,6 +64,7 @@ class Loader:
         slots: Ints,
         crops: Sequence[CropSpec],
         sound: Sound | None = None,
+        frames: Frames | None = None,
         *,
         seed: int,
         device: str = "cpu",
@@ -77,8 +79,9 @@ class Loader:
         self._crops, self._ahead, self._device = crops, ahead, device
         self._stream = Stream(shards, plan, slots, threads=max(4, threads), ahead=ahead, memory=memory, cache=cache)
         self._maker = Maker(
-            crops, sound, seed=seed, device=device, threads=threads, max_batch=len(slots), layout=layout, dtype=dtype
-        )
+            crops, sound, frames, seed=seed, device=device, threads=threads, max_batch=len(slots), layout=layout,
+            dtype=dtype,
+        )  # fmt: skip
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 

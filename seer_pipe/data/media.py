@@ -1,5 +1,5 @@
 """Samples of several members: of clips and pictures with their sound one picture, and the sound around its moment; of
-pairs both pictures.
+clips alone several frames; of pairs both pictures.
 
 A picture comes out as the bytes of an image, so what follows is what any image goes through: a JPEG as it is stored, a
 frame of a clip as PPM, which is its pixels behind a line of text. PyAV decodes, by one thread for each sample.
@@ -8,16 +8,18 @@ frame of a clip as PPM, which is its pixels behind a line of text. PyAV decodes,
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from fractions import Fraction
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from seer_pipe.config import Sound
+from seer_pipe.config import Frames, Sound
 from seer_pipe.data.chunks import Encoded
 from seer_pipe.data.dali import BadImages
 from seer_pipe.data.sound import spectrograms
@@ -32,6 +34,8 @@ SOUNDS = ("flac", "wav", "ogg", "mp3")
 
 Members = Mapping[str, bytes]
 Wave = npt.NDArray[np.float32]  # [samples], mono, amplitudes up to 1
+Pixels = npt.NDArray[np.uint8]  # [h, w, 3]
+T = TypeVar("T")
 
 
 class Media:
@@ -46,10 +50,7 @@ class Media:
     def __call__(self, samples: Sequence[Encoded], moments: Moments) -> tuple[list[Encoded], Tensor]:
         """The pictures of n samples at their moments, encoded, and the spectrograms [n, *Sound.shape] of the sounds
         around these, on the device. Raises BadImages for samples that lack one of them, or of which one is damaged."""
-        found = list(self._pool.map(self._open, samples, moments.at, moments.shift, moments.gain))
-        if faults := {i: one for i, one in enumerate(found) if isinstance(one, str)}:
-            raise BadImages(faults)
-        opened = [one for one in found if not isinstance(one, str)]
+        opened = _usable(list(self._pool.map(self._open, samples, moments.at, moments.shift, moments.gain)))
         return [picture for picture, _ in opened], self._heard(np.stack([wave for _, wave in opened]))
 
     def close(self) -> None:
@@ -57,17 +58,15 @@ class Media:
 
     def _open(self, sample: Encoded, at: float, shift: float, gain: float) -> tuple[Encoded, Wave] | str:
         """Of one sample, or why they cannot be had."""
-        try:
-            members = members_of(sample.data)
+
+        def found(members: Members) -> tuple[Encoded, Wave]:
             wave = decode_sound(_chosen(members, SOUNDS, "sound"), self.sound.rate)
             picture, moment = picture_at(members, at)
             if moment is None:
                 moment = at * len(wave) / self.sound.rate
             return picture, (gain * window(wave, moment + shift, self.sound)).astype(np.float32)
-        except (_av().FFmpegError, IndexError) as error:
-            return f"does not decode: {' '.join(str(error).split())}"
-        except ValueError as error:
-            return str(error)
+
+        return _opened(sample, found)
 
     def _heard(self, waves: npt.NDArray[np.float32]) -> Tensor:
         if self._stream is None:
@@ -79,16 +78,61 @@ class Media:
         return heard
 
 
+class Clips:
+    """Opens samples that are clips, by ``threads``. UserError where there is no PyAV."""
+
+    def __init__(self, frames: Frames, *, threads: int = 2) -> None:
+        _av()
+        self._frames = frames
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="clips")
+
+    def __call__(self, samples: Sequence[Encoded], shares: npt.NDArray[np.float64]) -> list[list[Encoded]]:
+        """The first frames of n clips, encoded, the second ones, …; `decode_frames` says which. Raises BadImages for
+        samples that are no clips or are damaged."""
+
+        def opened(sample: Encoded, at: float) -> list[Encoded] | str:
+            return _opened(sample, lambda members: [
+                _encoded(frame) for frame in decode_frames(_chosen(members, CLIPS, "clip"), at, self._frames)[0]
+            ])  # fmt: skip
+
+        found = _usable(list(self._pool.map(opened, samples, shares)))
+        return [list(frames) for frames in zip(*found, strict=True)]
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def _opened(sample: Encoded, found: Callable[[Members], T]) -> T | str:
+    """What is found among a sample's members, or why it cannot be had."""
+    try:
+        return found(members_of(sample.data))
+    except (_av().FFmpegError, IndexError) as error:
+        return f"does not decode: {' '.join(str(error).split())}"
+    except ValueError as error:
+        return str(error)
+
+
+def _usable(found: Sequence[T | str]) -> list[T]:
+    """What was found of n samples. BadImages for those that have a reason in its place."""
+    if faults := {i: one for i, one in enumerate(found) if isinstance(one, str)}:
+        raise BadImages(faults)
+    return [one for one in found if not isinstance(one, str)]
+
+
 def picture_at(members: Members, at: float) -> tuple[Encoded, float | None]:
     """The picture at the share ``at`` of a sample, encoded, and its time in seconds; None where it has none, as a still
     picture. ValueError where there is no picture."""
     clip = next((members[name] for name in CLIPS if name in members), None)
     if clip is None:
         return np.frombuffer(_chosen(members, (*PICTURES, PAIR[0], *CLIPS), "picture"), np.uint8), None
-    pixels, moment = decode_frame(clip, at)
+    (pixels,), moment = decode_frames(clip, at)
+    return _encoded(pixels), moment
+
+
+def _encoded(pixels: Pixels) -> Encoded:
     height, width, _ = pixels.shape
     head = np.frombuffer(f"P6\n{width} {height}\n255\n".encode(), np.uint8)
-    return np.concatenate([head, pixels.ravel()]), moment
+    return np.concatenate([head, pixels.ravel()])
 
 
 def both(samples: Sequence[Encoded]) -> list[list[Encoded]]:
@@ -116,9 +160,13 @@ def still(sample: Encoded) -> Encoded:
         raise OSError(str(error)) from None
 
 
-def decode_frame(clip: bytes, at: float) -> tuple[npt.NDArray[np.uint8], float]:
-    """The frame [h, w, 3] that a clip shows at the share ``at`` of its length, and that time in seconds: the last one
-    that begins no later."""
+def decode_frames(clip: bytes, at: float, frames: Frames | None = None) -> tuple[list[Pixels], float]:
+    """Frames that a clip shows, one or as many as ``frames`` says, and the time of the first in seconds.
+
+    Each is the last one that begins no later than its moment. The first moment is the share ``at`` of the time in which
+    all of them lie within the clip; of a clip that is shorter than they need it is the beginning, and its last frame
+    stays.
+    """
     with _av().open(io.BytesIO(clip)) as container:
         if not container.streams.video:
             raise ValueError("the clip has no pictures")
@@ -126,18 +174,37 @@ def decode_frame(clip: bytes, at: float) -> tuple[npt.NDArray[np.uint8], float]:
         stream.thread_type = "NONE"  # threads may hang where decoding stops early (PyAV #1849)
         if not stream.duration:
             raise ValueError("the clip does not say how long it is")
-        start = stream.start_time or 0
-        wanted = start + at * stream.duration
-        for keyframe in (int(wanted), start):  # one that is decoded before it may be shown after it
+        start, tick = stream.start_time or 0, stream.time_base
+        apart, count = (Fraction(0), 1) if frames is None else (1 / (Fraction(frames.fps) * tick), frames.count)
+        later = np.array([float(number * apart) for number in range(count)])  # exact where the clip's frames are as far
+        begin = at * max(0.0, stream.duration - later[-1])  # in ticks from the start, as all of these
+        wanted = start + begin + later
+        for keyframe in (int(wanted[0]), start):  # one that is decoded before it may be shown after it
             container.seek(keyframe, stream=stream)
-            shown = None
-            for frame in container.decode(stream):
-                if frame.pts is None or frame.pts > wanted:
-                    break
-                shown = frame
-            if shown is not None:
-                return shown.to_ndarray(format="rgb24"), float((wanted - start) * stream.time_base)
+            if found := _on_show(container.decode(stream), wanted):
+                return found, float(begin * tick)
     raise ValueError("the clip shows nothing at its moment")
+
+
+def _on_show(decoded: Iterable[Any], wanted: npt.NDArray[np.float64]) -> list[Pixels]:
+    """What is on show at the ticks ``wanted``, which rise; none where the first frame comes later than the first."""
+    found: list[Pixels] = []
+    shown = None
+
+    def show_until(tick: float) -> None:
+        ended = int((wanted < tick).sum()) - len(found)
+        if ended > 0 and shown is not None:
+            found.extend([shown.to_ndarray(format="rgb24")] * ended)
+
+    for frame in decoded:
+        if frame.pts is None:
+            break
+        show_until(frame.pts)
+        if len(found) == len(wanted) or (shown is None and frame.pts > wanted[0]):
+            return found
+        shown = frame
+    show_until(math.inf)
+    return found
 
 
 def decode_sound(data: bytes, rate: int) -> Wave:

@@ -8,18 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from seer_pipe.config import Sound
+from seer_pipe.config import Frames, Sound
 from seer_pipe.data.chunks import Encoded
 from seer_pipe.data.dali import Augmenter
-from seer_pipe.data.media import Media, both
+from seer_pipe.data.media import Clips, Media, both
 from seer_pipe.data.order import Ints
-from seer_pipe.data.views import Crops, CropSpec, draw, draw_moments
+from seer_pipe.data.views import Crops, CropSpec, draw, draw_moments, draw_shares
 
 
 class Seen(NamedTuple):
     """Of n samples."""
 
-    pictures: list[tuple[Encoded, ...]]  # as images are stored: one of each sample, or both of a pair
+    pictures: list[tuple[Encoded, ...]]  # as images are stored: one of each sample, both of a pair, or frames
     views: list[Crops]
     of: list[int]  # the number of the picture that each view is cut from
     crops: list[Tensor]  # [n, 3, size, size] of each of the views
@@ -27,7 +27,8 @@ class Seen(NamedTuple):
 
 
 class Maker:
-    """Makes the crops ``specs`` of samples and what is heard of them by ``sound``, with what ``seed`` draws.
+    """Makes the crops ``specs`` of samples, or of the ``frames`` of each, and what is heard of them by ``sound``, with
+    what ``seed`` draws.
 
     The rest is of the `Augmenter`.
     """
@@ -36,6 +37,7 @@ class Maker:
         self,
         specs: Sequence[CropSpec],
         sound: Sound | None = None,
+        frames: Frames | None = None,
         *,
         seed: int,
         device: str = "cpu",
@@ -46,6 +48,7 @@ class Maker:
     ) -> None:
         self._specs, self._seed = specs, seed
         self._media = None if sound is None else Media(sound, device=device, threads=threads)
+        self._clips = None if frames is None else Clips(frames, threads=threads)
         self._of = [spec.picture for spec in specs for _ in spec.sizes]
         self._augmenters = [
             Augmenter(
@@ -62,7 +65,10 @@ class Maker:
         if self._media is not None:
             read, heard = self._media(read, draw_moments(self._seed, epochs, keys, self._media.sound))
             sounds = [heard]
-        pictures = [read] if len(self._augmenters) == 1 else both(read)
+        if self._clips is not None:
+            pictures = self._clips(read, draw_shares(self._seed, epochs, keys))
+        else:
+            pictures = [read] if len(self._augmenters) == 1 else both(read)
         made = [
             iter(augmenter(pictures[number], [view for view, of in zip(views, self._of, strict=True) if of == number]))
             for number, augmenter in enumerate(self._augmenters)
@@ -73,5 +79,6 @@ class Maker:
     def close(self) -> None:
         for augmenter in self._augmenters:
             augmenter.close()
-        if self._media is not None:
-            self._media.close()
+        for opener in (self._media, self._clips):
+            if opener is not None:
+                opener.close()

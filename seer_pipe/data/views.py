@@ -34,6 +34,8 @@ UNCHANGED = (1.0, 1.0, 1.0, 0.0)  # the brightness, contrast, saturation and hue
 _FLIP, _JITTERED, _FACTORS, _ORDER, _GREY, _BLURRED, _SIGMA, _SOLARISE = 0, 1, 2, 6, 7, 8, 9, 10
 _ONE_CHANNEL, _CHANNEL = 11, 12
 _ATTEMPT = 16
+#: Below the key of a patch, what is drawn of its box within it.
+_WITHIN = 1
 #: In the place of a crop's number: what all views of a clip have in common, its moment.
 _MOMENT = 1 << 32
 
@@ -95,11 +97,16 @@ class Moments:
     gain: npt.NDArray[np.float64]  # [n] factor of the sound's amplitude
 
 
+def draw_shares(seed: int, epoch: int | Array, sample: Array) -> npt.NDArray[np.float64]:
+    """When n clips are looked at, [n]: a share, below 1, of the time in which that may begin; as `draw`."""
+    return uniform(derive_key(seed, epoch, np.asarray(sample), _MOMENT), 0)
+
+
 def draw_moments(seed: int, epoch: int | Array, sample: Array, sound: Sound) -> Moments:
     """Those of n samples, each a function of (seed, epoch, its sample); as `draw`."""
     key = derive_key(seed, epoch, np.asarray(sample), _MOMENT)
     return Moments(
-        at=uniform(key, 0), shift=_between(uniform(key, 1), -sound.shift, sound.shift),
+        at=draw_shares(seed, epoch, sample), shift=_between(uniform(key, 1), -sound.shift, sound.shift),
         gain=_between(uniform(key, 2), *sound.gain),
     )  # fmt: skip
 
@@ -151,11 +158,14 @@ def _draw_crop(key: U64, height: Array, width: Array, spec: CropSpec) -> list[Cr
     boxes = np.stack(patches(key, box, flip, spec.grid))
     places = np.tile(np.arange(len(boxes)), (len(flip), 1))
     cells = shuffled(key, len(boxes), spec.orders) if spec.layout == "shuffled_grid" else places
-    images = np.arange(len(flip))
-    return [
-        _augmented(derive_key(key, at), boxes[cell, images], flip, cell, spec.augment)
-        for at, cell in enumerate(cells.T)
-    ]
+    images, found = np.arange(len(flip)), []
+    for at, cell in enumerate(cells.T):
+        own, box = derive_key(key, at), boxes[cell, images]
+        if spec.grid.scale != (1, 1):
+            inner = _draw_box(derive_key(own, _WITHIN), box[:, 2], box[:, 3], spec.grid.scale, spec.augment.ratio)
+            box = np.concatenate([box[:, :2] + inner[:, :2], inner[:, 2:]], axis=1)
+        found.append(_augmented(own, box, flip, cell, spec.augment))
+    return found
 
 
 def _augmented(

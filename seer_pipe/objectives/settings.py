@@ -152,6 +152,8 @@ class Settings(Section):
     """Of views.crops that it takes."""
     hears: ClassVar[bool] = False
     """Whether it takes the sound of a sample beside its crops."""
+    follows: ClassVar[bool] = False
+    """Whether it takes the patches of several frames of a clip."""
 
     def check(self, views: Views, batch: int) -> None:
         """ValueError where these settings do not go with the views, or with a global batch of so many images."""
@@ -165,6 +167,8 @@ class Settings(Section):
             if crop.layout not in self.layouts:
                 raise ValueError(f"objective {self.name} needs views.crops of layout {' or '.join(self.layouts)}, and "
                                  f"one is {crop.layout}")  # fmt: skip
+            if crop.patched and views.frames is not None and not self.follows:
+                raise ValueError(f"objective {self.name} takes patches of one picture, and no views.frames")
 
     def orders(self, seed: int) -> npt.NDArray[np.uint8] | None:
         """The orders [P, places] that a shuffled grid's patches come in, in a run of this seed; None: any."""

@@ -34,7 +34,10 @@ def draw_crops(config: Config, out: Path, *, images: int, step: int) -> None:
     specs = build_crops(config)
     slots = np.arange(min(images, config.train.batch))
     stream = Stream(shards, plan, slots, threads=config.data.threads)
-    maker = Maker(specs, config.views.sound, seed=config.seed, threads=config.data.threads, max_batch=len(slots))
+    maker = Maker(
+        specs, config.views.sound, config.views.frames, seed=config.seed, threads=config.data.threads,
+        max_batch=len(slots),
+    )  # fmt: skip
     try:
         samples = stream.read(plan.locate(step, slots))
         rows = [row for row in range(len(samples)) if row not in samples.reasons]

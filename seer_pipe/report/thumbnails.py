@@ -59,7 +59,8 @@ def data_uri(image: Image.Image, quality: int = 80) -> str:
 def crops(shards: ShardSet, config: settings.Config, samples: Sequence[int]) -> list[list[Image.Image]]:
     """Every crop of each image in the first epoch, as the network sees it, and the spectrogram of its sound where that
     hears it; what does not decode is skipped."""
-    maker = Maker(build_crops(config), config.views.sound, seed=config.seed, threads=1, max_batch=1)
+    views = config.views
+    maker = Maker(build_crops(config), views.sound, views.frames, seed=config.seed, threads=1, max_batch=1)
     found = []
     try:
         for sample, shard, row in rows_of(shards, samples):

@@ -27,7 +27,7 @@ from seer_pipe.train.parallel import compile_block, ranks_in_step, recompute
 
 
 def build_crops(config: settings.Config) -> list[views.CropSpec]:
-    """The crops that the recipe draws of every image; of a pair, of its pictures in turn."""
+    """The crops that the recipe draws of every image; of a pair, of its pictures in turn; of a clip, of each frame."""
     orders = config.objective.orders(config.seed)
     groups = [
         views.CropSpec(
@@ -35,6 +35,8 @@ def build_crops(config: settings.Config) -> list[views.CropSpec]:
         )
         for crop in config.views.crops
     ]
+    if config.views.frames is not None:
+        return [replace(group, picture=frame) for group in groups for frame in range(config.views.frames.count)]
     if config.views.pictures == 1:
         return groups
     each = (replace(group, count=1) for group in groups for _ in range(group.count))

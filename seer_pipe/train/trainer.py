@@ -96,8 +96,8 @@ class Trainer:
         self.found = self._restore_or_initialise()
         self.loader = Loader(
             shards, plan, slots_of(world.rank, world.size, config.train.batch),
-            build.build_crops(config), config.views.sound, seed=config.seed, device=world.device.type,
-            threads=config.data.threads, ahead=config.data.ahead,
+            build.build_crops(config), config.views.sound, config.views.frames, seed=config.seed,
+            device=world.device.type, threads=config.data.threads, ahead=config.data.ahead,
             memory=int(config.data.memory_gb * 1e9), cache=open_cache(config.data),
             layout=self.layout, dtype=build.precision(config.train, world) or torch.float32,
         )  # fmt: skip

@@ -135,6 +135,25 @@ def test_patches_are_a_function_of_seed_pass_sample_and_place() -> None:
         assert (np.stack([view.cell for view in changed]) == np.stack([view.cell for view in both[1:]])).mean() < 0.3
 
 
+def test_a_box_of_its_own_is_cut_out_of_each_patch() -> None:
+    """Of a share of its area; patches of full scale are as they were, and places, colours and other grids too."""
+    grid = Grid(side=7, patch=1.75)
+    whole = drawn(replace(JIGSAW, grid=grid), height=640, width=640)
+    part = drawn(replace(JIGSAW, grid=grid.model_copy(update={"scale": (0.7, 0.9)})), height=640, width=640)
+    shares = []
+    for one, inner in zip(whole, part, strict=True):
+        assert (inner.box[:, :2] >= one.box[:, :2]).all()
+        assert (inner.box[:, :2] + inner.box[:, 2:] <= one.box[:, :2] + one.box[:, 2:]).all()
+        assert np.array_equal(inner.factors, one.factors)
+        shares.append(inner.box[:, 2:].prod(1) / one.box[:, 2:].prod(1))
+    found = np.stack(shares)
+    assert 0.68 < found.min() < 0.71
+    assert (found < 0.92).mean() > 0.99  # of few no box of ten fits, and they are whole
+    assert len(np.unique(found[:, 0].round(4))) > 40  # of 49: each patch has its own
+    with pytest.raises(ValueError, match="scale must be"):
+        Grid(scale=(0.9, 0.7))
+
+
 GOLDEN = {
     "cell": [[3, 7, 8, 1, 2, 6, 5, 4, 0], [1, 2, 3, 8, 7, 5, 4, 6, 0]],
     "box": [[42, 156, 84, 86], [58, 971, 20, 26]],

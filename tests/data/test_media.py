@@ -13,7 +13,7 @@ import seer_pipe
 from seer_pipe.config import Sound
 from seer_pipe.data.dali import Augmenter, BadImages
 from seer_pipe.data.loader import Batch, Loader
-from seer_pipe.data.media import Media, decode_frame, decode_sound, picture_at, still, window
+from seer_pipe.data.media import Media, decode_frames, decode_sound, picture_at, still, window
 from seer_pipe.data.order import Plan, slots_of
 from seer_pipe.data.views import CropSpec, centre, draw_moments, middle
 from seer_pipe.shards import ShardSet
@@ -42,7 +42,7 @@ def number_of(frame: npt.NDArray[np.uint8]) -> int:
 def test_the_frame_is_the_one_on_show(clip: bytes) -> None:
     """The last that begins no later: not the nearest, which is the next one for every other moment here."""
     for at in [*np.arange(0, 1, 0.0125), 0.9999]:
-        frame, moment = decode_frame(clip, float(at))
+        (frame,), moment = decode_frames(clip, float(at))
         assert moment == pytest.approx(4 * at)
         assert number_of(frame) == int(moment * RATE + 1e-9), at
 
