@@ -15,7 +15,7 @@ from seer_pipe.evaluate.finetune import Recipe
 from seer_pipe.evaluate.finetune import evaluate_finetune as _finetune
 from seer_pipe.evaluate.knn import evaluate_knn as _knn
 from seer_pipe.evaluate.linear import evaluate_linear as _linear
-from seer_pipe.evaluate.subject import load_subject
+from seer_pipe.evaluate.subject import hearing, load_subject
 from seer_pipe.models import Trunk
 from seer_pipe.recipes import load_recipe
 from seer_pipe.train.build import build_crops
@@ -82,12 +82,8 @@ def load_sound_backbone(path: Place, *, device: str = "cpu") -> Trunk:
     It is an ``nn.Module``: spectrograms [n, 1, columns, bands], as `seer_pipe.data.sound.spectrograms` makes them, to
     features [n, width]. A folder without one is a UserError.
     """
-    subject = load_subject(Path(path), device=device)
-    if subject.objective is None or subject.head is None or not subject.objective.hears:
-        raise UserError(
-            f"{path}: has no trunk of sounds; give a run whose recipe has views.sound, or its export as full"
-        )
-    return subject.objective.sound_trunk(subject.head).eval()
+    ears = hearing(load_subject(Path(path), device=device), Path(path))
+    return ears.objective.sound_trunk(ears.head).eval()
 
 
 @dataclass(frozen=True)

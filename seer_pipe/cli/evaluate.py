@@ -25,6 +25,8 @@ Epochs = Annotated[float, typer.Option(min=0.01, help="Times through the images.
 Batch = Annotated[int, typer.Option(min=2, help="Images a step, over all ranks.")]
 Rate = Annotated[float, typer.Option(min=1e-9, help="For a batch of 256; scaled linearly.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of what is drawn: splits, order, first weights.")]
+Neighbours = Annotated[int, typer.Option(min=1, help="Neighbours that vote.")]
+Temperature = Annotated[float, typer.Option(min=0.001, help="Of the votes' weights.")]
 Stage = Annotated[
     str | None,
     typer.Option(help="Of the trunk: its number from 1, or all, to compare them; by default the last one's mean."),
@@ -66,8 +68,8 @@ def knn(
     data: Labelled,
     labels: Labels = None,
     queries: Annotated[str | None, typer.Option(help="Images to classify, if others.")] = None,
-    k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
-    temperature: Annotated[float, typer.Option(min=0.001, help="Of the votes' weights.")] = 0.07,
+    k: Neighbours = 20,
+    temperature: Temperature = 0.07,
     stage: Stage = None,
     untrained: Untrained = False,
     as_json: AsJson = False,
@@ -266,6 +268,25 @@ def pairs(
     from seer_pipe.evaluate.pairs import evaluate_pairs
 
     _report(evaluate_pairs(subject, data), as_json, subject)
+
+
+@evaluate.command()
+@as_job
+def sounds(
+    subject: Annotated[Path, typer.Argument(help="A run's folder, or its export as full.")],
+    data: Annotated[str, typer.Option(help="Sounds with labels: ESC-50's folder, a folder class/sound, a shard set.")],
+    labels: Labels = None,
+    k: Neighbours = 20,
+    temperature: Temperature = 0.07,
+    seed: Seed = 0,
+    untrained: Untrained = False,
+    as_json: AsJson = False,
+) -> None:
+    """Classify sounds by features of a run that hears, in five folds: linear classifiers, and nearest neighbours."""
+    from seer_pipe.evaluate.sounds import evaluate_sounds
+
+    result = evaluate_sounds(subject, data, labels, k=k, temperature=temperature, seed=seed, untrained=untrained)
+    _report(result, as_json, subject)
 
 
 @evaluate.command()

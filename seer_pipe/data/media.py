@@ -160,6 +160,14 @@ def still(sample: Encoded) -> Encoded:
         raise OSError(str(error)) from None
 
 
+def whole_sound(sample: bytes | memoryview, rate: int) -> Wave:
+    """The sound of a sample, or of a file, at ``rate`` Hz. OSError where there is none."""
+    try:
+        return decode_sound(_chosen(members_of(sample), SOUNDS, "sound") if is_run(sample) else bytes(sample), rate)
+    except (_av().FFmpegError, ValueError, IndexError) as error:
+        raise OSError(str(error)) from None
+
+
 def decode_frames(clip: bytes, at: float, frames: Frames | None = None) -> tuple[list[Pixels], float]:
     """Frames that a clip shows, one or as many as ``frames`` says, and the time of the first in seconds.
 

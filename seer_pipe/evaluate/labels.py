@@ -11,7 +11,7 @@ the set excludes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -60,13 +60,15 @@ class Labelled:
         return replace(self, numbers=self.numbers[rows])
 
 
-def open_labelled(data: str, labels: str | None = None, classes: list[str] | None = None) -> Labelled:
-    """The labelled images of ``data``, as the head of this file says.
+def open_labelled(
+    data: str, labels: str | None = None, classes: list[str] | None = None, suffixes: Collection[str] = SUFFIXES
+) -> Labelled:
+    """The labelled images of ``data``, as the head of this file says; ``suffixes`` of the files of a folder.
 
     ``classes``: those of the images that are learnt from, where these are to be classified. Then a class that is not
     among them is a UserError; so is a set without labels, and one of fewer than two classes.
     """
-    pictures, named, left = _read(data, labels, is_test=classes is not None)
+    pictures, named, left = _read(data, labels, suffixes, is_test=classes is not None)
     found = sorted(set(named) - {""})
     if classes is None and len(found) < 2:
         raise UserError(
@@ -87,7 +89,9 @@ def open_labelled(data: str, labels: str | None = None, classes: list[str] | Non
     return Labelled(pictures, numbers, label_of, order, left)
 
 
-def _read(data: str, labels: str | None, is_test: bool) -> tuple[Pictures, list[str], Counter[str]]:
+def _read(
+    data: str, labels: str | None, suffixes: Collection[str], is_test: bool
+) -> tuple[Pictures, list[str], Counter[str]]:
     """The images, the class of each, empty where it has none, and what else there is, by reason."""
     if data.endswith(".csv"):
         return _csv_of_files(Path(data))
@@ -98,7 +102,7 @@ def _read(data: str, labels: str | None, is_test: bool) -> tuple[Pictures, list[
         return ShardPictures(shards), *_labels_of(shards, labels)
     if labels not in (None, FOLDER) and not is_test:  # a test in a folder may go with a shard set that is learnt from
         raise UserError(f"{data}: no shard set; the labels of a folder are its folders' names, so leave --labels out")
-    return _class_folders(Path(data))
+    return _class_folders(Path(data), suffixes)
 
 
 def _labels_of(shards: ShardSet, labels: str) -> tuple[list[str], Counter[str]]:
@@ -142,10 +146,10 @@ def _column(shards: ShardSet, name: str) -> list[str]:
     return ["" if value is None or value != value else str(value) for column in values for value in column.to_pylist()]
 
 
-def _class_folders(folder: Path) -> tuple[Pictures, list[str], Counter[str]]:
+def _class_folders(folder: Path, suffixes: Collection[str]) -> tuple[Pictures, list[str], Counter[str]]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such shard set, folder or CSV file")
-    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes)
     named = [file.relative_to(folder).parts[0] if file.parent != folder else "" for file in found]
     if not any(named):
         raise UserError(f"{folder}: neither a shard set nor a folder of class/image")

@@ -8,22 +8,19 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from seer_pipe.data.chunks import Samples
 from seer_pipe.data.dali import Augmenter, BadImages
 from seer_pipe.data.media import Media
-from seer_pipe.data.order import MAX_CHUNK, Plan
-from seer_pipe.data.stream import Stream
 from seer_pipe.data.views import CropSpec, centre, middle
 from seer_pipe.distributed.world import join
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.labels import left_out
 from seer_pipe.evaluate.pictures import ShardPictures
 from seer_pipe.evaluate.results import keep
-from seer_pipe.evaluate.subject import Subject, load_subject
+from seer_pipe.evaluate.subject import Hearing, Subject, hearing, load_subject
 from seer_pipe.export import Preprocessing
 from seer_pipe.shards import ShardSet
 
@@ -51,10 +48,9 @@ def evaluate_pairs(path: Path, data: str) -> dict[str, Any] | None:
         if not world.is_first:
             return None
         subject = load_subject(path, device=world.device)
-        if subject.sound is None:
-            raise UserError(f"{path}: hears nothing; give a run whose recipe has views.sound, or its export as full")
+        ears = hearing(subject, path)
         pictures = ShardPictures(ShardSet.open(data))
-        parts = list(_embedded(subject, pictures, str(world.device)))
+        parts = list(_embedded(subject, ears, pictures, str(world.device)))
         if not parts:
             raise UserError(f"{data}: none of its samples is a picture with its sound")
         seen, heard = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -66,20 +62,14 @@ def evaluate_pairs(path: Path, data: str) -> dict[str, Any] | None:
 
 
 @torch.no_grad()
-def _embedded(subject: Subject, pictures: ShardPictures, device: str) -> Iterator[tuple[Tensor, Tensor]]:
+def _embedded(subject: Subject, ears: Hearing, pictures: ShardPictures, device: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Unit embeddings of pictures and sounds [n, D], batch by batch, of the samples that can be used."""
-    assert subject.objective is not None
-    assert subject.head is not None
-    assert subject.sound is not None
-    size, plan = subject.size, Plan(pictures.shards.counts, 1, seed=0, chunk=MAX_CHUNK)
+    size = subject.size
     with (
-        closing(Stream(pictures.shards, plan, np.arange(1), threads=THREADS)) as stream,
-        closing(Media(subject.sound, device=device, threads=THREADS)) as media,
+        closing(Media(ears.sound, device=device, threads=THREADS)) as media,
         closing(Augmenter([CropSpec(1, size, (1, 1))], device=device, threads=THREADS, max_batch=BATCH)) as augmenter,
     ):
-        numbers = pictures.usable
-        for start in range(0, len(numbers), BATCH):
-            samples = stream.read(plan.places(numbers[start : start + BATCH]))
+        for samples in pictures.samples(pictures.usable, BATCH):
             rows = [row for row in range(len(samples)) if row not in samples.reasons]
             while rows:
                 try:
@@ -87,7 +77,7 @@ def _embedded(subject: Subject, pictures: ShardPictures, device: str) -> Iterato
                 except BadImages as error:
                     rows = [row for at, row in enumerate(rows) if at not in error.indices]
                     continue
-                yield subject.objective.partners(subject.head, subject.trunk(images), sounds)
+                yield ears.objective.partners(ears.head, subject.trunk(images), sounds)
                 break
 
 

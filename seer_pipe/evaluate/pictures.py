@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageOps
 
-from seer_pipe.data.chunks import Encoded
+from seer_pipe.data.chunks import Encoded, Samples
 from seer_pipe.data.media import still
 from seer_pipe.data.order import MAX_CHUNK, Ints, Plan
 from seer_pipe.data.stream import Stream
@@ -71,14 +71,18 @@ class ShardPictures:
         return "key", pa.chunked_array([chunk for column in keys for chunk in column.chunks]).take(numbers).to_pylist()
 
     def read(self, numbers: Ints, batch: int) -> Iterator[list[Picture]]:
+        for found in self.samples(numbers, batch):
+            columns = (found.places.sample.tolist(), found.height.tolist(), found.width.tolist(), found.data)
+            rows = enumerate(zip(*columns, strict=True))
+            yield [_still(*row, found.reasons.get(i, "")) for i, row in rows]
+
+    def samples(self, numbers: Ints, batch: int) -> Iterator[Samples]:
+        """As they are stored, in this order and ``batch`` at a time."""
         in_order = bool((np.diff(numbers) > 0).all())  # then one read serves many of a chunk
         plan = Plan(self.shards.counts, 1, seed=0, chunk=MAX_CHUNK if in_order else 1)
         with closing(Stream(self.shards, plan, np.arange(1), threads=THREADS)) as stream:
             for start in range(0, len(numbers), batch):
-                found = stream.read(plan.places(numbers[start : start + batch]))
-                columns = (found.places.sample.tolist(), found.height.tolist(), found.width.tolist(), found.data)
-                rows = enumerate(zip(*columns, strict=True))
-                yield [_still(*row, found.reasons.get(i, "")) for i, row in rows]
+                yield stream.read(plan.places(numbers[start : start + batch]))
 
 
 def _still(number: int, height: int, width: int, data: Encoded | None, reason: str) -> Picture:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -113,6 +113,21 @@ def _load_export(folder: Path) -> Subject:
     network.head.load_state_dict(head)
     sound = settings.parse_sound(json.loads(about["sound"]), str(folder)) if "sound" in about else None
     return Subject(trunk, size, images, objective, network.head, sound)
+
+
+class Hearing(NamedTuple):
+    """What a subject that hears has beside its trunk."""
+
+    objective: Settings
+    head: torch.nn.Module
+    sound: settings.Sound  # how sounds are given to it
+
+
+def hearing(subject: Subject, path: Path) -> Hearing:
+    """UserError where the subject hears nothing."""
+    if subject.objective is None or subject.head is None or subject.sound is None:
+        raise UserError(f"{path}: hears nothing; give a run whose recipe has views.sound, or its export as full")
+    return Hearing(subject.objective, subject.head, subject.sound)
 
 
 def recalibrate(subject: Subject, pictures: Pictures) -> None:

@@ -17,6 +17,7 @@ from seer_pipe.config import Sound
 from seer_pipe.data.sound import spectrograms
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.pairs import evaluate_pairs, ranks
+from seer_pipe.evaluate.sounds import evaluate_sounds
 from seer_pipe.export import Preprocessing, export_backbone
 from seer_pipe.models import build_trunk, multiply_adds
 from seer_pipe.objectives.image_audio.objective import ImageAudio
@@ -201,6 +202,11 @@ def test_pairs_of_colours_and_tones_are_found_and_shuffled_sounds_are_not(tmp_pa
     assert result.exit_code == 0, result.output
     exported = evaluate_pairs(tmp_path / "full", str(test))
     assert exported == learnt
+    grounds = [evaluate_sounds(tmp_path / name, str(test), "folder", k=3, temperature=0.07, seed=0, untrained=False)
+               for name in ("run", "full")]  # fmt: skip
+    assert grounds[0] == grounds[1]
+    assert grounds[0] is not None
+    assert min(grounds[0]["accuracy"], grounds[0]["accuracy_knn"]) > 0.9  # the ground's tone among six
     waves = torch.randn(2, GATE.rate // 5)
     one, other = (seer_pipe.load_sound_backbone(tmp_path / name)(spectrograms(waves, GATE)) for name in ("run", "full"))
     assert one.shape == (2, 512)
@@ -212,5 +218,5 @@ def test_what_hears_nothing_is_refused(tmp_path: Path) -> None:
                     preprocessing=Preprocessing(32))  # fmt: skip
     with pytest.raises(UserError, match="hears nothing"):
         evaluate_pairs(tmp_path / "deaf", "unused")
-    with pytest.raises(UserError, match="has no trunk of sounds"):
+    with pytest.raises(UserError, match="hears nothing"):
         seer_pipe.load_sound_backbone(tmp_path / "deaf")

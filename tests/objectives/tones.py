@@ -30,12 +30,15 @@ def pair(kind: int, dice: np.random.Generator) -> Members:
 
 
 def gate_set(root: Path, instances: int, seed: int, *, shuffled: bool = False) -> Path:
+    """The folder of a sample is its ground."""
     dice = np.random.default_rng(seed)
-    drawn = [pair(kind, dice) for _ in range(instances) for kind in range(KINDS)]
+    kinds = instances * list(range(KINDS))
+    drawn = [pair(kind, dice) for kind in kinds]
     if shuffled:
         sounds = [drawn[i]["flac"] for i in dice.permutation(len(drawn))]
         drawn = [members | {"flac": sound} for members, sound in zip(drawn, sounds, strict=True)]
-    return write_pairs(root, [("drawn", members, 40, 40) for members in drawn])
+    sources = [f"{kind // TONES}/drawn" for kind in kinds]
+    return write_pairs(root, [(source, members, 40, 40) for source, members in zip(sources, drawn, strict=True)])
 
 
 def gate(data: Path, objective: dict[str, Any] | None = None, **train: Any) -> settings.Config:
