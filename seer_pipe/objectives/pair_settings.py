@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from seer_pipe.objectives.instance_settings import InstanceSettings
-from seer_pipe.objectives.settings import Head, Settings
+from seer_pipe.objectives.settings import Head, Panel, Settings
 from seer_pipe.section import Positive
 
 if TYPE_CHECKING:
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from seer_pipe.models import Trunk
     from seer_pipe.objectives.base import Network
     from seer_pipe.objectives.pairs import PairHead
+
+
+CONSENSUS_PANEL = Panel(
+    "Consensus", "Of samples with their positives, as they were found last: the lesser cosine of picture and sound.",
+    {"consensus": "positives"},
+)  # fmt: skip
 
 
 class PairSettings(Settings):

@@ -98,6 +98,8 @@ CASES = {
             "name": "image_audio",
             **PAIRED,
             "queue": 20,
+            "positives": 3,
+            "positives_after": 3 * BATCH,
         },
         2,
         (),

@@ -1,6 +1,7 @@
 """Pictures and their sounds: the loss pair by pair in float64, its metrics and signs, what a short training learns."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,12 @@ def queued(**changes: Any) -> QueuedImageAudio:
     return QueuedImageAudio(made, Setup(views, 0, 100, torch.device("cpu"), BATCH))
 
 
-@pytest.mark.parametrize("crops", [1, 3])
-def test_with_a_queue_others_are_those_of_the_last_steps_as_the_copies_see_them(crops: int) -> None:
-    objective = queued()
+@pytest.mark.parametrize(("crops", "positives"), [(1, 0), (3, 0), (1, 1), (3, 4)])
+def test_with_a_queue_others_are_those_of_the_last_steps_as_the_copies_see_them(crops: int, positives: int) -> None:
+    """With positives, those of the queue that agree in picture and sound are near, from the time on that it is full."""
+    objective = queued(positives=positives)
     seen, heard = (list(objective.queue.rows[:, part].double()) for part in (0, 1))  # oldest first
-    for step in range(5):  # the queue is filled and written over
+    for step in range(6):  # the queue is filled and written over
         generator = torch.Generator().manual_seed(step)
         online, keys = (
             Pair(*(torch.randn(rows * BATCH, DIM, dtype=torch.float64, generator=generator) for rows in some))
@@ -84,25 +86,41 @@ def test_with_a_queue_others_are_those_of_the_last_steps_as_the_copies_see_them(
         )
         for leaf in online:
             leaf.requires_grad_()
-        found, metrics = objective.loss(MomentumOutput(online, keys), at(step), log=True)
+        found, metrics = objective.loss(MomentumOutput(online, keys), at(step * BATCH), log=True)
         seen, heard = (
             [*rows, *F.normalize(new, dim=1)][-20:] for rows, new in ((seen, keys.seen), (heard, keys.heard))
         )
         v, a = (F.normalize(rows, dim=1) for rows in online)
-        losses = []
+        losses, agreement = [], []
         for i in range(BATCH):
-            to_sounds = [
-                -torch.log_softmax(torch.stack([row @ s for s in heard]) / TEMPERATURE, 0)[i - BATCH]
-                for row in v[i::BATCH]
+            own = 20 - BATCH + i
+            least = {j: min(float(seen[own] @ seen[j]), float(heard[own] @ heard[j])) for j in range(20) if j != own}
+            near = sorted(least, key=lambda j: -least[j])[: positives if step * BATCH >= 20 else 0]
+            far = [j for j in range(20) if j != own and j not in near]
+            crops_of, sound = list(v[i::BATCH]), a[i]
+            across = (mean(share(crop, heard, own, far) for crop in crops_of) + share(sound, seen, own, far)) / 2
+            within = [
+                (mean(share(crop, seen, j, far) for crop in crops_of) + share(sound, heard, j, far)) / 2 for j in near
             ]
-            cosines = torch.stack([a[i] @ r for r in seen])
-            to_picture = -torch.log_softmax(cosines / TEMPERATURE, 0)[i - BATCH]
-            losses.append((torch.stack(to_sounds).mean() + to_picture) / 2)
-        wanted = torch.stack(losses).mean()
+            losses.append((across + mean(within)) / 2 if near else across)
+            agreement += [least[j] for j in near]
+        wanted = mean(losses)
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)  # the queue is kept in float32
         for one, other in zip(torch.autograd.grad(found, online), torch.autograd.grad(wanted, online), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
         assert metrics["momentum"] == pytest.approx(0.99 ** (BATCH / 256))
+        assert ("consensus" in metrics) == bool(agreement)
+        if agreement:
+            assert float(metrics["consensus"]) == pytest.approx(sum(agreement) / len(agreement), abs=1e-6)
+
+
+def mean(values: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean()
+
+
+def share(asked: Tensor, rows: list[Tensor], own: int, far: list[int]) -> Tensor:
+    """The cross entropy of one row among it and those that are far."""
+    return -torch.log_softmax(torch.stack([asked @ rows[j] for j in (own, *far)]) / TEMPERATURE, 0)[0]
 
 
 def test_a_short_queue_is_refused_and_one_of_the_whole_run_is_found() -> None:
@@ -111,6 +129,12 @@ def test_a_short_queue_is_refused_and_one_of_the_whole_run_is_found() -> None:
     assert "never all replaced" in config.objective.problems(config, 500)[0]
     with pytest.raises(UserError, match=r"objective\.queue 64 is less than the 128 samples of a step"):
         load_recipe(Path("image_audio_cpu"), ["objective.queue=64"])
+    with pytest.raises(UserError, match=r"objective\.positives 5 are of an objective\.queue.* it is 0"):
+        load_recipe(Path("image_audio_cpu"), ["objective.positives=5"])
+    late = load_recipe(Path("image_audio_cpu"), [
+        "objective.queue=512", "objective.positives=5", "objective.positives_after=9000"])  # fmt: skip
+    assert "no positives are sought" in late.objective.problems(late, 9000)[0]
+    assert late.objective.chance_loss(late.views, 128) == pytest.approx(math.log(507))
 
 
 def test_copies_see_the_first_crop_and_the_sound() -> None:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from seer_pipe.distributed.traffic import FLOAT, Collectives
 from seer_pipe.objectives.instance_settings import InstanceSettings
-from seer_pipe.objectives.pair_settings import PairBankSettings
+from seer_pipe.objectives.pair_settings import CONSENSUS_PANEL, PairBankSettings
 from seer_pipe.objectives.settings import Panel, Setup
 from seer_pipe.section import Positive
 
@@ -41,8 +41,7 @@ class CmaSettings(PairBankSettings):
 
     panels: ClassVar[Sequence[Panel]] = (
         *InstanceSettings.panels,
-        Panel("Consensus", "Of samples with their positives at the last search: the lesser cosine of picture and "
-              "sound.", {"consensus": "positives"}),
+        CONSENSUS_PANEL,
     )  # fmt: skip
 
     def check(self, views: Views, batch: int) -> None:
