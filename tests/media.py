@@ -80,15 +80,17 @@ def make_pairs(root: Path, count: int, shards: int = 2, hertz: Callable[[int], f
     return write_pairs(root, samples, shards)
 
 
-def make_clips(root: Path, count: int, shards: int = 2) -> Path:
-    """A set of clips: a second at 16 frames per second, over which a window moves across a drawn picture."""
+def make_clips(root: Path, count: int, shards: int = 2, *, sounds: bool = False) -> Path:
+    """A set of clips: a second at 16 frames per second, over which a window moves across a drawn picture; with a second
+    of a tone each."""
     kinds, samples, side = sorted(KINDS), [], 64
     for number in range(count):
         kind = kinds[number % len(kinds)]
         pixels = np.asarray(picture(kind, number))
         tops, lefts = (np.linspace(0, length - side, 16).astype(int) for length in pixels.shape[:2])
         frames = [pixels[top : top + side, left : left + side] for top, left in zip(tops, lefts, strict=True)]
-        samples.append((f"{kind}/{number}.mp4", {"mp4": mp4(frames), "json": b"{}"}, side, side))
+        sound = {"flac": flac(tone(300 + 20 * number))} if sounds else {}
+        samples.append((f"{kind}/{number}.mp4", {"mp4": mp4(frames), **sound, "json": b"{}"}, side, side))
     return write_pairs(root, samples, shards, media="video")
 
 

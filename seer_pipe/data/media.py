@@ -42,7 +42,7 @@ class Media:
     """Opens samples that are runs of members, by ``threads``. UserError where there is no PyAV."""
 
     def __init__(self, sound: Sound, *, device: str = "cpu", threads: int = 2) -> None:
-        _av()
+        need_av()
         self.sound, self._device = sound, torch.device(device)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="media")
@@ -82,7 +82,7 @@ class Clips:
     """Opens samples that are clips, by ``threads``. UserError where there is no PyAV."""
 
     def __init__(self, frames: Frames, *, threads: int = 2) -> None:
-        _av()
+        need_av()
         self._frames = frames
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="clips")
 
@@ -106,7 +106,7 @@ def _opened(sample: Encoded, found: Callable[[Members], T]) -> T | str:
     """What is found among a sample's members, or why it cannot be had."""
     try:
         return found(members_of(sample.data))
-    except (_av().FFmpegError, IndexError) as error:
+    except (need_av().FFmpegError, IndexError) as error:
         return f"does not decode: {' '.join(str(error).split())}"
     except ValueError as error:
         return str(error)
@@ -156,7 +156,7 @@ def still(sample: Encoded) -> Encoded:
         return sample
     try:
         return picture_at(members_of(sample.data), 0.5)[0]
-    except (_av().FFmpegError, ValueError, IndexError) as error:
+    except (need_av().FFmpegError, ValueError, IndexError) as error:
         raise OSError(str(error)) from None
 
 
@@ -164,7 +164,7 @@ def whole_sound(sample: bytes | memoryview, rate: int) -> Wave:
     """The sound of a sample, or of a file, at ``rate`` Hz. OSError where there is none."""
     try:
         return decode_sound(_chosen(members_of(sample), SOUNDS, "sound") if is_run(sample) else bytes(sample), rate)
-    except (_av().FFmpegError, ValueError, IndexError) as error:
+    except (need_av().FFmpegError, ValueError, IndexError) as error:
         raise OSError(str(error)) from None
 
 
@@ -175,7 +175,7 @@ def decode_frames(clip: bytes, at: float, frames: Frames | None = None) -> tuple
     all of them lie within the clip; of a clip that is shorter than they need it is the beginning, and its last frame
     stays.
     """
-    with _av().open(io.BytesIO(clip)) as container:
+    with need_av().open(io.BytesIO(clip)) as container:
         if not container.streams.video:
             raise ValueError("the clip has no pictures")
         stream = container.streams.video[0]
@@ -217,7 +217,7 @@ def _on_show(decoded: Iterable[Any], wanted: npt.NDArray[np.float64]) -> list[Pi
 
 def decode_sound(data: bytes, rate: int) -> Wave:
     """The mean of a sound's channels, at ``rate`` Hz."""
-    av = _av()
+    av = need_av()
     with av.open(io.BytesIO(data)) as container:
         resampler = av.AudioResampler(format="fltp", rate=rate)
         parts = [part.to_ndarray() for frame in container.decode(audio=0) for part in resampler.resample(frame)]
@@ -245,7 +245,7 @@ def _chosen(members: Members, names: Sequence[str], what: str) -> bytes:
     return found
 
 
-def _av() -> Any:
+def need_av() -> Any:
     """PyAV, which is an extra."""
     try:
         import av

@@ -4,6 +4,7 @@ OUT/index.html, OUT/data.js    the page, and what it shows of the clusters
 OUT/points.js                  of each image on the map: where it is, and what it can be coloured by
 OUT/images/003.js              key, shard, label or domain, and words of CHUNK images; fetched when they are asked for
 OUT/tiles/LEVEL/X-Y.jpg        the pictures of the map; those of the last level are all there are
+OUT/clips/12.mp4               what image 12 of the map plays, of a set with clips or sounds
 OUT/clusters.parquet, OUT/centroids.safetensors    of each image and cluster, where k-means made them
 OUT/keys/12.csv                the keys of cluster 12, for seer-ingest exclude (up to KEYS images; beyond, atlas-keys)
 OUT/clusters-beside.parquet, OUT/keys-beside/      the same of a second set
@@ -20,6 +21,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +51,14 @@ from seer_pipe.report.beside import NAMES, Pair, Parts, join, parts, split_path
 from seer_pipe.report.clusters import SAMPLE, Clusters
 from seer_pipe.report.clusters import clusters as read_clusters
 from seer_pipe.report.page import asset, environment, style
+from seer_pipe.report.played import Player
 from seer_pipe.report.shown import Column, Shown, numbers, shown
 from seer_pipe.report.thumbnails import thumbnail
 from seer_pipe.report.tiles import SIDE, TILE, brightness, draw_tiles, small_pictures
 from seer_pipe.shards import ShardSet
 
 PICTURES = 100_000  # on the map, about
+PLAYED = 2000  # images of a map of which each plays what it can
 CHUNK, KEYS = 4096, 2_000_000  # images of a file of OUT/images; images whose keys are written out
 KEY_LISTS = "keys", "keys-beside"  # folders, one for each set
 SCRIPTS = ("atlas.js", "map.js", "choose.js", "beside.js", "lists.js")
@@ -122,7 +126,7 @@ def write_atlas(
             if not by_head:
                 (work / CENTROIDS).rename(new / CENTROIDS)
             on_map.columns.insert(0, both.column(on_map.rows, _short(sets)))
-        _draw(shards, found, on_map, new)
+        played = _draw(shards, found, on_map, show, new)
         _draw_asked(search, new)
         used = sorted({*found.rows.shard, *(at[1] for at in (both.copy if both else ()) if at)})
         with_keys = found.images <= KEYS
@@ -130,6 +134,7 @@ def write_atlas(
             for own, folder in zip([new / name for name in NAMES] if both else [named], KEY_LISTS, strict=False):
                 write_all_keys(own, new / folder)
         about = _about(found, on_map, [file.name for file in search]) | {
+            "played": played,
             "named_by": "head" if by_head else "k-means", "by": "label" if labels else "domain", "show": show,
             "shards": [split_path(path) if both else (0, path) for path in used], "keys": with_keys,
             "parts": both.count[found.cluster].ravel().tolist() if both else None,
@@ -199,12 +204,19 @@ def _about(found: Clusters, on_map: Shown, asked: list[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _draw(shards: ShardSet, found: Clusters, on_map: Shown, out: Path) -> None:
-    """The map's tiles; and the column that needs their pixels."""
+def _draw(shards: ShardSet, found: Clusters, on_map: Shown, show: int, out: Path) -> dict[int, str]:
+    """The map's tiles, the column that needs their pixels, and what images play: all of a few, else those of the
+    page's lists. The file's extension of each of these, by its number on the map."""
     samples = numbers_of(shards, [found.rows.shard[row] for row in on_map.rows.tolist()], found.rows.index[on_map.rows])
-    pictures = small_pictures(shards, samples.tolist(), out)
+    number = dict(zip(on_map.rows.tolist(), range(len(on_map.rows)), strict=True))
+    listed = {number[row] for rows in (found.outliers, *(rows for _, rows in found.repeats)) for row in rows}
+    typical = {image for first, stop in pairwise(on_map.start.tolist()) for image in range(first, stop)[:show]}
+    everything = range(len(on_map.rows) if len(on_map.rows) <= PLAYED else 0)
+    player = Player(out / "clips", {*typical, *listed, *everything})
+    pictures = small_pictures(shards, samples.tolist(), out, player)
     on_map.columns.append(numbers("brightness", brightness(pictures), lambda value: f"{value:.0%}"))
     draw_tiles(pictures, on_map.cell, on_map.top, on_map.levels, out / "tiles")
+    return player.kinds
 
 
 def _draw_asked(search: Sequence[Path], out: Path) -> None:

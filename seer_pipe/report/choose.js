@@ -130,6 +130,13 @@ by("in-view").onclick = () => {
   enclosed([[left, top], [right, top], [right, bottom], [left, bottom]]);
 };
 
+// An image; where it is of a clip, the clip, and where it has a sound, the sound too.
+function played(i) {
+  const kind = A.played[i], box = kind && element(kind === "mp4" ? "video" : "audio", "", {src: `clips/${i}.${kind}`, controls: true, loop: true});
+  box?.setAttribute("aria-label", "What it plays");
+  return kind === "mp4" ? [box] : [picture(i, null, 2 * A.side), ...(box ? [box] : [])];
+}
+
 // One cluster, and one image of it
 function choose(c, i = -1) {
   chosen = c;
@@ -140,7 +147,7 @@ function choose(c, i = -1) {
   at.append(element("p", `${sizes(c)}; mean cosine to its centre ${A.cohesion[c]}`));
   if (i >= 0) {
     const about = element("p");
-    at.append(element("h3", "The image"), picture(i, null, 2 * A.side), about);
+    at.append(element("h3", "The image"), ...played(i), about);
     known(i).then(one => about.textContent = [...one.places.map(at => `key ${at.key} · ${A.parts ? `${A.sets[at.set].name}: ` : ""}${at.shard}`), one.group, one.text].filter(Boolean).join(" · "));
   }
   at.append(element("h3", "Its most typical images"), pictures(nearest(c, A.show), j => choose(c, j)));

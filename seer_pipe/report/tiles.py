@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,9 +27,11 @@ AT_ONCE = 256  # images that are read together
 Pixels = npt.NDArray[np.uint8]
 
 
-def small_pictures(shards: ShardSet, samples: Sequence[int], folder: Path) -> Pixels:
+def small_pictures(
+    shards: ShardSet, samples: Sequence[int], folder: Path, given: Callable[[int, bytes], None]
+) -> Pixels:
     """The middle of each image, [n, SIDE, SIDE, 3], as a map of a nameless file in ``folder``; grey where it cannot be
-    read."""
+    read. ``given``: is given each sample as it is stored, with its place in ``samples``, by several threads."""
     order = np.argsort(samples, kind="stable")
     sorted_samples = np.asarray(samples, np.int64)[order]
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -38,9 +40,11 @@ def small_pictures(shards: ShardSet, samples: Sequence[int], folder: Path) -> Pi
 
     def put(found: tuple[int, int, dict[str, object]]) -> None:
         sample, shard, row = found
-        at = order[np.searchsorted(sorted_samples, sample)]
+        at = int(order[np.searchsorted(sorted_samples, sample)])
         try:
-            pictures[at] = np.asarray(thumbnail(shards.read(shard, row), SIDE))
+            stored = shards.read(shard, row)
+            given(at, stored)
+            pictures[at] = np.asarray(thumbnail(stored, SIDE))
         except OSError:
             pictures[at] = 128
 

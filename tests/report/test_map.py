@@ -158,8 +158,11 @@ def test_small_pictures_in_any_order_and_grey_where_one_cannot_be_read(tmp_path:
     with (tmp_path / "set/00000.tar").open("r+b") as tar:
         tar.seek(row["offset"])
         tar.write(b"damage")
-    whole = small_pictures(shards, list(range(9)), tmp_path)
-    some = small_pictures(shards, [7, 2, 0], tmp_path)
+    whole = small_pictures(shards, list(range(9)), tmp_path, lambda _at, _stored: None)
+    stored: dict[int, bytes] = {}
+    some = small_pictures(shards, [7, 2, 0], tmp_path, stored.__setitem__)
+    assert sorted(stored) == [0, 2]  # the one in between cannot be read
+    assert stored[0] == shards.read(1, shards.sidecar(1).slice(2, 1).to_pylist()[0])
     assert np.array_equal(some, whole[[7, 2, 0]])
     assert (whole[2] == 128).all()
     assert whole[7].std() > 0
