@@ -50,9 +50,11 @@ def _lines(name: str, gpus: int, result: dict[str, Any]) -> list[str]:
     derived = result["derived"] | result["derived"]["objective"]
     del derived["objective"]
     sets = [line for path, one in result["sets"] for line in (path, *rows(one))]
+    host = ["memory of a GPU's process", *rows(result["host"], " GB")] if any(result["host"].values()) else []
     problems = [f"  {problem}" for problem in result["problems"]] or ["  nothing"]
     return [f"{name} on {gpus} GPUs", "derived", *rows(derived), "memory per GPU, estimated",
-            *rows(result["memory"], " GB"), "sent by a GPU in a step", *(rows(result["sent"], " GB") or ["  nothing"]),
+            *rows(result["memory"], " GB"), *host,
+            "sent by a GPU in a step", *(rows(result["sent"], " GB") or ["  nothing"]),
             "the loader must give, at most", *rows(result["loader"]),
             "the order of a sorted set, and what it takes of a GPU's process", *rows(result["order"]), *sets,
             "looks wrong", *problems]  # fmt: skip

@@ -212,7 +212,11 @@ class Settings(Section):
         return 0.0
 
     def kept(self, samples: int, ranks: int) -> float:
-        """Bytes per rank of what is kept of each sample of the set."""
+        """Bytes per rank, on its device, of what is kept of each sample of the set."""
+        return 0.0
+
+    def kept_on_host(self, samples: int, ranks: int) -> float:
+        """The same of the memory of its host."""
         return 0.0
 
     def collectives(self, views: Views, batch: int, ranks: int) -> list[Collectives]:

@@ -33,9 +33,10 @@ def examine(
 ) -> dict[str, Any]:
     """What follows from a recipe for the sets that ``order`` is of, on so many GPUs.
 
-    Returns ``derived`` (see `settings.Derived`), ``memory`` a GPU in GB by part, ``sent``, GB that a GPU sends in a
-    step by collective, ``loader`` (images per second and GPU if it did 300 teraFLOP/s, and in all), ``order`` (see
-    `mixing`, for images of ``image_bytes`` each), ``sets`` (see `each_set`), and ``problems``: sentences.
+    Returns ``derived`` (see `settings.Derived`), ``memory`` a GPU in GB by part, ``host``, GB that the objective keeps
+    in the memory of a GPU's process, ``sent``, GB that a GPU sends in a step by collective, ``loader`` (images per second
+    and GPU if it did 300 teraFLOP/s, and in all), ``order`` (see `mixing`, for images of ``image_bytes`` each),
+    ``sets`` (see `each_set`), and ``problems``: sentences.
     """
     derived = settings.derive(config, order.total, gpus, correlation=order.correlation[1])
     meta = outlined(config)
@@ -50,6 +51,7 @@ def examine(
     return {
         "derived": asdict(derived),
         "memory": memory,
+        "host": {"kept_of_samples": config.objective.kept_on_host(order.samples, gpus) / GB},
         "sent": {f"{some.kind} of {some.part}": some.sent / GB for some in sent},
         "loader": {"teraflop_per_image": flops / 1e12, "images_per_s_and_gpu": rate, "images_per_s": rate * gpus},
         "order": mixing(config, order, gpus, image_bytes),

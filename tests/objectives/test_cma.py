@@ -181,7 +181,8 @@ def test_ranks_find_what_one_finds() -> None:
 def test_the_doctor_counts_bank_and_positives_and_misses_refreshes() -> None:
     made = config(batch=64, head={"dim": 128}, **OBJECTIVE | {"positives": 32})
     found = examine(made, supposed(made, 10**9), 32)
-    assert found["memory"]["kept_of_samples"] == pytest.approx(1024 / 32 + 128 * (1 + 2 / 32), rel=1e-4)
+    assert found["memory"]["kept_of_samples"] == pytest.approx(1024 / 32 + 128 * 2 / 32, rel=1e-4)
+    assert found["host"]["kept_of_samples"] == pytest.approx(128, rel=1e-4)  # each rank has all
     late = config(batch=64, **OBJECTIVE | {"refresh_images": 10**6})
     told = examine(late, supposed(late, 100), 1)["problems"]
     assert any("no positives are searched for" in problem for problem in told)

@@ -69,9 +69,12 @@ class CmaSettings(PairBankSettings):
         return super().memory(views, batch, ranks) + FLOAT * max(near, 3 * PIECE)
 
     def kept(self, samples: int, ranks: int) -> float:
-        """The bank, and ids of all samples' positives, which each rank has on its host; and of its own samples again,
-        with how near they are, during a search."""
-        return super().kept(samples, ranks) + NUMBER * self.positives * samples * (1 + 2 / ranks)
+        """The bank, and during a search ids of the positives of the rank's own samples, with how near they are."""
+        return super().kept(samples, ranks) + 2 * NUMBER * self.positives * samples / ranks
+
+    def kept_on_host(self, samples: int, ranks: int) -> float:
+        """Ids of all samples' positives."""
+        return NUMBER * self.positives * samples
 
     def collectives(self, views: Views, batch: int, ranks: int) -> list[Collectives]:
         ids, read, _ = self.bank.collectives(self.rows * self.numbers, batch * self.positives, ranks)
