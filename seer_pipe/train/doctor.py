@@ -34,8 +34,8 @@ def examine(
     """What follows from a recipe for the sets that ``order`` is of, on so many GPUs.
 
     Returns ``derived`` (see `settings.Derived`), ``memory`` a GPU in GB by part, ``host``, GB that the objective keeps
-    in the memory of a GPU's process, ``sent``, GB that a GPU sends in a step by collective, ``loader`` (images per second
-    and GPU if it did 300 teraFLOP/s, and in all), ``order`` (see `mixing`, for images of ``image_bytes`` each),
+    in the memory of a GPU's process, ``sent``, GB that a GPU sends in a step by collective, ``loader`` (images per
+    second and GPU if it did 300 teraFLOP/s, and in all), ``order`` (see `mixing`, for images of ``image_bytes`` each),
     ``sets`` (see `each_set`), and ``problems``: sentences.
     """
     derived = settings.derive(config, order.total, gpus, correlation=order.correlation[1])
