@@ -27,7 +27,7 @@ def walk(out: Path, pictures: Path | None, recipe: Path, seed: int) -> None:
     if pictures is not None and not pictures.is_dir():
         raise UserError(f"{pictures}: no such folder of pictures")
     recipe = find_recipe(recipe)
-    _make_room(out)
+    make_room(out)
     started = time.monotonic()
     shards, run, export = out / "shards", out / "run", out / "backbone"
     _title(1, "Ingest")
@@ -63,7 +63,7 @@ backbone              {export}   (its README.md says how to load it)
 look at this          {(out / "neighbours.png").resolve()}""")
 
 
-def _make_room(out: Path) -> None:
+def make_room(out: Path) -> None:
     if out.exists() and any(out.iterdir()):
         if not (out / MARK).exists():
             raise UserError(f"{out}: not a quickstart's folder, so it is left alone; choose another with --out")

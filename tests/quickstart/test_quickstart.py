@@ -10,7 +10,9 @@ import yaml
 from PIL import Image
 
 from seer_pipe import config as settings
+from seer_pipe.errors import UserError
 from seer_pipe.quickstart.draw import KINDS, picture
+from seer_pipe.quickstart.walk import MARK, make_room
 from seer_pipe.quickstart.web import draw_web, serve, write_lists
 from seer_pipe.shards import ShardSet
 from tests.command import seer_pipe
@@ -75,6 +77,18 @@ def quickstart(*arguments: object) -> str:
     return done.stdout
 
 
+def test_a_folder_of_its_own_is_replaced_and_another_left_alone(tmp_path: Path) -> None:
+    make_room(tmp_path / "out")
+    (tmp_path / "out/run").mkdir()
+    make_room(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [MARK]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.tex").touch()
+    with pytest.raises(UserError, match="not a quickstart's folder, so it is left alone"):
+        make_room(tmp_path / "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+
+
 @pytest.mark.slow
 def test_the_whole_way_on_own_pictures(tmp_path: Path) -> None:
     pictures, out = tmp_path / "pictures", tmp_path / "out"
@@ -89,7 +103,6 @@ def test_the_whole_way_on_own_pictures(tmp_path: Path) -> None:
     assert (out / "backbone/model.safetensors").exists()
     with Image.open(said.strip().splitlines()[-1].split()[-1]) as image:
         assert image.width > 500
-    quickstart("--images", pictures, "--out", out, "--config", recipe(tmp_path))  # replaces its own folder
 
 
 @pytest.mark.slow
