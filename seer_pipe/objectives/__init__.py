@@ -17,6 +17,7 @@ from seer_pipe.objectives.moco_v2.settings import MocoV2Settings
 from seer_pipe.objectives.moco_v3.settings import MocoV3Settings
 from seer_pipe.objectives.npid.settings import NpidSettings
 from seer_pipe.objectives.pirl.settings import PirlSettings
+from seer_pipe.objectives.random_walk.settings import RandomWalkSettings
 from seer_pipe.objectives.relative_patch.settings import RelativePatchSettings
 from seer_pipe.objectives.rotation.settings import RotationSettings
 from seer_pipe.objectives.sela.settings import SelaSettings
@@ -42,6 +43,7 @@ AnySettings = Annotated[
     | MocoV3Settings
     | NpidSettings
     | PirlSettings
+    | RandomWalkSettings
     | RelativePatchSettings
     | RotationSettings
     | SelaSettings

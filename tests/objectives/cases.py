@@ -24,6 +24,7 @@ class Case:
     norm: str = "batch"  # of the trunk
     sound: dict[str, Any] | None = None
     pictures: int = 1  # of a sample
+    frames: dict[str, Any] | None = None
 
 
 #: Of objectives that hear.
@@ -139,6 +140,14 @@ CASES = {
         (3,),
         {"hard_after": BATCH},
         pictures=2,
+    ),
+    "random_walk": Case(
+        {"name": "random_walk", "dim": 8},
+        1,
+        (),
+        layout="grid",
+        grid={"side": 2, "patch": 1.2, "scale": [0.7, 0.9]},
+        frames={"count": 3},
     ),
     "moco_v3": Case({"name": "moco_v3", "head": {"hidden": [16], "dim": 8}, "predictor": 16}, 2, (1,)),
     "align": Case({"name": "align", "dim": 8}, 2, (1, 3, 8)),

@@ -37,9 +37,9 @@ from seer_pipe.train.health import Guard
 from seer_pipe.train.step import TrainStep
 from seer_pipe.train.traffic import traffic
 from tests.distributed import run_ranks
-from tests.media import make_pairs, make_tracks
+from tests.media import make_clips, make_pairs, make_tracks
 from tests.objectives.align import AlignSettings
-from tests.objectives.cases import BATCH, CASES
+from tests.objectives.cases import BATCH, CASES, Case
 from tests.objectives.runs import quiet, resumed_from, spoil
 from tests.objectives.union import join, joined
 from tests.objectives.vocabularies import drawn
@@ -66,6 +66,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_vocabulary(str(folder), folder / "vocabulary", labels="folder")
     make_pairs(heard(folder), 34)
     make_tracks(tracked(folder), 34)
+    make_clips(filmed(folder), 34)
     return folder
 
 
@@ -77,6 +78,19 @@ def heard(pictures: Path | str) -> Path:
 def tracked(pictures: Path | str) -> Path:
     """The set of pairs of pictures."""
     return Path(f"{pictures}-tracked")
+
+
+def filmed(pictures: Path | str) -> Path:
+    """The set of clips."""
+    return Path(f"{pictures}-filmed")
+
+
+def set_for(pictures: Path | str, case: Case) -> Path | str:
+    if case.sound is not None:
+        return heard(pictures)
+    if case.frames is not None:
+        return filmed(pictures)
+    return tracked(pictures) if case.pictures == 2 else pictures
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -110,10 +124,15 @@ def recipe(
         chosen["vocabulary"] = (
             drawn(TOTAL, len(KINDS), most) if pictures == "unused" else str(Path(pictures, "vocabulary"))
         )
-    data = heard(pictures) if case.sound is not None else tracked(pictures) if case.pictures == 2 else pictures
+    data = set_for(pictures, case)
     return small(
         data,
-        views={"crops": [group, *patches], "sound": case.sound, "pictures": case.pictures},
+        views={
+            "crops": [group, *patches],
+            "sound": case.sound,
+            "pictures": case.pictures,
+            "frames": case.frames,
+        },
         model={"name": "tiny", "norm": case.norm},
         objective=chosen,
         optimizer={"name": "sgd", "lr": 0.5, "warmup_images": 16},

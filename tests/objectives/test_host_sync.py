@@ -8,6 +8,8 @@ import torch
 
 from seer_pipe.objectives.barlow_twins.objective import BarlowTwins
 from seer_pipe.objectives.base import Objective
+from seer_pipe.objectives.random_walk.objective import RandomWalk
+from seer_pipe.objectives.random_walk.settings import RandomWalkSettings
 from seer_pipe.objectives.simclr.objective import Simclr
 from seer_pipe.objectives.tracking.objective import Tracking
 from seer_pipe.objectives.tracking.settings import TrackingSettings
@@ -19,6 +21,7 @@ from tests.objectives.moments import at
 CROPS, BATCH = 3, 8
 OBJECTIVES: dict[str, Objective] = {
     "barlow_twins": BarlowTwins(CROPS, [(0, 1), (0, 2), (1, 2)], 0.01),
+    "random_walk": RandomWalk(RandomWalkSettings(name="random_walk"), CROPS, 1, 0),
     "simclr": Simclr(CROPS, 0.1),
     "tracking": Tracking(TrackingSettings(name="tracking"), 0),
     "tracking, nearest": Tracking(TrackingSettings(name="tracking", hard_after=0), 0),
