@@ -290,6 +290,38 @@ def sounds(
 
 
 @evaluate.command()
+@as_job
+def propagation(
+    subject: SubjectArgument,
+    data: Annotated[Path, typer.Option(help="Folder of DAVIS 2017: JPEGImages, Annotations, ImageSets.")],
+    stage: Annotated[
+        str | None,
+        typer.Option(help="Of the trunk: its number from 1, or all, to compare them; by default the last but one."),
+    ] = None,
+    context: Annotated[int, typer.Option(min=0, help="Frames before a frame to look in, besides the first.")] = 20,
+    k: Annotated[int, typer.Option(min=1, help="Cells that are most alike, whose labels count.")] = 10,
+    radius: Annotated[float, typer.Option(min=0.5, help="Cells within which to look in those frames.")] = 12,
+    temperature: Annotated[float, typer.Option(min=0.001, help="Of the labels' weights.")] = 0.05,
+    untrained: Untrained = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the masks that are found, as palette PNGs.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Carry the masks of videos' first frames on by likeness of features: J, F and J&F on DAVIS 2017."""
+    from seer_pipe.evaluate.propagation import Carrying, evaluate_propagation
+
+    carrying = Carrying(context, k, radius, temperature)
+    result = evaluate_propagation(subject, data, carrying, stage=stage, untrained=untrained, out=out, say=_say)
+    if result is None or as_json:
+        return _report(result, as_json, subject)
+    head, parts = ("sequence", result["sequences"]) if "sequences" in result else ("stage", result["stages"])
+    rows = {**parts, "all objects": result} if "sequences" in result else parts
+    names = ("j_and_f", "j", "f")
+    cells = [[name, *(f"{row[score]:.4f}" for score in names)] for name, row in rows.items()]
+    print(*columns([head, "J&F", "J", "F"], cells), sep="\n")
+    _conclude(subject)
+
+
+@evaluate.command()
 def neighbours(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     data: Annotated[str, typer.Option(help="Shard set with the images.")],
