@@ -20,9 +20,9 @@ from seer_pipe.errors import UserError
 from seer_pipe.evaluate.davis import open_davis
 from seer_pipe.evaluate.masks import contour, contour_accuracy, dilated, region_similarity
 from seer_pipe.evaluate.propagation import Carrying, carry, evaluate_propagation
+from tests.davis import PALETTE, write_davis
 
 HEIGHT, WIDTH, RADIUS, COUNT = 64, 96, 14, 8
-PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0, *[7] * 759]
 Masks = npt.NDArray[np.uint8]
 
 
@@ -37,28 +37,14 @@ def frame(place: tuple[int, int], stripe: int) -> tuple[npt.NDArray[np.uint8], M
     return pixels, mask
 
 
-def write(root: Path, name: str, frames: list[tuple[npt.NDArray[np.uint8], Masks]]) -> Path:
-    for number, (pixels, mask) in enumerate(frames):
-        for folder in ("JPEGImages", "Annotations"):
-            (root / folder / "480p" / name).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(root / f"JPEGImages/480p/{name}/{number:05d}.jpg", quality=95)
-        image = Image.fromarray(mask).convert("P")
-        image.putpalette(PALETTE)
-        image.save(root / f"Annotations/480p/{name}/{number:05d}.png")
-    (root / "ImageSets/2017").mkdir(parents=True, exist_ok=True)
-    with (root / "ImageSets/2017/val.txt").open("a") as listed:
-        listed.write(f"{name}\n")
-    return root
-
-
 @pytest.fixture(scope="module")
 def davis(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sequence in which both objects move, and one of a bar that stands still."""
     root = tmp_path_factory.mktemp("davis")
-    write(root, "moving", [frame((20 + 3 * n, 24 + 6 * n), 76 - 8 * n) for n in range(COUNT)])
+    write_davis(root, "moving", [frame((20 + 3 * n, 24 + 6 * n), 76 - 8 * n) for n in range(COUNT)])
     still = frame((-40, -40), 32)
     still[1][still[1] == 2] = 1
-    return write(root, "still", [still] * COUNT)
+    return write_davis(root, "still", [still] * COUNT)
 
 
 def masks(root: Path, name: str) -> list[Masks]:
@@ -172,7 +158,7 @@ def test_stages_are_compared(backbone: Path, davis: Path) -> None:
 def test_wrong_layouts_are_named_in_a_line(backbone: Path, davis: Path, tmp_path: Path) -> None:
     def refused(said: str, change: str = "", data: bytes | None = None, **options: object) -> None:
         root = tmp_path / said.replace("/", " ")[:40]
-        write(root, "one", [frame((20, 20), 60)] * 3)
+        write_davis(root, "one", [frame((20, 20), 60)] * 3)
         if data is not None:
             (root / change).write_bytes(data)
         elif change:

@@ -7,29 +7,37 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from tests.davis import Pixels
 from tests.ingest.shapes import texture
 from tests.media import mp4
 
 SIDE, FRAMES, RADIUS = 96, 24, 14
 
 
-def video(seed: int, discs: int = 3) -> bytes:
-    """A second and a half at 16 frames per second: each disc goes its own way, and turns at the border."""
+def video(seed: int) -> bytes:
+    """A second and a half at 16 frames per second."""
+    return mp4([frame for frame, _ in scene(seed)], crf="18")
+
+
+def scene(seed: int, frames: int = FRAMES, discs: int = 3) -> list[tuple[Pixels, Pixels]]:
+    """The frames of a video with masks that number the discs from 1: each goes its own way, and turns at the border."""
     rng = np.random.default_rng(seed)
     ground = patchwork(rng) // 4 * 3 + texture(SIDE, SIDE, seed) // 4
     colours = rng.integers(0, 256, (discs, 3))
     places, steps = rng.uniform(RADIUS, SIDE - RADIUS, (discs, 2)), rng.uniform(-1.5, 1.5, (discs, 2))
-    frames = []
-    for number in range(FRAMES):
-        frame = ground.copy()
-        way = np.abs((places + number * steps - RADIUS) % (4 * SIDE))
-        for (x, y), colour in zip(RADIUS + triangle(way, SIDE - 2 * RADIUS), colours, strict=True):
-            cv2.circle(frame, (round(float(x)), round(float(y))), RADIUS, colour.tolist(), -1)
-        frames.append(frame)
-    return mp4(frames, crf="18")
+    found = []
+    for number in range(frames):
+        frame, mask = ground.copy(), np.zeros((SIDE, SIDE), np.uint8)
+        way = triangle(places + number * steps - RADIUS, SIDE - 2 * RADIUS)
+        for disc, (x, y) in enumerate(RADIUS + way):
+            place = round(float(x)), round(float(y))
+            cv2.circle(frame, place, RADIUS, colours[disc].tolist(), -1)
+            cv2.circle(mask, place, RADIUS, disc + 1, -1)
+        found.append((frame, mask))
+    return found
 
 
-def patchwork(rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def patchwork(rng: np.random.Generator) -> Pixels:
     """Nine fields of different colours, [SIDE, SIDE, 3]."""
     colours = np.array(list(product((0, 127, 255), repeat=3)), np.uint8)
     fields = colours[rng.permutation(len(colours))[:9]].reshape(3, 3, 3)
