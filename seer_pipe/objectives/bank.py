@@ -118,7 +118,8 @@ class Bank:
         sent = exchange_rows(_unit(rows)[visit.order], visit.asked, visit.given)
         self._changed = visit.places[visit.first]
         self._before = self.rows[self._changed]
-        moved = torch.lerp(sent[visit.first], self._before.to(sent.dtype), self._keep)
+        there = self._before.flatten(1).any(1).view(-1, *[1] * (rows.ndim - 1))
+        moved = torch.lerp(sent[visit.first], self._before.to(sent.dtype), self._keep * there.to(sent.dtype))
         self.rows[self._changed] = _unit(moved).to(self.rows.dtype)
 
     @torch.no_grad()

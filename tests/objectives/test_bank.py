@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -69,6 +69,7 @@ ids = st.integers(1, 40).flatmap(
 )
 
 
+@example((1, [[0] * EACH, [0] * EACH]), 1.0, 1, "float32")  # a row that never moves is still written
 @given(ids, st.floats(0, 1), st.sampled_from([1, 7, 4096]), st.sampled_from(["float16", "float32"]))
 def test_is_a_dictionary(drawing: tuple[int, Steps], keep: float, shards: int, dtype: str) -> None:
     samples, steps = drawing
