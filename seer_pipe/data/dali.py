@@ -10,6 +10,8 @@ region of all crops is nearly the image. Not DALI's kernels past the decoder: it
 turns in HSV, and on a GPU each operator of the dynamic mode is a call of its own, for each crop.
 """
 
+import gc
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -39,6 +41,11 @@ MAX_PIXELS = 2**30 // 12  # Pillow's own bound against decompression bombs: 256 
 #: default it is a part of each batch, so that an image's decoder, and so its pixels, would depend on its batch.
 ENGINE = 1.0
 CHUNK = 32  # images for each thread to decode before they are cut: enough to share out, little to hold
+
+
+# A fork, as of a DataLoader's worker, has none of its parent's threads. Where it collected garbage of its parent, DALI
+# would wait for those of a decoder that is among it, and crash: so what came along is left alone there.
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 class BadImages(Exception):  # noqa: N818 - it names what it carries

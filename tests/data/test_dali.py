@@ -1,6 +1,8 @@
 """Crops against torchvision's functional transforms with the same parameters, on real photographs."""
 
+import gc
 import io
+import multiprocessing
 import subprocess
 import sys
 import tarfile
@@ -15,6 +17,7 @@ from PIL import Image
 from seer_pipe.config import Augment
 from seer_pipe.data import pixels, pixels_cpu
 from seer_pipe.data.dali import MAX_PIXELS, Augmenter, BadImages
+from seer_pipe.data.stray import SIEVE
 from seer_pipe.data.views import Crops, CropSpec, centre, draw
 
 SPECS = [CropSpec(2, 224, (0.14, 1.0)), CropSpec(2, 96, (0.05, 0.14), Augment(solarise_p=0.3))]
@@ -283,3 +286,22 @@ def test_without_dali_the_extras_are_named() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "UserError: no DALI" in done.stderr
     assert "seer-pipe[cuda13]" in done.stderr
+
+
+def test_a_fork_leaves_the_decoders_of_its_parent_alone(files: list[bytes]) -> None:
+    """Collected there, as garbage of the parent, each would wait for threads that a fork has not, and crash it."""
+    gc.disable()
+    try:
+        for _ in range(4):
+            augmenter = Augmenter(SPECS, threads=2, max_batch=8)
+            augmenter(files, views_of(files, SPECS))
+            augmenter.itself = augmenter  # type: ignore[attr-defined]  # a cycle
+            del augmenter
+        child = multiprocessing.get_context("fork").Process(target=gc.collect)
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+    finally:
+        gc.enable()
+        for _ in range(4):
+            SIEVE.release()
