@@ -12,7 +12,9 @@ from seer_pipe.evaluate.results import kept
 from seer_pipe.report.charts import Chart, Mark, Point
 
 #: What must be equal for two results to be of the same evaluation; all else in a result is found, or chosen by it.
-SAME = ("k", "temperature", "size", "epochs", "draws", "data", "queries", "test", "list")
+SAME = ("k", "temperature", "size", "epochs", "draws", "context", "radius", "data", "queries", "test", "list")
+#: What one of them measures, where it is no accuracy.
+OTHERS = {"j_and_f": " J&F"}
 PROBE = "kNN probe"
 
 
@@ -33,9 +35,9 @@ def results(run: Path, rows: Iterable[Mapping[str, float]]) -> dict[str, list[Po
 
 
 def _accuracies(result: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """What of a result is an accuracy, and what it is of; of several data sets, those of each."""
-    whole = [(key.removeprefix("accuracy").replace("_", " "), value)
-             for key, value in result.items() if key.startswith("accuracy")]  # fmt: skip
+    """What of a result is an accuracy or alike, and what it is of; of several data sets, those of each."""
+    whole = [(OTHERS.get(key, key.removeprefix("accuracy").replace("_", " ")), value)
+             for key, value in result.items() if key.startswith("accuracy") or key in OTHERS]  # fmt: skip
     sets = [(f" {name}, {key}", value) for name, row in result.get("sets", {}).items()
             for key, value in row.items() if key in ("knn", "linear")]  # fmt: skip
     return whole + sets

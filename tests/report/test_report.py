@@ -193,6 +193,16 @@ def test_an_evaluation_is_drawn_by_steps_over_the_untrained_trunk(run: Path, tmp
     assert '<path class="happened" d="M2 ' in knn.svg("c1")
 
 
+def test_what_is_no_accuracy_is_drawn_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    for images, both, context in ((0, 0.3, 20), (8, 0.5, 20), (8, 0.4, 7)):
+        result = {"evaluation": "propagation", "j_and_f": both, "j": 0.1, "context": context, "images_seen": images}
+        (tmp_path / f"evaluation/propagation-{images}-{context}.json").write_text(json.dumps(result))
+    assert results(tmp_path, []) == {
+        "propagation J&F (context 20)": [(0, 0.3), (8, 0.5)], "propagation J&F (context 7)": [(8, 0.4)],
+    }  # fmt: skip
+
+
 def test_a_recipe_is_told_by_what_it_changes() -> None:
     tree = load_recipe(Path("quickstart")).model_dump(mode="json")
     assert changes(settings.parse(tree, "test")) == ("quickstart", [])
