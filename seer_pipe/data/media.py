@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any, TypeVar
 
@@ -154,16 +155,21 @@ def still(sample: Encoded) -> Encoded:
     none."""
     if not is_run(sample.data):
         return sample
-    try:
+    with decoding():
         return picture_at(members_of(sample.data), 0.5)[0]
-    except (need_av().FFmpegError, ValueError, IndexError) as error:
-        raise OSError(str(error)) from None
 
 
 def whole_sound(sample: bytes | memoryview, rate: int) -> Wave:
     """The sound of a sample, or of a file, at ``rate`` Hz. OSError where there is none."""
-    try:
+    with decoding():
         return decode_sound(_chosen(members_of(sample), SOUNDS, "sound") if is_run(sample) else bytes(sample), rate)
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """OSError for whatever says within it that a sample does not decode."""
+    try:
+        yield
     except (need_av().FFmpegError, ValueError, IndexError) as error:
         raise OSError(str(error)) from None
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
-from seer_pipe.data.media import CLIPS, SOUNDS, Members, need_av
+from seer_pipe.data.media import CLIPS, SOUNDS, Members, decoding, need_av
 from seer_pipe.shards import is_run, members_of
 
 
@@ -24,10 +25,9 @@ class Player:
         """What does not decode is not played: its picture says so already."""
         if number not in self._wanted or not is_run(sample):
             return
-        try:
+        found = None
+        with suppress(OSError), decoding():
             found = playable(members_of(sample))
-        except (need_av().FFmpegError, ValueError, IndexError):
-            return
         if found is not None:
             kind, data = found
             self._folder.mkdir(exist_ok=True)

@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +42,14 @@ def small_pictures(
     def put(found: tuple[int, int, dict[str, object]]) -> None:
         sample, shard, row = found
         at = int(order[np.searchsorted(sorted_samples, sample)])
+        pictures[at] = 128
         try:
             stored = shards.read(shard, row)
-            given(at, stored)
-            pictures[at] = np.asarray(thumbnail(stored, SIDE))
         except OSError:
-            pictures[at] = 128
+            return
+        given(at, stored)  # what fails there is not the picture's fault
+        with suppress(OSError):
+            pictures[at] = np.asarray(thumbnail(stored, SIDE))
 
     rows = rows_of(shards, samples)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

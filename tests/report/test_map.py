@@ -1,5 +1,7 @@
 """The map of an atlas: every image once, each alone in its cell, the same for the same input, and its tiles."""
 
+import errno
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -152,6 +154,10 @@ def test_tiles_hold_all_images_once(tmp_path: Path) -> None:
     assert brightness(pictures).tolist() == pytest.approx(np.arange(50, 200) / 255)
 
 
+def full_disk(_at: int, _stored: bytes) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_small_pictures_in_any_order_and_grey_where_one_cannot_be_read(tmp_path: Path) -> None:
     shards = ShardSet.open(make_pictures(tmp_path / "set", [5, 4]))
     row = shards.sidecar(0).slice(2, 1).to_pylist()[0]
@@ -164,6 +170,8 @@ def test_small_pictures_in_any_order_and_grey_where_one_cannot_be_read(tmp_path:
     assert sorted(stored) == [0, 2]  # the one in between cannot be read
     assert stored[0] == shards.read(1, shards.sidecar(1).slice(2, 1).to_pylist()[0])
     assert np.array_equal(some, whole[[7, 2, 0]])
+    with pytest.raises(OSError, match="No space left"):  # and is no grey picture
+        small_pictures(shards, [0], tmp_path, full_disk)
     assert (whole[2] == 128).all()
     assert whole[7].std() > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
