@@ -69,7 +69,7 @@ def evaluate_propagation(
             return None
         trunk, results = bench.subject.trunk, {}
         wanted = readings(trunk, bench.subject.size, stage or str(max(1, len(trunk.stages) - 1)), grid=False)
-        for reading in wanted:
+        for reading in wanted:  # each goes through the frames anew: the maps of all stages would take gigabytes
             scores: dict[str, dict[str, list[float]]] = {}
             for sequence, count in zip(sequences, objects, strict=True):
                 scores[sequence.name] = _judged(trunk, reading.stage, sequence, count, carrying, out)

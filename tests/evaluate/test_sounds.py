@@ -18,6 +18,8 @@ from seer_pipe.config import Sound
 from seer_pipe.data.sound import spectrograms
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.knn import knn_accuracy
+from seer_pipe.evaluate.labels import Labelled
+from seer_pipe.evaluate.pictures import FilePictures
 from seer_pipe.evaluate.sounds import FOLDS, WINDOWS, evaluate_sounds, open_sounds, windows
 from seer_pipe.evaluate.subject import load_run
 from tests.media import flac, tone, write_pairs
@@ -123,16 +125,11 @@ def test_a_shard_set_gives_the_same_as_its_files(run: Path, classes: Path, tmp_p
 
 @given(st.lists(st.integers(2, 30), min_size=2, max_size=5), st.integers(0, 3))
 def test_drawn_folds_share_out_each_class_evenly(counts: list[int], seed: int) -> None:
+    label_of = np.repeat(np.arange(len(counts)), counts)
+    files = FilePictures([Path()] * len(label_of), "nowhere")
+    drawn = Labelled(files, np.arange(len(label_of)), label_of, [str(number) for number in range(len(counts))])
     with pytest.MonkeyPatch.context() as patch:
-        label_of = np.repeat(np.arange(len(counts)), counts)
-
-        class Drawn:
-            classes = [str(i) for i in range(len(counts))]  # noqa: RUF012
-            numbers = np.arange(len(label_of))
-            labels = label_of
-
-        Drawn.label_of = label_of  # type: ignore[attr-defined]
-        patch.setattr("seer_pipe.evaluate.sounds.open_labelled", lambda *_args, **_options: Drawn)
+        patch.setattr("seer_pipe.evaluate.sounds.open_labelled", lambda *_args, **_options: drawn)
         _, folds = open_sounds("nowhere", None, seed)
     for rows in (folds, *(folds[label_of == label] for label in range(len(counts)))):
         sizes = np.bincount(rows, minlength=FOLDS)
