@@ -70,8 +70,8 @@ def pretrain(
 def load_backbone(path: Place, *, untrained: bool = False, device: str = "cpu") -> Trunk:
     """The trunk of a run (of its newest checkpoint) or of an exported folder, in evaluation mode.
 
-    It is an ``nn.Module``: normalised images [n, 3, H, W] to features [n, width]. ``untrained``: with a run's first
-    weights. A folder that holds neither is a UserError.
+    It is an ``nn.Module``: normalised images [n, 3, H, W], or clips [n, 3, T, H, W] where it takes these, to features
+    [n, width]. ``untrained``: with a run's first weights. A folder that holds neither is a UserError.
     """
     return load_subject(Path(path), untrained=untrained, device=device).trunk.eval()
 

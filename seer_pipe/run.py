@@ -34,7 +34,7 @@ def start(
         initialise=(lambda trunk: load_weights(trunk, init_from)) if init_from else None,
         init=asdict(origin(init_from)) if init_from else None,
         rehearse=_rehearse_export,
-        probe=KnnProbe(config.probe, size, config.data.threads) if config.probe else None,
+        probe=KnnProbe(config.probe, size, config.views.clip, config.data.threads) if config.probe else None,
         on_event=on_event,
     )
     return train(config, run, say, hooks=hooks, fresh=fresh, on_purpose=on_purpose)
@@ -48,7 +48,10 @@ def _rehearse_export(run: Path) -> None:
     if sum(parameter.numel() for parameter in trunk.parameters()) > REHEARSED:
         return
     subject = load_run(run)[0]
-    images = torch.randn(2, 3, subject.size, subject.size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, *subject.shown.shape, generator=torch.Generator().manual_seed(0))
     with TemporaryDirectory(dir=run, prefix=".rehearsal-") as folder:
         format, head = ("torchvision", None) if "torchvision" in subject.trunk.namings else ("full", subject.head)
-        export_backbone(subject.trunk, Path(folder, "backbone"), format=format, head=head, images=images, metadata={})
+        export_backbone(
+            subject.trunk, Path(folder, "backbone"), format=format, head=head, images=images, metadata={},
+            preprocessing=subject.shown,
+        )  # fmt: skip

@@ -173,11 +173,15 @@ class Frames(Section):
     """Several frames of a clip, which follow each other."""
 
     count: Annotated[int, Field(ge=2, le=32)] = Field(
-        4, description="of a clip, each with all of views.crops; time and memory of a step grow with it"
+        4, description="of a clip; time and memory of a step grow with it"
     )
     fps: Annotated[float, Field(gt=0, le=240)] = Field(
         8.0, description="frames per second of those that are taken: fewer are farther apart, and harder to follow"
     )
+    joined: bool = Field(
+        False, description="true: all frames together are one input, cut, mirrored and coloured alike, for trunks that "
+        "take clips, as r2plus1d_18; false: each frame is one, with all of views.crops"
+    )  # fmt: skip
 
 
 class Views(Section):
@@ -194,8 +198,8 @@ class Views(Section):
                                     "the crops are cut in turn: the first of the one, the second of the other, …"
                                     )  # fmt: skip
     frames: Frames | None = Field(
-        None, description="samples are clips, of which several frames are seen, each with crops of its own: those of a "
-        "group in the order of time, group after group"
+        None, description="samples are clips, of which several frames are seen: each with crops of its own, those of a "
+        "group in the order of time, group after group; or joined into clips"
     )  # fmt: skip
 
     @model_validator(mode="before")
@@ -233,11 +237,19 @@ class Views(Section):
 
     @model_validator(mode="after")
     def _of_frames(self) -> Views:
-        if self.frames is not None and (self.sound is not None or self.pictures == 2):
-            raise ValueError(
-                "frames go with no sound, and with pictures: 1: samples are clips, seen without their sound"
-            )
+        if self.frames is not None and self.pictures == 2:
+            raise ValueError("frames go with pictures: 1: samples are clips")
+        if self.clip is None:
+            if self.frames is not None and self.sound is not None:
+                raise ValueError("frames go with no sound, unless they are joined: true")
+        elif any(crop.layout != "independent" for crop in self.crops):
+            raise ValueError("frames that are joined need crops of layout independent")
         return self
+
+    @property
+    def clip(self) -> Frames | None:
+        """The frames of a crop, where it has several."""
+        return self.frames if self.frames is not None and self.frames.joined else None
 
     @property
     def media(self) -> tuple[str, ...]:
@@ -261,10 +273,11 @@ class Views(Section):
     @property
     def moments(self) -> int:
         """Of a sample that are seen, each with all crops."""
-        return 1 if self.frames is None else self.frames.count
+        return 1 if self.frames is None or self.frames.joined else self.frames.count
 
     @property
-    def shapes(self) -> list[tuple[int, int, int]]:
+    def shapes(self) -> list[tuple[int, ...]]:
         """Of what the network gets per image: each crop, in order, and the spectrogram last."""
-        crops = [(3, crop.size, crop.size) for crop in self.crops for _ in range(crop.seen * self.moments)]
+        frames = () if self.clip is None else (self.clip.count,)
+        crops = [(3, *frames, crop.size, crop.size) for crop in self.crops for _ in range(crop.seen * self.moments)]
         return crops if self.sound is None else [*crops, self.sound.shape]

@@ -32,8 +32,9 @@ PATIENCE = 5.0  # seconds that closing waits for a request that hangs
 
 @dataclass(frozen=True)
 class Batch:
-    """``crops``: a tensor [n, 3, size, size] for each crop, normalised; n images in the order of the slots. Last, where
-    sound is asked for, a spectrogram [n, 1, columns, bands] of each.
+    """``crops``: a tensor [n, 3, size, size] for each crop, normalised; n images in the order of the slots. Of clips
+    whose frames are joined it is [n, 3, frames, size, size]. Last, where sound is asked for, a spectrogram [n, 1,
+    columns, bands] of each.
 
     ``labels``: what the geometry of the views knows of each, [crops, n] int64; None where crops are independent.
     ``samples``, ``epochs`` [n] int64: the id of each image in its set or mix of sets, which stays on the host, and how

@@ -1,5 +1,5 @@
-"""Samples of several members: of clips and pictures with their sound one picture, and the sound around its moment; of
-clips alone several frames; of pairs both pictures.
+"""Samples of several members: of clips and pictures with their sound one picture, or several frames, and the sound
+around its moment; of clips alone several frames; of pairs both pictures.
 
 A picture comes out as the bytes of an image, so what follows is what any image goes through: a JPEG as it is stored, a
 frame of a clip as PPM, which is its pixels behind a line of text. PyAV decodes, by one thread for each sample.
@@ -40,32 +40,36 @@ T = TypeVar("T")
 
 
 class Media:
-    """Opens samples that are runs of members, by ``threads``. UserError where there is no PyAV."""
+    """Opens samples that are runs of members, by ``threads``: the sound, and one picture or the ``frames`` of a clip.
+    UserError where there is no PyAV."""
 
-    def __init__(self, sound: Sound, *, device: str = "cpu", threads: int = 2) -> None:
+    def __init__(self, sound: Sound, frames: Frames | None = None, *, device: str = "cpu", threads: int = 2) -> None:
         need_av()
-        self.sound, self._device = sound, torch.device(device)
+        self.sound, self._frames, self._device = sound, frames, torch.device(device)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="media")
 
-    def __call__(self, samples: Sequence[Encoded], moments: Moments) -> tuple[list[Encoded], Tensor]:
-        """The pictures of n samples at their moments, encoded, and the spectrograms [n, *Sound.shape] of the sounds
-        around these, on the device. Raises BadImages for samples that lack one of them, or of which one is damaged."""
+    def __call__(self, samples: Sequence[Encoded], moments: Moments) -> tuple[list[list[Encoded]], Tensor]:
+        """The pictures of n samples at their moments, encoded: of several frames the first ones, the second ones, …
+
+        And the spectrograms [n, *Sound.shape] of the sounds around these, on the device. Raises BadImages for samples
+        that lack one of them, or of which one is damaged.
+        """
         opened = _usable(list(self._pool.map(self._open, samples, moments.at, moments.shift, moments.gain)))
-        return [picture for picture, _ in opened], self._heard(np.stack([wave for _, wave in opened]))
+        return _in_turn([pictures for pictures, _ in opened]), self._heard(np.stack([wave for _, wave in opened]))
 
     def close(self) -> None:
         self._pool.shutdown()
 
-    def _open(self, sample: Encoded, at: float, shift: float, gain: float) -> tuple[Encoded, Wave] | str:
+    def _open(self, sample: Encoded, at: float, shift: float, gain: float) -> tuple[list[Encoded], Wave] | str:
         """Of one sample, or why they cannot be had."""
 
-        def found(members: Members) -> tuple[Encoded, Wave]:
+        def found(members: Members) -> tuple[list[Encoded], Wave]:
             wave = decode_sound(_chosen(members, SOUNDS, "sound"), self.sound.rate)
-            picture, moment = picture_at(members, at)
+            pictures, moment = pictures_at(members, at, self._frames)
             if moment is None:
                 moment = at * len(wave) / self.sound.rate
-            return picture, (gain * window(wave, moment + shift, self.sound)).astype(np.float32)
+            return pictures, (gain * window(wave, moment + shift, self.sound)).astype(np.float32)
 
         return _opened(sample, found)
 
@@ -92,12 +96,9 @@ class Clips:
         samples that are no clips or are damaged."""
 
         def opened(sample: Encoded, at: float) -> list[Encoded] | str:
-            return _opened(sample, lambda members: [
-                _encoded(frame) for frame in decode_frames(_chosen(members, CLIPS, "clip"), at, self._frames)[0]
-            ])  # fmt: skip
+            return _opened(sample, lambda members: pictures_at(members, at, self._frames)[0])
 
-        found = _usable(list(self._pool.map(opened, samples, shares)))
-        return [list(frames) for frames in zip(*found, strict=True)]
+        return _in_turn(_usable(list(self._pool.map(opened, samples, shares))))
 
     def close(self) -> None:
         self._pool.shutdown()
@@ -120,14 +121,21 @@ def _usable(found: Sequence[T | str]) -> list[T]:
     return [one for one in found if not isinstance(one, str)]
 
 
-def picture_at(members: Members, at: float) -> tuple[Encoded, float | None]:
-    """The picture at the share ``at`` of a sample, encoded, and its time in seconds; None where it has none, as a still
-    picture. ValueError where there is no picture."""
+def _in_turn(pictures: Sequence[Sequence[Encoded]]) -> list[list[Encoded]]:
+    """Of the pictures of each sample the first ones, the second ones, …"""
+    return [list(ones) for ones in zip(*pictures, strict=True)]
+
+
+def pictures_at(members: Members, at: float, frames: Frames | None = None) -> tuple[list[Encoded], float | None]:
+    """The picture at the share ``at`` of a sample, or the frames as `decode_frames` says, encoded, and the time of
+    their middle in seconds; None where there is none, as of a still picture. ValueError where there is no picture."""
     clip = next((members[name] for name in CLIPS if name in members), None)
     if clip is None:
-        return np.frombuffer(_chosen(members, (*PICTURES, PAIR[0], *CLIPS), "picture"), np.uint8), None
-    (pixels,), moment = decode_frames(clip, at)
-    return _encoded(pixels), moment
+        names, what = ((*PICTURES, PAIR[0], *CLIPS), "picture") if frames is None else (CLIPS, "clip")
+        return [np.frombuffer(_chosen(members, names, what), np.uint8)], None
+    found, first = decode_frames(clip, at, frames)
+    middle = first if frames is None else first + (frames.count - 1) / frames.fps / 2
+    return [_encoded(pixels) for pixels in found], middle
 
 
 def _encoded(pixels: Pixels) -> Encoded:
@@ -150,13 +158,21 @@ def both(samples: Sequence[Encoded]) -> list[list[Encoded]]:
     return [list(pictures) for pictures in zip(*found, strict=True)]
 
 
+def stills(samples: Sequence[Encoded]) -> list[Encoded]:
+    """The pictures in the middle of n samples, as `still`. BadImages for those that have none."""
+    return _usable([
+        _opened(sample, lambda members: pictures_at(members, 0.5)[0][0]) if is_run(sample.data) else sample
+        for sample in samples
+    ])  # fmt: skip
+
+
 def still(sample: Encoded) -> Encoded:
     """The picture in the middle of a sample, encoded: an image is its own, a pair has its first. OSError where there is
     none."""
     if not is_run(sample.data):
         return sample
     with decoding():
-        return picture_at(members_of(sample.data), 0.5)[0]
+        return pictures_at(members_of(sample.data), 0.5)[0][0]
 
 
 def whole_sound(sample: bytes | memoryview, rate: int) -> Wave:

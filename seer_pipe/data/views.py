@@ -36,7 +36,7 @@ _ONE_CHANNEL, _CHANNEL = 11, 12
 _ATTEMPT = 16
 #: Below the key of a patch, what is drawn of its box within it.
 _WITHIN = 1
-#: In the place of a crop's number: what all views of a clip have in common, its moment.
+#: In the place of a crop's number: the moment that all views of a clip have in common; above it, those of further ones.
 _MOMENT = 1 << 32
 
 
@@ -97,9 +97,10 @@ class Moments:
     gain: npt.NDArray[np.float64]  # [n] factor of the sound's amplitude
 
 
-def draw_shares(seed: int, epoch: int | Array, sample: Array) -> npt.NDArray[np.float64]:
-    """When n clips are looked at, [n]: a share, below 1, of the time in which that may begin; as `draw`."""
-    return uniform(derive_key(seed, epoch, np.asarray(sample), _MOMENT), 0)
+def draw_shares(seed: int, epoch: int | Array, sample: Array, look: int = 0) -> npt.NDArray[np.float64]:
+    """When n clips are looked at, [n]: a share, below 1, of the time in which that may begin; as `draw`. ``look``: the
+    number of the one that is meant, where there are several."""
+    return uniform(derive_key(seed, epoch, np.asarray(sample), _MOMENT + look), 0)
 
 
 def draw_moments(seed: int, epoch: int | Array, sample: Array, sound: Sound) -> Moments:

@@ -65,7 +65,7 @@ def assign_files(path: Path, images: list[Path], atlas: Path | None = None) -> I
             )
         centroids = read_centroids(atlas, subject.digest) if atlas else None
         listed = FilePictures(files, ", ".join(map(os.fspath, images)))
-        pictures = Images(listed, subject.size, device=str(world.device))
+        pictures = Images(listed, subject.size, subject.frames, device=str(world.device))
         try:
             for numbers, pixels in pictures.batches():
                 with torch.no_grad():

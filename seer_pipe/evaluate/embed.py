@@ -128,7 +128,7 @@ class _Work:
                 raise UserError(f"{self.store.url}/{entry.path}: not a part of embeddings; choose another --out")
         missing = self.missing(share)
         world.barrier()  # all have looked before any writes
-        images = Images(self.pictures, self.subject.size, device=str(world.device))
+        images = Images(self.pictures, self.subject.size, self.subject.frames, device=str(world.device))
         try:
             for start in missing[world.rank :: world.size]:
                 numbers = self.usable[start : start + self.starts.step]
@@ -216,7 +216,7 @@ def features_of_files(path: Path, files: list[Path], embeddings: Path) -> torch.
     subject = load_subject(path)
     if weights_of(embeddings) != subject.digest:
         raise UserError(f"{embeddings}: of other weights than {path} has; remove it, and it is computed again")
-    pictures = Images(FilePictures(files, ", ".join(map(os.fspath, files))), subject.size)
+    pictures = Images(FilePictures(files, ", ".join(map(os.fspath, files))), subject.size, subject.frames)
     try:
         found = extract(subject.trunk, pictures)
     finally:

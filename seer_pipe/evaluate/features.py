@@ -11,12 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from seer_pipe.config import Frames
 from seer_pipe.data.dali import Augmenter, BadImages
+from seer_pipe.data.media import Clips, stills
 from seer_pipe.data.order import Ints
+from seer_pipe.data.seen import cut
 from seer_pipe.data.views import Crops, CropSpec, centre
 from seer_pipe.distributed.world import World
 from seer_pipe.errors import UserError
-from seer_pipe.evaluate.pictures import Picture, Pictures, ahead
+from seer_pipe.evaluate.pictures import Picture, Pictures, ShardPictures, ahead
 from seer_pipe.export import Preprocessing
 
 #: From the numbers, heights and widths of n images to the box of each.
@@ -32,19 +35,32 @@ class Features:
 
 
 class Images:
-    """Images decoded and cropped in batches, one batch ahead of whoever uses them.
+    """Images decoded and cropped in batches, one batch ahead of whoever uses them; of a clip the one in its middle, or
+    the ``frames`` there. UserError where frames are wanted, and these are no clips.
 
     What cannot be read or decoded is skipped, and recorded in ``left_out``: {number: reason}.
     """
 
     def __init__(
-        self, pictures: Pictures, size: int, *, batch: int = 64, device: str = "cpu", threads: int | None = None
+        self,
+        pictures: Pictures,
+        size: int,
+        frames: Frames | None = None,
+        *,
+        batch: int = 64,
+        device: str = "cpu",
+        threads: int | None = None,
     ) -> None:
         if len(pictures) == 0:
             raise UserError(f"{pictures.where}: there are no images in it")
+        if frames is not None and not (isinstance(pictures, ShardPictures) and pictures.shards.media == "video"):
+            raise UserError(
+                f"{pictures.where}: the trunk takes clips; give it a set that seer-ingest --media video made"
+            )
         self.pictures, self.size, self._batch = pictures, size, min(batch, len(pictures))
         threads = threads or min(8, len(os.sched_getaffinity(0)))
         self._augmenter = Augmenter([CropSpec(1, size, (1, 1))], device=device, threads=threads, max_batch=self._batch)
+        self._clips = None if frames is None else Clips(frames, threads=threads)
         self.left_out: dict[int, str] = {}
 
     def centre(self, numbers: Ints, height: Ints, width: Ints) -> Crops:
@@ -54,7 +70,10 @@ class Images:
     def batches(
         self, numbers: Ints | None = None, view: View | None = None
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Numbers of the images, and their pixels [n, 3, size, size]: of all, or of those given, in that order."""
+        """Numbers of the images, and their pixels [n, 3, size, size], of clips [n, 3, frames, size, size].
+
+        Of all, or of those given, in that order.
+        """
         if numbers is None:
             numbers = np.arange(len(self.pictures))
         return ahead(self._batches(numbers, view or self.centre))
@@ -105,10 +124,13 @@ class Images:
     def _decode(self, pictures: list[Picture], view: View) -> torch.Tensor:
         numbers, heights, widths = np.array([picture[:3] for picture in pictures]).T
         encoded = [picture.data for picture in pictures if picture.data is not None]
-        return self._augmenter(encoded, [view(numbers, heights, widths)])[0]
+        shown = [stills(encoded)] if self._clips is None else self._clips(encoded, np.full(len(encoded), 0.5))
+        return cut(self._augmenter, shown, [view(numbers, heights, widths)])[0]
 
     def close(self) -> None:
         self._augmenter.close()
+        if self._clips is not None:
+            self._clips.close()
 
 
 @torch.no_grad()

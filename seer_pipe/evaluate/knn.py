@@ -75,7 +75,7 @@ def evaluate_knn(
     """
     bank = open_labelled(data, labels)
     asked = None if queries is None else open_labelled(queries, labels, bank.classes)
-    with on_bench(path, bank.pictures, untrained) as bench:
+    with on_bench(path, bank.pictures, untrained, clips=True) as bench:
         readings = bench.readings(stage, grid=False)
         known = bench.features(bank, readings)
         wanted = known if asked is None else bench.features(asked, readings)

@@ -30,7 +30,7 @@ def evaluate_linear(
     rank.
     """
     learnt = open_labelled(data, labels)
-    with on_bench(path, learnt.pictures, untrained) as bench:
+    with on_bench(path, learnt.pictures, untrained, clips=True) as bench:
         readings = bench.readings(stage, grid=True)
         parts = features_of_parts(bench, learnt, labels, test, seed, readings)
         if parts is None:
@@ -79,7 +79,7 @@ def evaluate_lowshot(
     if not all(0 < share <= 1 for share in shares):
         raise UserError(f"shares {list(shares)}: each is a part of the images, more than 0 and at most 1")
     learnt = open_labelled(data, labels)
-    with on_bench(path, learnt.pictures, untrained) as bench:
+    with on_bench(path, learnt.pictures, untrained, clips=True) as bench:
         readings = bench.readings(stage, grid=True)
         parts = features_of_parts(bench, learnt, labels, test, seed, readings)
         if parts is None:

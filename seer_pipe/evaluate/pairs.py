@@ -14,6 +14,7 @@ from torch import Tensor
 from seer_pipe.data.chunks import Samples
 from seer_pipe.data.dali import Augmenter, BadImages
 from seer_pipe.data.media import Media
+from seer_pipe.data.seen import cut
 from seer_pipe.data.views import CropSpec, centre, middle
 from seer_pipe.distributed.world import join
 from seer_pipe.errors import UserError
@@ -66,7 +67,7 @@ def _embedded(subject: Subject, ears: Hearing, pictures: ShardPictures, device: 
     """Unit embeddings of pictures and sounds [n, D], batch by batch, of the samples that can be used."""
     size = subject.size
     with (
-        closing(Media(ears.sound, device=device, threads=THREADS)) as media,
+        closing(Media(ears.sound, subject.frames, device=device, threads=THREADS)) as media,
         closing(Augmenter([CropSpec(1, size, (1, 1))], device=device, threads=THREADS, max_batch=BATCH)) as augmenter,
     ):
         for samples in pictures.samples(pictures.usable, BATCH):
@@ -83,6 +84,6 @@ def _embedded(subject: Subject, ears: Hearing, pictures: ShardPictures, device: 
 
 def _opened(samples: Samples, media: Media, augmenter: Augmenter, size: int) -> tuple[Tensor, Tensor]:
     data = [sample for sample in samples.data if sample is not None]
-    encoded, sounds = media(data, middle(len(data)))
+    frames, sounds = media(data, middle(len(data)))
     view = centre(samples.height, samples.width, size, Preprocessing(size).resize)
-    return augmenter(encoded, [view])[0], sounds
+    return cut(augmenter, frames, [view])[0], sounds

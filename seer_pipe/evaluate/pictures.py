@@ -14,7 +14,6 @@ import pyarrow as pa
 from PIL import Image, ImageOps
 
 from seer_pipe.data.chunks import Encoded, Samples
-from seer_pipe.data.media import still
 from seer_pipe.data.order import MAX_CHUNK, Ints, Plan
 from seer_pipe.data.stream import Stream
 from seer_pipe.shards import ShardSet
@@ -27,7 +26,8 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", "
 
 
 class Picture(NamedTuple):
-    """One image as it is stored; ``data`` is None where it cannot be read, for ``reason``."""
+    """One image, or sample of several members, as it is stored; ``data`` is None where it cannot be read, for
+    ``reason``."""
 
     number: int
     height: int  # pixels
@@ -74,7 +74,7 @@ class ShardPictures:
         for found in self.samples(numbers, batch):
             columns = (found.places.sample.tolist(), found.height.tolist(), found.width.tolist(), found.data)
             rows = enumerate(zip(*columns, strict=True))
-            yield [_still(*row, found.reasons.get(i, "")) for i, row in rows]
+            yield [Picture(*row, found.reasons.get(i, "")) for i, row in rows]
 
     def samples(self, numbers: Ints, batch: int) -> Iterator[Samples]:
         """As they are stored, in this order and ``batch`` at a time."""
@@ -83,14 +83,6 @@ class ShardPictures:
         with closing(Stream(self.shards, plan, np.arange(1), threads=THREADS)) as stream:
             for start in range(0, len(numbers), batch):
                 yield stream.read(plan.places(numbers[start : start + batch]))
-
-
-def _still(number: int, height: int, width: int, data: Encoded | None, reason: str) -> Picture:
-    """Of a sample; of a clip the frame in its middle."""
-    try:
-        return Picture(number, height, width, None if data is None else still(data), reason)
-    except OSError as error:
-        return Picture(number, height, width, None, f"does not decode: {error}")
 
 
 class FilePictures:

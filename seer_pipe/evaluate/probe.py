@@ -16,12 +16,14 @@ class KnnProbe:
     """Classifies the images of a small labelled shard set by each other, under the trunk's features.
 
     Every rank goes over all of the set, in step with the others: a sharded network needs all ranks in each forward,
-    and all arrive at the same number. ``size``: pixels of the central crop.
+    and all arrive at the same number. ``size``: pixels of the central crop; ``frames``: that are seen together.
     """
 
-    def __init__(self, probe: settings.Probe, size: int, threads: int = 2) -> None:
+    def __init__(
+        self, probe: settings.Probe, size: int, frames: settings.Frames | None = None, threads: int = 2
+    ) -> None:
         self._labelled = open_labelled(probe.path, probe.labels)
-        self._size, self._threads = size, threads
+        self._size, self._frames, self._threads = size, frames, threads
 
     @torch.no_grad()
     def __call__(self, network: Network) -> float:
@@ -29,7 +31,7 @@ class KnnProbe:
         network.eval()
         device = next(network.parameters()).device
         pooled: list[Tensor] = []
-        images = Images(self._labelled.pictures, self._size, threads=self._threads)
+        images = Images(self._labelled.pictures, self._size, self._frames, threads=self._threads)
         try:
             found = []
             for numbers, pixels in images.batches(self._labelled.numbers):

@@ -11,7 +11,7 @@ from seer_pipe.errors import UserError
 from seer_pipe.evaluate.pictures import ShardPictures
 from seer_pipe.evaluate.results import kept
 from seer_pipe.evaluate.subject import Subject, load_run, open_data_of, recalibrate
-from seer_pipe.export import FORMATS, Preprocessing, export_backbone
+from seer_pipe.export import FORMATS, export_backbone
 
 COMPARED = 8  # images
 
@@ -36,7 +36,7 @@ def export_run(
         raise UserError("--recalibrate: this trunk has LayerNorm (model.norm), which keeps no statistics; leave it out")
     if with_recalibration:
         recalibrate(subject, ShardPictures(open_data_of(run, data)))
-    pixels = torch.randn(COMPARED, 3, subject.size, subject.size, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(COMPARED, *subject.shown.shape, generator=torch.Generator().manual_seed(0))
     full = format == "full"
     metadata = {"images_seen": str(subject.images), "method": config.objective.name, "run": config.name}
     if has_batch_norm:
@@ -56,7 +56,7 @@ def export_run(
         format=format,
         images=pixels,
         metadata=metadata,
-        preprocessing=Preprocessing(size=subject.size),
+        preprocessing=subject.shown,
         sections=_sections(run, config, record, subject, with_recalibration),
         head=network.head if full else None,
         onnx=onnx,

@@ -29,12 +29,12 @@ def retrieval_accuracy(first: Tensor, second: Tensor) -> float:
 
 def evaluate_retrieval(path: Path, data: str, *, untrained: bool, stage: str | None = None) -> dict[str, Any] | None:
     pictures = ShardPictures(ShardSet.open(data))
-    with on_bench(path, pictures, untrained) as bench:
+    with on_bench(path, pictures, untrained, clips=True) as bench:
         if not bench.world.is_first:
             return None
         reader = Reader(bench.subject.trunk, bench.readings(stage, grid=False))
         size = bench.subject.size
-        images = Images(pictures, size, device=str(bench.world.device))
+        images = Images(pictures, size, bench.subject.frames, device=str(bench.world.device))
         try:
             numbers = pictures.usable
             first = extract(reader, images, numbers, lambda _, height, width: _half(height, width, size, 0))

@@ -39,7 +39,7 @@ class Reading(NamedTuple):
 
 
 class Reader(nn.Module):
-    """Images [n, 3, H, W] to the features of each of ``readings``, one beside the other: [n, width]."""
+    """Images [n, 3, H, W], or clips, to the features of each of ``readings``, one beside the other: [n, width]."""
 
     def __init__(self, trunk: Trunk, readings: Sequence[Reading]) -> None:
         super().__init__()
@@ -70,7 +70,8 @@ def readings(trunk: Trunk, size: int, stage: str | None, *, grid: bool) -> list[
     if stage is None or not grid:
         return [Reading(n, 1, trunk.stages[n - 1][0]) for n in known[stage]]
     trunk.eval()
-    maps = trunk.stage_maps(torch.zeros(1, 3, size, size, device=next(trunk.parameters()).device))
+    frames = [1] if trunk.takes_clips else []  # maps are means over time: any number has the same
+    maps = trunk.stage_maps(torch.zeros(1, 3, *frames, size, size, device=next(trunk.parameters()).device))
     found = []
     for n in known[stage]:
         channels, side = maps[n - 1].shape[1], maps[n - 1].shape[2]

@@ -17,7 +17,7 @@ from seer_pipe.data.order import Ints
 from seer_pipe.errors import UserError
 from seer_pipe.evaluate.features import Images
 from seer_pipe.evaluate.pictures import Pictures
-from seer_pipe.export import load_backbone, recalibrate_batch_norm
+from seer_pipe.export import Preprocessing, load_backbone, recalibrate_batch_norm
 from seer_pipe.export.weights import read_weights
 from seer_pipe.models import Trunk, build_trunk
 from seer_pipe.objectives.base import Network
@@ -40,6 +40,12 @@ class Subject:
     head: torch.nn.Module | None = None
     sound: settings.Sound | None = None  # that it hears beside a picture, where it does and comes with its head
     state: Mapping[str, Any] = field(default_factory=dict)  # of a run's checkpoint, beside its tensors
+    frames: settings.Frames | None = None  # of a clip that it sees together, where it takes clips
+
+    @property
+    def shown(self) -> Preprocessing:
+        """How images or clips are shown to it."""
+        return Preprocessing(self.size, frames=None if self.frames is None else (self.frames.count, self.frames.fps))
 
     @property
     def clusters(self) -> int:
@@ -63,15 +69,15 @@ def load_run(run: Path, *, untrained: bool = False) -> tuple[Subject, settings.C
         raise UserError(f"{run}: not a run's folder (no config.yaml)")
     config = settings.load(run / "config.yaml")
     network = build_network(config)
-    size = config.views.largest
+    size, frames = config.views.largest, config.views.clip
     if untrained:
-        return Subject(network.trunk, size, 0), config, network
+        return Subject(network.trunk, size, 0, frames=frames), config, network
     found = Checkpoints(store_of(run)).latest(print)
     if found is None:
         raise UserError(f"{run}: no checkpoint yet; train it first, or use --untrained")
     network.load_state_dict(found.network)
     images, sound = found.state["images"], config.views.sound
-    subject = Subject(network.trunk, size, images, config.objective, network.head, sound, found.state)
+    subject = Subject(network.trunk, size, images, config.objective, network.head, sound, found.state, frames)
     return subject, config, network
 
 
@@ -104,15 +110,19 @@ def _load_export(folder: Path) -> Subject:
     tensors, about = read_weights(folder)
     head = {name.removeprefix("head."): tensor for name, tensor in tensors.items() if name.startswith("head.")}
     trunk, size, images = load_backbone(folder), json.loads(about["size"]), int(about.get("images_seen", 0))
+    frames = None
+    if "frames" in about:
+        count, fps = json.loads(about["frames"])
+        frames = settings.Frames(count=count, fps=fps, joined=True)
     if not head or "objective" not in about:
-        return Subject(trunk, size, images)
+        return Subject(trunk, size, images, frames=frames)
     objective = settings.parse_objective(json.loads(about["objective"]), str(folder))
     with torch.device("meta"):
         network = objective.network(lambda: build_trunk(trunk.name, stem=trunk.stem_kind))
     network.head.to_empty(device="cpu")
     network.head.load_state_dict(head)
     sound = settings.parse_sound(json.loads(about["sound"]), str(folder)) if "sound" in about else None
-    return Subject(trunk, size, images, objective, network.head, sound)
+    return Subject(trunk, size, images, objective, network.head, sound, frames=frames)
 
 
 class Hearing(NamedTuple):
@@ -133,7 +143,7 @@ def hearing(subject: Subject, path: Path) -> Hearing:
 def recalibrate(subject: Subject, pictures: Pictures) -> None:
     """Give the trunk the BatchNorm statistics of these images, as the evaluations show them."""
     device = next(subject.trunk.parameters()).device
-    images = Images(pictures, subject.size, device=str(device))
+    images = Images(pictures, subject.size, subject.frames, device=str(device))
     numbers = sample_evenly(np.arange(len(pictures)))
     try:
         recalibrate_batch_norm(subject.trunk, (pixels for _, pixels in images.batches(numbers)))

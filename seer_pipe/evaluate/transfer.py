@@ -47,7 +47,7 @@ def evaluate_transfer(
     sets = read_list(file)
     opened = [open_labelled(entry.data, entry.labels) for entry in sets]  # errors come before any work
     rows: dict[str, Any] = {}
-    with on_bench(path, opened[0].pictures, untrained) as bench:
+    with on_bench(path, opened[0].pictures, untrained, clips=True) as bench:
         mean, grid = bench.readings(stage, grid=False), bench.readings(stage, grid=True)
         for entry, learnt in zip(sets, opened, strict=True):
             parts = features_of_parts(bench, learnt, entry.labels, entry.test, seed, [*mean, *grid])

@@ -46,7 +46,7 @@ class Bench:
         Each rank extracts a share; the first one has all, and the others None.
         """
         reader = Reader(self.subject.trunk, wanted)
-        images = Images(labelled.pictures, self.subject.size, device=str(self.world.device))
+        images = Images(labelled.pictures, self.subject.size, self.subject.frames, device=str(self.world.device))
         try:
             found = extract_shared(reader, images, labelled.numbers, self.world)
         finally:
@@ -61,13 +61,16 @@ class Bench:
 
 
 @contextmanager
-def on_bench(path: Path, pictures: Pictures, untrained: bool) -> Iterator[Bench]:
+def on_bench(path: Path, pictures: Pictures, untrained: bool, *, clips: bool = False) -> Iterator[Bench]:
     """The subject at ``path``; ``untrained`` weights with the BatchNorm statistics of ``pictures``.
 
-    Without any they would be worth less than they are.
+    Without any they would be worth less than they are. UserError for a trunk of clips, but where ``clips`` are taken.
     """
     with join() as world:
         subject = load_subject(path, untrained=untrained, device=world.device)
+        if subject.trunk.takes_clips and not clips:
+            raise UserError(f"{path}: its trunk {subject.trunk.name} takes clips, and this evaluation has images; eval "
+                            "knn, linear, lowshot, retrieval, transfer and pairs take clips")  # fmt: skip
         if untrained:
             recalibrate(subject, pictures)
         yield Bench(subject, world)

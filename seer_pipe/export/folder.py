@@ -42,7 +42,8 @@ def export_backbone(
     """Write ``trunk`` to the new folder ``out``: weights, the library's files, and a model card, README.md.
 
     format         torchvision, timm, huggingface, detectron2, or full, which keeps the ``head`` too
-    images         [n, 3, H, W], normalised: the folder's features of these must be the trunk's, or nothing is written
+    images         [n, 3, H, W], or clips [n, 3, T, H, W], normalised: the folder's features of these must be the
+                   trunk's, or nothing is written
     metadata       facts of the run (images_seen, step, method, data, ...), kept in the weight file and the card
     sections       more of the card: {title: Markdown}, such as the data, the recipe, evaluation results
     onnx           add model.onnx, compared in the same way
@@ -56,17 +57,22 @@ def export_backbone(
         raise UserError(f"no export format {format!r}: choose {', '.join(FORMATS)}")
     if (head is not None) != (format == "full"):
         raise ValueError("the full format, and no other, takes a head")
+    if trunk.takes_clips != (preprocessing.frames is not None):
+        raise ValueError("a trunk of clips, and no other, is shown frames")
     if out.exists():
         raise UserError(f"{out}: already there; choose another folder, or remove it")
     if onnx:
         require_onnx()
     layout = FORMATS[format]
     if layout.library not in (OWN, *trunk.namings):
-        raise UserError(f"{format}: that library has no {trunk.name}: export it as full")
+        instead = "torchvision" if "torchvision" in trunk.namings else "full"
+        raise UserError(f"{format}: that library has no {trunk.name}: export it as {instead}")
     files = layout.files(trunk, preprocessing)
     identity = {"trunk": trunk.name, "stem": trunk.stem_kind, "norm": trunk.norm_kind, "layout": format,
                 "seer_pipe": seer_pipe.__version__}  # fmt: skip
-    shown = {name: json.dumps(getattr(preprocessing, name)) for name in ("size", "mean", "std")}
+    shown = {name: json.dumps(getattr(preprocessing, name)) for name in ("size", "mean", "std", "frames")}
+    if preprocessing.frames is None:
+        del shown["frames"]
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         folder = Path(scratch, "export")  # the scratch folder itself is closed to others
@@ -81,7 +87,7 @@ def export_backbone(
         back = load_backbone(folder).to(next(trunk.parameters()).device)
         _compare(_features(back, images), _features(trunk, images))
         if onnx:
-            write_onnx(back.cpu(), folder / "model.onnx", preprocessing.size)
+            write_onnx(back.cpu(), folder / "model.onnx", preprocessing.shape)
             _compare(run_onnx(folder / "model.onnx", images), _features(back, images), ONNX_TOLERANCE)
         folder.rename(out)
 
@@ -147,16 +153,19 @@ def _model_card(
     origin: str,
 ) -> str:  # fmt: skip
     parameters = sum(p.numel() for p in trunk.parameters())
-    cost = multiply_adds(trunk.name, pre.size, stem="small" if trunk.stem_kind == "small" else "imagenet")
+    cost = multiply_adds(trunk.name, pre.shape, stem="small" if trunk.stem_kind == "small" else "imagenet")
+    pixels, of, shown = f"{pre.size} x {pre.size}", "image", ""
+    if pre.frames is not None:
+        of, shown = "clip", f"{pre.frames[0]} frames at {pre.frames[1]:g} a second, from the middle of a clip, "
     facts = {
         "Architecture": trunk.name
         + (" with the small stem" if trunk.stem_kind == "small" else "")
         + (" with LayerNorm for BatchNorm" if trunk.norm_kind == "layer" else ""),
         "Parameters": f"{parameters / 1e6:.2f} M",
-        "Multiply-adds": f"{cost / 1e9:.3g} G per image of {pre.size} x {pre.size}",
+        "Multiply-adds": f"{cost / 1e9:.3g} G per {of} of {pixels}",
         "Features": f"{trunk.width}, averaged over the last feature map",
-        "Input": f"RGB in [0, 1], {pre.size} x {pre.size} pixels",
-        "Resize": f"shorter side to {pre.resize}, bilinear with antialiasing, then the central {pre.size} x {pre.size}",
+        "Input": f"{shown}RGB in [0, 1], {pixels} pixels",
+        "Resize": f"shorter side to {pre.resize}, bilinear with antialiasing, then the central {pixels}",
         "Mean": ", ".join(map(str, pre.mean)),
         "Standard deviation": ", ".join(map(str, pre.std)),
         **metadata,

@@ -62,7 +62,8 @@ def _own_config(trunk: Trunk, pre: Preprocessing) -> dict[str, Json]:
         "stem": trunk.stem_kind,
         "norm": trunk.norm_kind,
         "width": trunk.width,
-        "input_size": [3, pre.size, pre.size],
+        "input_size": list(pre.shape),
+        **({} if pre.frames is None else {"fps": pre.frames[1]}),
         "resize": pre.resize,
         "interpolation": "bilinear",
         "mean": list(pre.mean),
@@ -73,7 +74,15 @@ def _own_config(trunk: Trunk, pre: Preprocessing) -> dict[str, Json]:
 
 def _torchvision_snippet(trunk: Trunk, pre: Preprocessing) -> str:
     norm = "norm_layer=lambda channels: torch.nn.GroupNorm(1, channels)" if trunk.norm_kind == "layer" else ""
-    if trunk.name in _NOT_IN_TORCHVISION:
+    if trunk.takes_clips:
+        lines = ["import torchvision", "", f"model = torchvision.models.video.{trunk.name}()"]
+        if norm:
+            lines += [
+                "for name, layer in list(model.named_modules()):",
+                "    if isinstance(layer, torch.nn.BatchNorm3d):",
+                "        model.set_submodule(name, torch.nn.GroupNorm(1, layer.num_features))",
+            ]
+    elif trunk.name in _NOT_IN_TORCHVISION:
         p = REGNETS[trunk.name]
         lines = [
             "from torchvision.models.regnet import BlockParams, RegNet",

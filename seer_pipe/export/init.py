@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from seer_pipe.export.folder import export_backbone
 from seer_pipe.export.match import Loaded, load_weights, nearest_trunk
 from seer_pipe.export.origin import origin
+from seer_pipe.export.preprocess import Preprocessing
 from seer_pipe.export.weights import read_weights
 from seer_pipe.models import Trunk
 
@@ -25,14 +27,16 @@ def init_backbone(source: Path, out: Path) -> tuple[Trunk, Loaded]:
     trunk = nearest_trunk(shapes, source).to_empty(device="cpu")
     loaded = load_weights(trunk, source)
     about = origin(source)
+    prepared = Preprocessing(size=112, frames=(16, 15.0)) if trunk.takes_clips else Preprocessing()  # torchvision's
     metadata = {"source": about.name, "source_sha256": about.sha256, "source_names": loaded.library,
                 "licence": about.licence or "unknown"}  # fmt: skip
     metadata |= {"method": about.method} if about.method else {}
     export_backbone(
         trunk,
         out,
-        images=torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)),
+        images=torch.randn(2, *replace(prepared, size=64).shape, generator=torch.Generator().manual_seed(0)),
         metadata=metadata,
+        preprocessing=prepared,
         origin=f"made of {source.name}",
         self_supervised=about.method is not None,
         licence=about.licence,

@@ -1,4 +1,5 @@
-"""A trunk as an ONNX graph: images [n, 3, h, w] in, features [n, width] out, with n, h and w free."""
+"""A trunk as an ONNX graph: images [n, 3, h, w], or clips [n, 3, t, h, w], in, features [n, width] out, with all but
+the channels free."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from seer_pipe.models import Trunk
 ONNX_CODE = """import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
-(features,) = session.run(None, {"images": images.numpy()})  # images [n, 3, height, width], prepared as above"""
+(features,) = session.run(None, {"images": images.numpy()})  # prepared as above; any number and size of them"""
 _LARGEST = 2_000_000_000  # bytes of weights: a protobuf ends at 2 GiB
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -27,16 +28,17 @@ def require_onnx() -> None:
         raise UserError(f"ONNX needs {', '.join(absent)}: pip install 'seer-pipe[onnx]'")
 
 
-def write_onnx(trunk: Trunk, file: Path, size: int) -> None:
-    """Write the graph with its weights; weights of 2 GB and more to ``file``.data. The trunk is on the CPU."""
-    example = torch.zeros(2, 3, size, size)  # of two images: with one, torch would take n = 1 for a constant
+def write_onnx(trunk: Trunk, file: Path, shape: tuple[int, ...]) -> None:
+    """Write the graph with its weights, traced by images of ``shape``; weights of 2 GB and more to ``file``.data. The
+    trunk is on the CPU."""
+    example = torch.zeros(2, *shape)  # of two images: with one, torch would take n = 1 for a constant
     torch.onnx.export(
         trunk.eval(),
         (example,),
         file,
         input_names=["images"],
         output_names=["features"],
-        dynamic_shapes=({0: "n", 2: "h", 3: "w"},),
+        dynamic_shapes=({0: "n"} | dict(enumerate("thw"[1 - len(shape) :], 2)),),
         verbose=False,
         external_data=sum(tensor.nbytes for tensor in trunk.state_dict().values()) >= _LARGEST,
     )

@@ -10,11 +10,18 @@ from typing import Any
 @dataclass(frozen=True)
 class Preprocessing:
     """How images are shown to a trunk when it is evaluated: the shorter side resized by bilinear interpolation with
-    antialiasing, the middle cut out, RGB scaled to [0, 1], less ``mean``, over ``std``."""
+    antialiasing, the middle cut out, RGB scaled to [0, 1], less ``mean``, over ``std``. Of a clip all ``frames`` alike,
+    from its middle."""
 
     size: int = 224  # pixels a side
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    frames: tuple[int, float] | None = None  # of a clip: how many, and how many a second
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what the trunk takes: channels, of a clip frames, rows, columns."""
+        return (3, self.size, self.size) if self.frames is None else (3, self.frames[0], self.size, self.size)
 
     @property
     def resize(self) -> int:
@@ -28,18 +35,34 @@ class Preprocessing:
         return share if math.floor(self.size / share) == self.resize else math.nextafter(share, 0)
 
     def code(self) -> str:
-        """The transformation in torchvision's words, as Python that ends with ``images`` of one file."""
-        return f"""from PIL import Image, ImageOps
-from torchvision import transforms
-
-transform = transforms.Compose([
+        """The transformation in torchvision's words, as Python that ends with ``images``, or clips, of one file."""
+        transform = f"""transform = transforms.Compose([
     transforms.Resize({self.resize}, transforms.InterpolationMode.BILINEAR),  # the shorter side
     transforms.CenterCrop({self.size}),
     transforms.ToTensor(),  # RGB in [0, 1]
     transforms.Normalize({list(self.mean)}, {list(self.std)}),
-])
+])"""
+        shape = [1, *self.shape]
+        if self.frames is None:
+            return f"""from PIL import Image, ImageOps
+from torchvision import transforms
+
+{transform}
 image = ImageOps.exif_transpose(Image.open("picture.jpg")).convert("RGB")
-images = transform(image)[None]  # [1, 3, {self.size}, {self.size}]"""
+images = transform(image)[None]  # {shape}"""
+        count, fps = self.frames
+        return f"""import av
+import torch
+from torchvision import transforms
+
+{transform}
+with av.open("clip.mp4") as clip:
+    length = float(clip.streams.video[0].duration * clip.streams.video[0].time_base)
+    decoded = [(frame.time, frame.to_image()) for frame in clip.decode(video=0)]
+first = decoded[0][0] + max(0, length - {count - 1} / {fps:g}) / 2  # so that all lie in the middle
+moments = [first + number / {fps:g} for number in range({count})]
+frames = [[image for time, image in decoded if time < moment + 1e-6][-1] for moment in moments]  # on show then
+images = torch.stack([transform(image) for image in frames], dim=1)[None]  # {shape}"""
 
     def timm(self) -> dict[str, Any]:
         """Of timm's ``pretrained_cfg``, what its ``create_transform`` goes by."""

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from seer_pipe.errors import UserError
 from seer_pipe.models.conv2d import Conv2dTrunk
 from seer_pipe.models.init import init_weights
+from seer_pipe.models.r2plus1d import R2Plus1dTrunk
 from seer_pipe.models.regnet import REGNETS, RegNetTrunk
 from seer_pipe.models.resnet import RESNETS, ResNetTrunk
 from seer_pipe.models.trunk import Trunk
@@ -36,6 +37,7 @@ FAMILIES = [
     Family(tuple(REGNETS), lambda name, _, channels: RegNetTrunk(name, channels)),
     Family(tuple(RESNETS), ResNetTrunk, ("imagenet", "small")),
     Family((Conv2dTrunk.name,), lambda _name, _stem, channels: Conv2dTrunk(channels)),
+    Family((R2Plus1dTrunk.name,), lambda _name, _stem, channels: R2Plus1dTrunk(channels)),
 ]
 
 
@@ -52,8 +54,8 @@ def build_trunk(name: str, *, stem: Stem = "imagenet", norm: Norm = "batch", cha
     A name that torchvision has too is torchvision's architecture, so its export loads there: ``regnety_800mf``
     and ``regnety_8gf`` are therefore not the models of these sizes in pycls and ClassyVision. ``regnety_256gf``
     and ``regnety_10b`` are SEER's. ``stem="small"``, for images of 32 to 96 pixels, exists for ResNets only.
-    ``norm="layer"`` has LayerNorm in the place of BatchNorm: over all channels and positions of an image, with a scale
-    and a shift for each channel, so that no image depends on the others of its batch.
+    ``norm="layer"`` has LayerNorm in the place of BatchNorm: over all channels and positions of an image or clip, with
+    a scale and a shift for each channel, so that none depends on the others of its batch.
     """
     family = next((family for family in FAMILIES if name in family.names), None)
     if family is None:
@@ -76,21 +78,21 @@ def _take_layer_norm(trunk: Trunk) -> None:
     """Parameters keep their names; running statistics are gone."""
     trunk.norm_kind = "layer"
     for name, layer in list(trunk.named_modules()):
-        if isinstance(layer, nn.BatchNorm2d):
+        if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm3d):
             trunk.set_submodule(name, nn.GroupNorm(1, layer.num_features))
 
 
 @functools.cache
-def multiply_adds(name: str, size: int | tuple[int, int, int], *, stem: Stem = "imagenet") -> int:
+def multiply_adds(name: str, size: int | tuple[int, ...], *, stem: Stem = "imagenet") -> int:
     """Multiply-adds of convolutions in the forward pass of one image of ``size`` x ``size`` pixels, or of so many
-    channels, rows and columns.
+    channels, rows and columns; of a clip channels, frames, rows and columns.
 
     A training step costs three times as many (forward, gradient of inputs, gradient of weights), four with
     activation checkpointing; one multiply-add is two floating-point operations.
     """
-    channels, height, width = (3, size, size) if isinstance(size, int) else size
+    shape = (3, size, size) if isinstance(size, int) else size
     with torch.device("meta"):
-        trunk = build_trunk(name, stem=stem, channels=channels).eval()
+        trunk = build_trunk(name, stem=stem, channels=shape[0]).eval()
         with FlopCounterMode(display=False) as counter:
-            trunk(torch.empty(1, channels, height, width))
+            trunk(torch.empty(1, *shape))
     return counter.get_total_flops() // 2

@@ -1,4 +1,4 @@
-"""What every trunk is: images in, one pooled feature vector an image out."""
+"""What every trunk is: images or clips in, one pooled feature vector each out."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ class Trunk(nn.Module, ABC):
     """
 
     namings: ClassVar[Mapping[str, Naming]] = {}
+    #: Whether it takes clips [n, 3, T, H, W], T frames each, where others take images [n, 3, H, W].
+    takes_clips: ClassVar[bool] = False
     #: Whether NHWC was measured to be faster for its family (docs/engine.md): what train.channels_last: auto goes by.
     channels_last: bool = False
 
     name: str  # as in `trunk_names()`
     stem_kind: Literal["imagenet", "small"]
     norm_kind: Literal["batch", "layer"] = "batch"
-    width: int  # features an image
+    width: int  # features an image or clip
     stages: tuple[tuple[int, int], ...]  # (output channels, blocks) of each stage
 
     def names_in(self, library: str) -> dict[str, str]:
@@ -44,27 +46,32 @@ class Trunk(nn.Module, ABC):
 
     @abstractmethod
     def feature_map(self, images: Tensor) -> Tensor:
-        """[n, 3, H, W] -> [n, width, h, w], the last block's output."""
+        """[n, 3, H, W] -> [n, width, h, w], the last block's output; [n, 3, T, H, W] -> [n, width, t, h, w]."""
 
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
         """The residual blocks in order: the units that are sharded, recomputed and compiled.
 
-        What precedes them (the stem, under 10,000 parameters) belongs to none of them.
+        What precedes them (the stem, under 20,000 parameters) belongs to none of them.
         """
 
     def stage_maps(self, images: Tensor) -> list[Tensor]:
-        """What the last block of each stage gives, [n, channels, h, w] each, for [n, 3, H, W]."""
+        """What the last block of each stage gives, [n, channels, h, w] each, for [n, 3, H, W]; of clips the mean over
+        time."""
         blocks, maps = self.blocks(), list[Tensor]()
         with ExitStack() as hooks:
             for end in accumulate(depth for _, depth in self.stages):
                 hooks.callback(blocks[end - 1].register_forward_hook(lambda *call: maps.append(call[2])).remove)
             self.feature_map(images)
-        return maps
+        return [self._over_time(one) for one in maps]
 
     def forward(self, images: Tensor) -> Tensor:
-        """[n, 3, H, W] -> [n, width], averaged over the last feature map."""
-        return F.adaptive_avg_pool2d(self.feature_map(images), 1).flatten(1)
+        """[n, 3, H, W], or [n, 3, T, H, W], -> [n, width], averaged over the last feature map."""
+        return F.adaptive_avg_pool2d(self._over_time(self.feature_map(images)), 1).flatten(1)
+
+    def _over_time(self, maps: Tensor) -> Tensor:
+        """[n, channels, h, w], of clips the mean over time."""
+        return maps.mean(2) if self.takes_clips else maps
 
 
 def conv_bn(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from seer_pipe.errors import UserError
 from seer_pipe.objectives.instance_settings import InstanceSettings
 from seer_pipe.objectives.settings import Head, Panel, Settings
 from seer_pipe.section import Positive
@@ -48,6 +49,8 @@ class PairSettings(Settings):
         from seer_pipe.objectives.pairs import PairHead
 
         seeing, hearing = trunk(), build_trunk(self.sound_model, channels=1)
+        if hearing.takes_clips:
+            raise UserError(f"objective.sound_model: {self.sound_model} takes clips; a spectrogram is an image")
         projections = [
             projection([made.width, *self.head.hidden, self.head.dim], self.head.batch_norm)
             for made in (seeing, hearing)

@@ -63,7 +63,9 @@ def draw_crops(config: Config, out: Path, *, images: int, step: int) -> None:
 
 def _sheet(samples: Samples, names: list[str], seen: Seen, title: str) -> Image.Image:
     views, crops = seen.views, seen.crops
-    sides = [(crop.shape[-1], crop.shape[-1]) for crop in crops] + [tuple(sound.shape[2:]) for sound in seen.sounds]
+    sides = [(crop[0, 0].numel() // crop.shape[-1], crop.shape[-1]) for crop in crops] + [
+        tuple(sound.shape[2:]) for sound in seen.sounds
+    ]
     columns = [SIDE, *(max(width, WIDTH) for width, _ in sides)]
     starts = np.cumsum([GAP, *(width + GAP for width in columns)]).tolist()
     tall = max(SIDE, *(height for _, height in sides)) + 3 * LINE + GAP

@@ -24,7 +24,7 @@ def draw_neighbours(run: Path, data: str, out: Path) -> None:
     for untrained in (True, False):
         subject, _, _ = load_run(run, untrained=untrained)
         pictures = ShardPictures(shards)
-        images = Images(pictures, subject.size)
+        images = Images(pictures, subject.size, subject.frames)
         if untrained:
             recalibrate(subject, pictures)
         found.append(extract(subject.trunk, images, pictures.usable))

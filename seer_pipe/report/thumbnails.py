@@ -77,7 +77,9 @@ def crops(shards: ShardSet, config: settings.Config, samples: Sequence[int]) -> 
 
 
 def as_seen(crop: torch.Tensor) -> Image.Image:
-    """A normalised crop [3, size, size], back in colours."""
+    """A normalised crop [3, size, size], back in colours; of a clip [3, frames, size, size] its frames side by side."""
+    if crop.ndim == 4:
+        crop = torch.cat(crop.unbind(1), dim=2)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     levels = (crop * std + mean).round().clamp(0, 255).to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).numpy())

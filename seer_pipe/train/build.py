@@ -27,7 +27,8 @@ from seer_pipe.train.parallel import compile_block, ranks_in_step, recompute
 
 
 def build_crops(config: settings.Config) -> list[views.CropSpec]:
-    """The crops that the recipe draws of every image; of a pair, of its pictures in turn; of a clip, of each frame."""
+    """The crops that the recipe draws of every image; of a pair, of its pictures in turn; of a clip, of each frame, or
+    each of frames at a moment of its own, but for a sound around one."""
     orders = config.objective.orders(config.seed)
     groups = [
         views.CropSpec(
@@ -35,12 +36,12 @@ def build_crops(config: settings.Config) -> list[views.CropSpec]:
         )
         for crop in config.views.crops
     ]
-    if config.views.frames is not None:
-        return [replace(group, picture=frame) for group in groups for frame in range(config.views.frames.count)]
-    if config.views.pictures == 1:
-        return groups
+    seen = config.views
+    pictures = seen.pictures if seen.clip is None or seen.sound is not None else seen.count
+    if pictures == 1:
+        return [replace(group, picture=frame) for group in groups for frame in range(seen.moments)]
     each = (replace(group, count=1) for group in groups for _ in range(group.count))
-    return [replace(crop, picture=place % config.views.pictures) for place, crop in enumerate(each)]
+    return [replace(crop, picture=place % pictures) for place, crop in enumerate(each)]
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,22 @@ def outline(config: settings.Config) -> Network:
     model = config.model
     with torch.device("meta"):
         network = config.objective.network(lambda: build_trunk(model.name, stem=model.stem, norm=model.norm))
+    check_inputs(network.trunk, config.views)
     for copy, _ in network.copies():
         copy.requires_grad_(False)
     return network
+
+
+def check_inputs(trunk: Trunk, seen: settings.Views) -> None:
+    """UserError where the views are clips and the trunk takes images, or the other way round."""
+    if trunk.takes_clips and seen.clip is None:
+        raise UserError(
+            f"model.name: {trunk.name} takes clips, so views.frames must be joined: true, and data of clips"
+        )
+    if seen.clip is not None and not trunk.takes_clips:
+        raise UserError(
+            f"views.frames.joined: {trunk.name} takes images; set it to false, or model.name to r2plus1d_18"
+        )
 
 
 def build_network(config: settings.Config) -> Network:
@@ -208,6 +222,8 @@ def layout(config: settings.Train, trunk: Trunk, world: World) -> torch.memory_f
     wanted = config.channels_last
     if wanted == "auto":
         wanted = trunk.channels_last and (world.device.type, precision(config, world)) in _NHWC_MEASURED
+    elif wanted and trunk.takes_clips:
+        raise UserError(f"train.channels_last: a layout of images, and {trunk.name} takes clips; set it to auto")
     return torch.channels_last if wanted else torch.contiguous_format
 
 

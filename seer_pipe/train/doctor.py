@@ -184,7 +184,7 @@ def activations(config: settings.Config, meta: Outlined | None = None) -> float:
         else:
             total += (1 + KEPT_BESIDE) * output.numel()
 
-    leaves = (nn.Conv2d, nn.Linear, *NORMS)
+    leaves = (nn.Conv2d, nn.Conv3d, nn.Linear, *NORMS)
     hooks = [
         layer.register_forward_hook(note) for layer in network.modules() if isinstance(layer, leaves) or layer in chosen
     ]

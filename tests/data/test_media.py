@@ -13,7 +13,7 @@ import seer_pipe
 from seer_pipe.config import Sound
 from seer_pipe.data.dali import Augmenter, BadImages
 from seer_pipe.data.loader import Batch, Loader
-from seer_pipe.data.media import Media, decode_frames, decode_sound, picture_at, still, window
+from seer_pipe.data.media import Media, decode_frames, decode_sound, pictures_at, still, window
 from seer_pipe.data.order import Plan, slots_of
 from seer_pipe.data.views import CropSpec, centre, draw_moments, middle
 from seer_pipe.shards import ShardSet
@@ -48,7 +48,7 @@ def test_the_frame_is_the_one_on_show(clip: bytes) -> None:
 
 
 def test_a_clips_picture_is_an_image_of_its_frame(clip: bytes) -> None:
-    picture, moment = picture_at({"mp4": clip, "flac": b""}, 0.625)
+    (picture,), moment = pictures_at({"mp4": clip, "flac": b""}, 0.625)
     assert moment == pytest.approx(2.5)
     augmenter = Augmenter([CropSpec(1, SIDE, (1, 1))], threads=1, max_batch=1)
     view = [centre(np.array([SIDE]), np.array([2 * SIDE]), SIDE, SIDE)]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def trained(name: str, **options):
     generator = torch.Generator().manual_seed(1)
     trunk = build_trunk(name, **options)
     for module in trunk.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d | nn.GroupNorm):
             for name, tensor in module.state_dict().items():
                 if name in ("running_mean", "bias"):
                     nn.init.normal_(tensor, 0, 0.1, generator=generator)
@@ -44,8 +45,9 @@ def trained(name: str, **options):
 def export(folder: Path, name: str, format: str = "torchvision", **options):
     """(what the trunk makes of some images, these images) after an export to ``folder``."""
     trunk = trained(name, **options)
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
-    export_backbone(trunk, folder, format=format, images=images, metadata=METADATA)
+    prepared = Preprocessing(frames=(4, 8.0) if trunk.takes_clips else None)
+    images = torch.randn(2, *replace(prepared, size=64).shape, generator=torch.Generator().manual_seed(2))
+    export_backbone(trunk, folder, format=format, images=images, metadata=METADATA, preprocessing=prepared)
     with torch.no_grad():
         return trunk.eval()(images), images
 
@@ -81,6 +83,8 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
         ("regnety_400mf", {"norm": "layer"}),
         ("regnety_200mf", {"norm": "layer"}),
         ("resnet18", {"stem": "small", "norm": "layer"}),
+        ("r2plus1d_18", {}),
+        ("r2plus1d_18", {"norm": "layer"}),
     ],
 )
 def test_torchvision_loads_the_export(torchvision, tmp_path, monkeypatch, name, options):
@@ -125,7 +129,7 @@ def renamed_shapes(name: str, library: str) -> tuple[dict[str, torch.Size], dict
     return {names[key]: shape for key, shape in shapes(trunk).items()}, config
 
 
-ELSEWHERE = [name for name in trunk_names() if name != "conv2d_10"]  # which no other library has
+ELSEWHERE = [name for name in trunk_names() if name not in ("conv2d_10", "r2plus1d_18")]  # which timm does not have
 
 
 @pytest.mark.parametrize("name", [name for name in ELSEWHERE if name != "regnety_10b"])
@@ -221,6 +225,8 @@ def test_folder_says_what_it_holds(tmp_path):
         ("regnety_400mf", {"norm": "layer"}, "huggingface", "and LayerNorm: export it as torchvision"),
         ("resnet18", {"norm": "layer"}, "detectron2", "and LayerNorm: export it as torchvision"),
         ("resnet18", {}, "onyx", "choose torchvision"),
+        ("r2plus1d_18", {}, "timm", "that library has no r2plus1d_18: export it as torchvision"),
+        ("r2plus1d_18", {}, "huggingface", "that library has no r2plus1d_18: export it as torchvision"),
     ],
 )
 def test_a_trunk_that_a_library_cannot_hold_is_refused(tmp_path, name, options, format, message):
@@ -259,6 +265,20 @@ def test_onnx_is_one_file_that_takes_any_number_and_size_of_images(tmp_path, mon
     }  # fmt: skip
     monkeypatch.chdir(tmp_path / "out")
     scope = {"images": torch.randn(3, 3, 48, 80)}
+    exec(code_of(tmp_path / "out", "ONNX")[0], scope)
+    with torch.no_grad():
+        assert same(torch.from_numpy(scope["features"]), trunk.eval()(scope["images"]))
+
+
+@pytest.mark.slow
+def test_onnx_takes_clips_of_any_length(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    trunk, prepared = trained("r2plus1d_18"), Preprocessing(32, frames=(4, 8.0))
+    clips = torch.randn(1, *prepared.shape)
+    export_backbone(trunk, tmp_path / "out", images=clips, metadata=METADATA, preprocessing=prepared, onnx=True)
+    monkeypatch.chdir(tmp_path / "out")
+    scope = {"images": torch.randn(3, 3, 6, 32, 48)}
     exec(code_of(tmp_path / "out", "ONNX")[0], scope)
     with torch.no_grad():
         assert same(torch.from_numpy(scope["features"]), trunk.eval()(scope["images"]))

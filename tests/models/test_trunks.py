@@ -182,7 +182,7 @@ def test_wrong_names_are_answered_with_near_ones():
 
 
 def test_every_name_builds():
-    assert len(trunk_names()) == len(set(trunk_names())) == 23
+    assert len(trunk_names()) == len(set(trunk_names())) == 24
     for name in trunk_names():
         assert on_meta(name).name == name
 
@@ -191,7 +191,7 @@ def scramble_statistics(model: nn.Module) -> None:
     """Give BatchNorm means, variances, scales and shifts of their own, so that a swap of two shows."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             for tensor in (module.running_mean, module.bias):
                 nn.init.normal_(tensor, 0, 0.1, generator=generator)
             for tensor in (module.running_var, module.weight):

@@ -26,7 +26,13 @@ class Case:
     pictures: int = 1  # of a sample
     frames: dict[str, Any] | None = None
 
+    @property
+    def trunk(self) -> str:
+        return "tiny_clips" if self.frames and self.frames.get("joined") else "tiny"
 
+
+#: Frames that are one input, of a trunk that takes clips.
+JOINED = {"count": 3, "fps": 8, "joined": True}
 #: Of objectives that hear.
 PAIRED: dict[str, Any] = {"sound_model": "tiny", "head": {"hidden": [16], "dim": 8}}
 HEARD = {"spectrum": "log_mel", "bands": 16, "seconds": 0.2}
@@ -148,6 +154,17 @@ CASES = {
         layout="grid",
         grid={"side": 2, "patch": 1.2, "scale": [0.7, 0.9]},
         frames={"count": 3},
+    ),
+    "simclr_of_clips": Case(
+        {"name": "simclr", "head": {"hidden": [16], "dim": 8}}, 2, (), problem="7 other images", frames=JOINED
+    ),
+    "avid_of_clips": Case(
+        {"name": "avid", **PAIRED, "negatives": 6, "temperature": 0.2},
+        2,
+        (),
+        {"negatives": 2000},
+        sound=HEARD,
+        frames=JOINED,
     ),
     "moco_v3": Case({"name": "moco_v3", "head": {"hidden": [16], "dim": 8}, "predictor": 16}, 2, (1,)),
     "align": Case({"name": "align", "dim": 8}, 2, (1, 3, 8)),

@@ -66,7 +66,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_vocabulary(str(folder), folder / "vocabulary", labels="folder")
     make_pairs(heard(folder), 34)
     make_tracks(tracked(folder), 34)
-    make_clips(filmed(folder), 34)
+    make_clips(filmed(folder), 34, sounds=True)
     return folder
 
 
@@ -86,10 +86,10 @@ def filmed(pictures: Path | str) -> Path:
 
 
 def set_for(pictures: Path | str, case: Case) -> Path | str:
-    if case.sound is not None:
-        return heard(pictures)
     if case.frames is not None:
         return filmed(pictures)
+    if case.sound is not None:
+        return heard(pictures)
     return tracked(pictures) if case.pictures == 2 else pictures
 
 
@@ -133,7 +133,7 @@ def recipe(
             "pictures": case.pictures,
             "frames": case.frames,
         },
-        model={"name": "tiny", "norm": case.norm},
+        model={"name": case.trunk, "norm": case.norm},
         objective=chosen,
         optimizer={"name": "sgd", "lr": 0.5, "warmup_images": 16},
         probe={"path": str(data), "every_images": STEPS * BATCH},

@@ -1,4 +1,4 @@
-"""Objectives and a tiny trunk of the tests where the product's are listed, for as long as a test takes."""
+"""Objectives and tiny trunks of the tests where the product's are listed, for as long as a test takes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,25 +11,29 @@ from seer_pipe.config import loading
 from seer_pipe.models.build import FAMILIES, Family
 from seer_pipe.objectives import AnySettings
 from seer_pipe.objectives.settings import Settings
-from tests.train.test_step import TinyTrunk
+from tests.train.test_step import TinyClipTrunk, TinyTrunk
 
-TINY = Family((TinyTrunk.name,), lambda _name, _stem, channels: TinyTrunk(channels))
+TINY = [
+    Family((TinyTrunk.name,), lambda _name, _stem, channels: TinyTrunk(channels)),
+    Family((TinyClipTrunk.name,), lambda _name, _stem, channels: TinyClipTrunk(channels)),
+]
 
 
 @contextmanager
 def joined(*kinds: type[Settings]) -> Iterator[None]:
-    """As if the line in `seer_pipe.objectives` named these too, and `seer_pipe.models.build` the trunk."""
+    """As if the line in `seer_pipe.objectives` named these too, and `seer_pipe.models.build` the trunks."""
     join(*kinds)
     try:
         yield
     finally:
         _set(AnySettings)
-        FAMILIES.remove(TINY)
+        for family in TINY:
+            FAMILIES.remove(family)
 
 
 def join(*kinds: type[Settings]) -> None:
     """For the rest of the process."""
-    FAMILIES.append(TINY)
+    FAMILIES.extend(TINY)
     _set(Annotated[Union[(AnySettings, *kinds)], Field(discriminator="name")])
 
 

@@ -2,7 +2,7 @@
 
 import os
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -53,12 +53,14 @@ class TinyTrunk(Trunk):
     """Two residual blocks behind a stem: what a trunk is, small enough for a matrix of runs."""
 
     name, stem_kind, width, stages = "tiny", "imagenet", 8, ((8, 1), (8, 1))
+    conv: ClassVar[Any] = nn.Conv2d
+    norm: ClassVar[Any] = nn.BatchNorm2d
 
     def __init__(self, channels: int = 3) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(channels, 8, 3, 2, 1, bias=False)
+        self.stem = self.conv(channels, 8, 3, 2, 1, bias=False)
         self.residual = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1, bias=False)) for _ in range(2)
+            nn.Sequential(self.norm(8), nn.ReLU(), self.conv(8, 8, 3, 1, 1, bias=False)) for _ in range(2)
         )
 
     def blocks(self) -> list[nn.Module]:
@@ -69,6 +71,14 @@ class TinyTrunk(Trunk):
         for block in self.residual:
             x = x + block(x)
         return x
+
+
+class TinyClipTrunk(TinyTrunk):
+    """The same of clips."""
+
+    name, takes_clips = "tiny_clips", True
+    conv: ClassVar[Any] = nn.Conv3d
+    norm: ClassVar[Any] = nn.BatchNorm3d
 
 
 def crops_of(step: int, config: settings.Config, rank: int, world: int, like: int) -> list[Tensor]:
