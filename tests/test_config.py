@@ -52,6 +52,7 @@ def test_there_is_a_recipe_for_every_size_and_method() -> None:
         "jigsaw_cpu", "jigsaw_imagenette", "jigsaw_resnet50",
         "pirl_cpu", "pirl_imagenette", "pirl_resnet50",
         "image_audio_cpu", "image_audio_resnet18", "avid_cpu", "avid_resnet18",
+        "avid_r2plus1d18",
         "cma_cpu", "cma_resnet18", "tracking_cpu", "tracking_resnet18", "random_walk_cpu", "random_walk_resnet18",
         "relative_patch_cpu", "relative_patch_imagenette", "relative_patch_resnet50",
         "quickstart", "imagenette_cpu", "imagenette_resnet18", "resnext101_32x8d", "regnety_16gf", "seer_regnety_32gf",
