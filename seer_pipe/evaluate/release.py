@@ -60,9 +60,13 @@ def export_run(
         sections=_sections(run, config, record, subject, with_recalibration),
         head=network.head if full else None,
         onnx=onnx,
-        origin=f"trained by seer_pipe on images without labels{began}",
+        origin=f"trained by seer_pipe on {_seen(subject)} without labels{began}",
         self_supervised=not supervised,
     )
+
+
+def _seen(subject: Subject) -> str:
+    return "clips" if subject.trunk.takes_clips else "images"
 
 
 def _sections(
@@ -74,13 +78,13 @@ def _sections(
         f"{crop.count}x{crop.size} px of {crop.scale}" + (f" in a {crop.layout}" if crop.patched else "")
         for crop in config.views.crops
     )
-    optimizer = config.optimizer
+    optimizer, seen = config.optimizer, _seen(subject)
     sections = {
-        "Data": f"{subject.state['derived']['images_in_set']:,} images without labels"
+        "Data": f"{subject.state['derived']['images_in_set']:,} {seen} without labels"
         + (f" in {sets} sets" if sets > 1 else "")
         + f"; fingerprint of the data `{subject.state['shards'][:16]}`. "
-        + f"{subject.images:,} images were seen in training.",
-        "Recipe": f"`{config.name}`: {config.objective.name}, {config.train.batch} images per step, crops {crops}; "
+        + f"{subject.images:,} {seen} were seen in training.",
+        "Recipe": f"`{config.name}`: {config.objective.name}, {config.train.batch} {seen} per step, crops {crops}; "
         f"{optimizer.name}, learning rate {optimizer.lr:g} for a batch of 256, "
         f"{optimizer.schedule} schedule, weight decay {optimizer.weight_decay:g}; seed {config.seed}."
         + (" BatchNorm statistics are those of whole images." if recalibrated else ""),

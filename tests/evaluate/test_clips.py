@@ -21,6 +21,7 @@ from seer_pipe.evaluate.knn import evaluate_knn
 from seer_pipe.evaluate.linear import evaluate_linear
 from seer_pipe.evaluate.pairs import evaluate_pairs
 from seer_pipe.evaluate.pictures import ShardPictures
+from seer_pipe.evaluate.release import export_run
 from seer_pipe.evaluate.retrieval import evaluate_retrieval
 from seer_pipe.evaluate.subject import load_subject
 from seer_pipe.export import Preprocessing, export_backbone, init_backbone
@@ -112,6 +113,14 @@ def test_a_run_is_evaluated_on_clips(run: Path, clips: Path, tmp_path: Path) -> 
     found = evaluate_pairs(run, str(clips))
     assert found is not None
     assert found["images"] == COUNT
+
+
+def test_the_card_of_a_run_speaks_of_clips(run: Path, tmp_path: Path) -> None:
+    export_run(run, tmp_path / "out", "full")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "trained by seer_pipe on clips without labels" in card
+    assert f"{COUNT} clips without labels" in card
+    assert load_subject(tmp_path / "out").frames == FRAMES
 
 
 def test_an_export_knows_its_frames(backbone: Path, clips: Path) -> None:
