@@ -2,8 +2,10 @@
 
     python benchmarks/gpu_check.py [--data IMAGES] [--only PART …] [--out build/gpu-check] [--cpu]
     python benchmarks/gpu_check.py --only step
+    python benchmarks/gpu_check.py --only detection
 
-The second tries what may make a step faster, in up to ten minutes; it has its turn only where it is named.
+The second tries what may make a step faster, in up to ten minutes; the third runs the tests of detection on
+torchvision's own compiled operators, in up to five. Both have their turn only where they are named.
 
 Each part (`benchmarks/gpu_parts.py`) is a process with a time limit of its own; one that fails does not keep the next
 from its turn. What they found is printed as a table and written to results.json, beside each part's log. Exit code 1
@@ -37,7 +39,7 @@ LIMITS = {
     "learn": 55, "export": 25, "engines": 40,
 }  # fmt: skip
 #: Those that are run only where they are named, and that need no images.
-APART = {"step": 580}
+APART = {"step": 580, "detection": 300}
 ON_CPU = ("data", "resume", "learn", "export", "engines", "step")
 MARK = ".gpu-check"  # in a folder of ours, which may be replaced
 

@@ -344,6 +344,14 @@ def step(check: Check) -> Figures:
     return figures
 
 
+def detection(check: Check) -> Figures:
+    """What plain operators stand in for where torchvision's do not load. Ranks of one GPU cannot talk by NCCL."""
+    python("-c", "from torchvision.extension import _assert_has_ops; _assert_has_ops()")
+    python("-m", "pytest", "-m", "slow or not slow", "-k", "not ranks", "tests/evaluate/test_detection.py",
+           "tests/evaluate/test_detection_learns.py")  # fmt: skip
+    return {}
+
+
 def trial(check: Check, command: Sequence[object], seconds: float) -> Any:
     """What a benchmark found, or in words why nothing. All that it started ends with it."""
     if seconds < LEAST_SECONDS:
@@ -366,7 +374,7 @@ def trial(check: Check, command: Sequence[object], seconds: float) -> Any:
 
 PARTS: dict[str, Callable[[Check], Figures]] = {
     part.__name__: part
-    for part in (data, tests, kernels, loader, batch, train, memory, resume, learn, export, engines, step)
+    for part in (data, tests, kernels, loader, batch, train, memory, resume, learn, export, engines, step, detection)
 }  # fmt: skip
 
 

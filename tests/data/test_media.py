@@ -99,9 +99,12 @@ def tones(clip: bytes) -> list[tuple[str, Members, int, int]]:
     return [("chirp", members, 2 * SIDE, SIDE)] * 12
 
 
-def batches(root: Path, sound: Sound, first: int, last: int, rank: int = 0, world: int = 1) -> list[Batch]:
+def batches(
+    root: Path, sound: Sound, first: int, last: int, rank: int = 0, world: int = 1, device: str = "cpu"
+) -> list[Batch]:
     shards = ShardSet.open(root)
-    loader = Loader(shards, Plan(shards.counts, 8, seed=3), slots_of(rank, world, 8), CROPS, sound, seed=3)
+    slots = slots_of(rank, world, 8)
+    loader = Loader(shards, Plan(shards.counts, 8, seed=3), slots, CROPS, sound, seed=3, device=device)
     try:
         return list(loader.batches(first, last))
     finally:
@@ -133,6 +136,18 @@ def test_pairs_come_alike_from_any_start_and_on_any_rank(tmp_path: Path) -> None
         for place, crop in enumerate(batch.crops):
             assert torch.equal(crop, straight[2 + step].crops[place])
             torch.testing.assert_close(torch.cat([ranks[step].crops[place] for ranks in shared]), crop)
+
+
+@pytest.mark.gpu
+def test_pairs_on_a_gpu_are_those_on_a_cpu(tmp_path: Path) -> None:
+    """Spectrograms up to the order of their sums, pictures up to the rounding of levels."""
+    root = make_pairs(tmp_path / "set", 20)
+    for one, other in zip(batches(root, HEARD, 0, 3, device="cuda"), batches(root, HEARD, 0, 3), strict=True):
+        assert all(crop.is_cuda for crop in one.crops)
+        *pictures, heard = [crop.cpu() for crop in one.crops]
+        torch.testing.assert_close(heard, other.crops[-1], rtol=1e-3, atol=1e-3)
+        for picture, meant in zip(pictures, other.crops[:-1], strict=True):
+            assert (picture - meant).abs().mean() < 0.02
 
 
 def test_samples_that_lack_a_part_or_are_damaged_are_replaced_with_their_reasons(clip: bytes, tmp_path: Path) -> None:
