@@ -24,7 +24,7 @@ from seer_pipe.evaluate.training import Recipe
 from seer_pipe.export import Preprocessing, export_backbone, recalibrate_batch_norm
 from seer_pipe.models import build_trunk
 from tests.distributed import run_ranks
-from tests.evaluate.operators import operators
+from tests.evaluate.operators import operators, roi_align
 
 FEW = {"box_batch_size_per_image": 4, "rpn_post_nms_top_n_train": 8, "rpn_pre_nms_top_n_train": 64,
        "rpn_post_nms_top_n_test": 8, "rpn_pre_nms_top_n_test": 64}  # fmt: skip
@@ -85,6 +85,17 @@ def evaluate(
             backbone, [coco], [coco], recipe, images=None, test_images=None, head=head, frozen=frozen,
             **{"untrained": False, **FEW, **how},
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_the_stand_in_for_roi_align_is_torchvisions_own_in_plain_torch(torchvision, aligned: bool) -> None:
+    plain = sys.modules["torchvision.ops.roi_align"]._roi_align.__wrapped__
+    torch.manual_seed(0)
+    for side in (1, 5, 16):
+        corners = 64 * torch.rand(9, 2, 2).sort(dim=1).values
+        boxes = torch.cat([torch.arange(9.0)[:, None] % 3, corners.flatten(1)], dim=1)
+        arguments = (torch.randn(3, 4, side, side), boxes, side / 64, 7, 5, 2, aligned)
+        torch.testing.assert_close(roi_align(*arguments), plain(*arguments), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "head"), [

@@ -63,14 +63,14 @@ def striped(folder: Path, count: int, seed: int) -> Path:
 @pytest.mark.timeout(1200)
 @pytest.mark.learns
 def test_a_pretrained_trunk_beats_an_untrained_one(tmp_path: Path) -> None:
-    learnt, tested = striped(tmp_path, 24, 1), striped(tmp_path, 16, 2)
+    learnt, tested = striped(tmp_path, 32, 1), striped(tmp_path, 48, 2)
     found = {}
     for steps in (0, 60):
         trunk = exported(pretrained(steps), tmp_path / str(steps))
         with operators():
             found[steps] = evaluate_detection(
-                trunk, [learnt], [tested], Recipe(64, 6, 4, 0.08), images=None, test_images=None, head="fpn", frozen=4,
+                trunk, [learnt], [tested], Recipe(64, 8, 4, 0.04), images=None, test_images=None, head="fpn", frozen=4,
                 untrained=False, **{**FEW, "box_batch_size_per_image": 8},
             )  # fmt: skip
         print(found[steps]["ap50"], found[steps]["training_loss"])
-    assert found[60]["ap50"] > found[0]["ap50"] + 0.1
+    assert found[60]["ap50"] > found[0]["ap50"] + 0.2
