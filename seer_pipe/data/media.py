@@ -155,7 +155,7 @@ def both(samples: Sequence[Encoded]) -> list[list[Encoded]]:
             faults[row] = str(error)
     if faults:
         raise BadImages(faults)
-    return [list(pictures) for pictures in zip(*found, strict=True)]
+    return _in_turn(found)
 
 
 def stills(samples: Sequence[Encoded]) -> list[Encoded]:

@@ -70,9 +70,8 @@ def export_backbone(
     files = layout.files(trunk, preprocessing)
     identity = {"trunk": trunk.name, "stem": trunk.stem_kind, "norm": trunk.norm_kind, "layout": format,
                 "seer_pipe": seer_pipe.__version__}  # fmt: skip
-    shown = {name: json.dumps(getattr(preprocessing, name)) for name in ("size", "mean", "std", "frames")}
-    if preprocessing.frames is None:
-        del shown["frames"]
+    names = ("size", "mean", "std", *(["frames"] if trunk.takes_clips else []))
+    shown = {name: json.dumps(getattr(preprocessing, name)) for name in names}
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         folder = Path(scratch, "export")  # the scratch folder itself is closed to others

@@ -1,6 +1,7 @@
 """Frames of a clip as one input: cut alike, when they are seen, and what takes them and what does not."""
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,7 @@ import seer_pipe
 from seer_pipe import config as settings
 from seer_pipe.config import Frames, Sound, Views
 from seer_pipe.data.dali import Augmenter, BadImages
-from seer_pipe.data.loader import Batch, Loader
 from seer_pipe.data.media import Clips, Media
-from seer_pipe.data.order import Plan, slots_of
 from seer_pipe.data.seen import Maker
 from seer_pipe.data.sources import open_data
 from seer_pipe.data.views import CropSpec, draw, draw_moments, draw_shares
@@ -24,6 +23,7 @@ from seer_pipe.report.crops import draw_crops
 from seer_pipe.shards import ShardSet
 from seer_pipe.shards.members import member
 from seer_pipe.train.build import build_crops, outline, spread_network
+from tests.data.loading import batches
 from tests.data.test_frames import samples
 from tests.data.test_media import numbered
 from tests.media import flac, make_clips, mp4, tone
@@ -109,21 +109,12 @@ def test_with_sound_all_crops_are_of_one_moment(clips: Path) -> None:
 def test_batches_do_not_depend_on_ranks_or_start(clips: Path, sound: dict[str, Any] | None) -> None:
     objective = {"name": "simclr" if sound is None else "image_audio"}
     config = small(clips, views=VIEWS | {"sound": sound}, objective=objective)
-
-    def batches(first: int, last: int, rank: int = 0, world: int = 1) -> list[Batch]:
-        shards = ShardSet.open(clips)
-        loader = Loader(
-            shards, Plan(shards.counts, 8, seed=3), slots_of(rank, world, 8), build_crops(config), config.views.sound,
-            config.views.frames, seed=3,
-        )  # fmt: skip
-        try:
-            return list(loader.batches(first, last))
-        finally:
-            loader.close()
-
-    whole = batches(0, 3)
-    assert all(map(torch.equal, batches(2, 3)[0].crops, whole[2].crops))
-    halves = [batches(1, 3, rank, 2) for rank in (0, 1)]
+    made = partial(
+        batches, ShardSet.open(clips), crops=build_crops(config), sound=config.views.sound, frames=config.views.frames
+    )
+    whole = made(0, 3)
+    assert all(map(torch.equal, made(2, 3)[0].crops, whole[2].crops))
+    halves = [made(1, 3, rank, 2) for rank in (0, 1)]
     for step, batch in enumerate(whole[1:]):
         both = map(torch.cat, zip(*(half[step].crops for half in halves), strict=True))
         for one, other in zip(both, batch.crops, strict=True):

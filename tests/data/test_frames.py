@@ -1,6 +1,7 @@
 """Several frames of a clip as views: which ones, what is cut from them, and what takes them and what does not."""
 
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,7 @@ from PIL import Image
 import seer_pipe
 from seer_pipe.config import Frames, Views
 from seer_pipe.data.dali import Augmenter, BadImages
-from seer_pipe.data.loader import Batch, Loader
 from seer_pipe.data.media import Clips, decode_frames
-from seer_pipe.data.order import Plan, slots_of
 from seer_pipe.data.seen import Maker
 from seer_pipe.data.sources import open_data
 from seer_pipe.data.views import CropSpec, draw, draw_shares
@@ -23,6 +22,7 @@ from seer_pipe.report.crops import draw_crops
 from seer_pipe.shards import ShardSet
 from seer_pipe.shards.members import member
 from seer_pipe.train.build import build_crops
+from tests.data.loading import batches
 from tests.media import jpeg, make_clips, mp4
 from tests.train.helpers import losses, make_pictures, small, train
 
@@ -103,21 +103,10 @@ def test_each_frame_has_the_crops_that_it_alone_would_have_in_that_place(clips: 
 
 def test_batches_do_not_depend_on_ranks_or_start(clips: Path) -> None:
     config = small(clips, views=VIEWS)
-
-    def batches(first: int, last: int, rank: int = 0, world: int = 1) -> list[Batch]:
-        shards = ShardSet.open(clips)
-        slots = slots_of(rank, world, 8)
-        loader = Loader(
-            shards, Plan(shards.counts, 8, seed=3), slots, build_crops(config), None, config.views.frames, seed=3
-        )
-        try:
-            return list(loader.batches(first, last))
-        finally:
-            loader.close()
-
-    whole = batches(0, 3)
-    assert all(map(torch.equal, batches(2, 3)[0].crops, whole[2].crops))
-    halves = [batches(1, 3, rank, 2) for rank in (0, 1)]
+    made = partial(batches, ShardSet.open(clips), crops=build_crops(config), frames=config.views.frames)
+    whole = made(0, 3)
+    assert all(map(torch.equal, made(2, 3)[0].crops, whole[2].crops))
+    halves = [made(1, 3, rank, 2) for rank in (0, 1)]
     for step, batch in enumerate(whole[1:]):
         joined = map(torch.cat, zip(*(half[step].crops for half in halves), strict=True))
         assert all(map(torch.equal, joined, batch.crops))

@@ -3,6 +3,7 @@
 import itertools
 import tarfile
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import seer_pipe
 from seer_pipe.data.chunks import Samples
 from seer_pipe.data.dali import Augmenter
 from seer_pipe.data.loader import Batch, Loader
-from seer_pipe.data.order import Plan, slots_of
+from seer_pipe.data.order import Plan
 from seer_pipe.data.stream import Stream
 from seer_pipe.data.views import CropSpec
 from seer_pipe.errors import UserError
 from seer_pipe.shards import ShardSet, ShardWriter, write_manifest
 from seer_pipe.store import open_store
+from tests.data import loading
 from tests.train.helpers import make_pictures
 
 CROPS = [CropSpec(1, 24, (0.3, 1.0)), CropSpec(1, 16, (0.1, 0.3))]
@@ -40,13 +42,7 @@ def remote(pictures: Path, s3: Any) -> str:
     return "s3://pictures/set"
 
 
-def batches(shards: ShardSet, first: int, last: int, rank: int = 0, world: int = 1, **options: int) -> list[Batch]:
-    plan = Plan(shards.counts, 8, seed=3)
-    loader = Loader(shards, plan, slots_of(rank, world, 8), CROPS, seed=3, **options)
-    try:
-        return list(loader.batches(first, last))
-    finally:
-        loader.close()
+batches = partial(loading.batches, crops=CROPS)
 
 
 def told(samples: Samples) -> list[tuple[int, bytes]]:

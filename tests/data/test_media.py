@@ -1,6 +1,7 @@
 """Clips and pictures with their sounds: which frame, which sound, and what becomes of those that do not decode."""
 
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from PIL import Image
 import seer_pipe
 from seer_pipe.config import Sound
 from seer_pipe.data.dali import Augmenter, BadImages
-from seer_pipe.data.loader import Batch, Loader
+from seer_pipe.data.loader import Loader
 from seer_pipe.data.media import Media, decode_frames, decode_sound, pictures_at, still, window
-from seer_pipe.data.order import Plan, slots_of
+from seer_pipe.data.order import Plan
 from seer_pipe.data.views import CropSpec, centre, draw_moments, middle
 from seer_pipe.shards import ShardSet
+from tests.data.loading import batches
 from tests.media import Members, flac, jpeg, make_pairs, mp4, tone, write_pairs
 
 SIDE, FRAMES, RATE = 32, 40, 10  # of the clip of numbered frames: pixels, frames, frames a second
@@ -99,16 +101,7 @@ def tones(clip: bytes) -> list[tuple[str, Members, int, int]]:
     return [("chirp", members, 2 * SIDE, SIDE)] * 12
 
 
-def batches(
-    root: Path, sound: Sound, first: int, last: int, rank: int = 0, world: int = 1, device: str = "cpu"
-) -> list[Batch]:
-    shards = ShardSet.open(root)
-    slots = slots_of(rank, world, 8)
-    loader = Loader(shards, Plan(shards.counts, 8, seed=3), slots, CROPS, sound, seed=3, device=device)
-    try:
-        return list(loader.batches(first, last))
-    finally:
-        loader.close()
+heard = partial(batches, crops=CROPS, sound=HEARD)
 
 
 def test_picture_and_sound_are_of_one_moment(clip: bytes, tmp_path: Path) -> None:
@@ -128,9 +121,9 @@ def test_picture_and_sound_are_of_one_moment(clip: bytes, tmp_path: Path) -> Non
 
 
 def test_pairs_come_alike_from_any_start_and_on_any_rank(tmp_path: Path) -> None:
-    root = make_pairs(tmp_path / "set", 20)
-    straight, resumed = batches(root, HEARD, 0, 4), batches(root, HEARD, 2, 4)
-    shared = [batches(root, HEARD, 2, 4, rank, 2) for rank in range(2)]
+    shards = ShardSet.open(make_pairs(tmp_path / "set", 20))
+    straight, resumed = heard(shards, 0, 4), heard(shards, 2, 4)
+    shared = [heard(shards, 2, 4, rank, 2) for rank in range(2)]
     assert [tuple(crop.shape) for crop in straight[0].crops] == [(8, 3, 24, 24), (8, 3, 16, 16), (8, *HEARD.shape)]
     for step, batch in enumerate(resumed):
         for place, crop in enumerate(batch.crops):
@@ -141,11 +134,11 @@ def test_pairs_come_alike_from_any_start_and_on_any_rank(tmp_path: Path) -> None
 @pytest.mark.gpu
 def test_pairs_on_a_gpu_are_those_on_a_cpu(tmp_path: Path) -> None:
     """Spectrograms up to the order of their sums, pictures up to the rounding of levels."""
-    root = make_pairs(tmp_path / "set", 20)
-    for one, other in zip(batches(root, HEARD, 0, 3, device="cuda"), batches(root, HEARD, 0, 3), strict=True):
+    shards = ShardSet.open(make_pairs(tmp_path / "set", 20))
+    for one, other in zip(heard(shards, 0, 3, device="cuda"), heard(shards, 0, 3), strict=True):
         assert all(crop.is_cuda for crop in one.crops)
-        *pictures, heard = [crop.cpu() for crop in one.crops]
-        torch.testing.assert_close(heard, other.crops[-1], rtol=1e-3, atol=1e-3)
+        *pictures, spectrogram = [crop.cpu() for crop in one.crops]
+        torch.testing.assert_close(spectrogram, other.crops[-1], rtol=1e-3, atol=1e-3)
         for picture, meant in zip(pictures, other.crops[:-1], strict=True):
             assert (picture - meant).abs().mean() < 0.02
 
@@ -159,8 +152,8 @@ def test_samples_that_lack_a_part_or_are_damaged_are_replaced_with_their_reasons
         ("noise", {"jpg": b"no image", "flac": b"no sound at all, whatever its name is"}, 2 * SIDE, SIDE),
         ("broken picture", {"jpg": jpeg(Image.new("RGB", (9, 9)))[:90], "flac": flac(tone(440))}, 9, 9),
     ]
-    root = write_pairs(tmp_path / "set", [*good, *bad])
-    found = {r.index: r.reason for batch in batches(root, HEARD, 0, 4) for r in batch.replaced}
+    shards = ShardSet.open(write_pairs(tmp_path / "set", [*good, *bad]))
+    found = {r.index: r.reason for batch in heard(shards, 0, 4) for r in batch.replaced}
     assert sorted(found) == list(range(12, 17))
     assert "no sound: its members are mp4, json" in found[12]
     assert "no picture: its members are flac" in found[13]

@@ -1,6 +1,7 @@
 """Pairs of pictures: which crop is of which, and what takes them and what does not."""
 
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,8 @@ from PIL import Image
 
 import seer_pipe
 from seer_pipe.data.dali import Augmenter, BadImages
-from seer_pipe.data.loader import Batch, Loader
+from seer_pipe.data.loader import Loader
 from seer_pipe.data.media import still
-from seer_pipe.data.order import Plan, slots_of
 from seer_pipe.data.seen import Maker
 from seer_pipe.data.sources import open_data
 from seer_pipe.data.views import CropSpec, draw
@@ -22,6 +22,7 @@ from seer_pipe.report.thumbnails import as_seen
 from seer_pipe.shards import ShardSet, members_of
 from seer_pipe.shards.members import member
 from seer_pipe.train.build import build_crops
+from tests.data.loading import batches
 from tests.media import jpeg, make_tracks
 from tests.train.helpers import losses, make_pictures, small, train
 
@@ -63,18 +64,10 @@ def test_crops_are_of_the_two_pictures_in_turn(pairs: Path) -> None:
 
 
 def test_batches_do_not_depend_on_ranks_or_start(pairs: Path) -> None:
-    def batches(first: int, last: int, rank: int = 0, world: int = 1) -> list[Batch]:
-        shards = ShardSet.open(pairs)
-        specs = build_crops(small(pairs, views=VIEWS))
-        loader = Loader(shards, Plan(shards.counts, 8, seed=3), slots_of(rank, world, 8), specs, seed=3)
-        try:
-            return list(loader.batches(first, last))
-        finally:
-            loader.close()
-
-    whole = batches(0, 4)
-    assert all(map(torch.equal, batches(3, 4)[0].crops, whole[3].crops))
-    halves = [batches(0, 4, rank, 2) for rank in (0, 1)]
+    made = partial(batches, ShardSet.open(pairs), crops=build_crops(small(pairs, views=VIEWS)))
+    whole = made(0, 4)
+    assert all(map(torch.equal, made(3, 4)[0].crops, whole[3].crops))
+    halves = [made(0, 4, rank, 2) for rank in (0, 1)]
     for step, batch in enumerate(whole):
         joined = map(torch.cat, zip(*(half[step].crops for half in halves), strict=True))
         assert all(map(torch.equal, joined, batch.crops))
