@@ -10,7 +10,7 @@ help:
 	@echo "make quickstart                 the whole way on drawn pictures, in a few minutes"
 	@echo "make quickstart IMAGES=FOLDER   the same on your own pictures"
 	@echo "make test                       lint, types and the test suite"
-	@echo "make test-kernels               the test suite under torch's older kernels for this processor (an hour or two)"
+	@echo "make test-kernels               the test suite under each of torch's kernels for this processor (an hour or two)"
 	@echo "make coverage                   the test suite once more, and the lines it does not reach"
 	@echo "make gpu-check                  all that only a GPU can prove, in 8 minutes; PYTHON=… DATA=… ONLY=PART"
 	@echo "make clean                      remove the environment and what the quickstart made"

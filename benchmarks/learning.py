@@ -73,6 +73,7 @@ class Peer(nn.Module):
         self.trunk = trunk
 
     def loss(self, views: Sequence[Tensor], step: int) -> Tensor:
+        """Of the crops [n, 3, size, size] of a batch; each objective brings its own."""
         raise NotImplementedError
 
     def constant(self) -> list[nn.Parameter]:
