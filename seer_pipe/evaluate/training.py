@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
@@ -139,9 +140,8 @@ def train(
             scaler.update()
             recent[step % len(recent)] = torch.stack(each).detach()
             if (done := int((step + 1) / per_epoch)) > int(step / per_epoch):
-                say(
-                    f"epoch {done} of {recipe.epochs:g}: loss {' '.join(f'{loss:.4f}' for loss in _mean(recent, step))}"
-                )
+                losses = " ".join(f"{loss:.4f}" for loss in _mean(recent, step))
+                say(f"epoch {done} of {recipe.epochs:g}: loss {losses} (guessing: {math.log(len(learnt.classes)):.4f})")
                 if progress.due:
                     average_(recent, world)
                     progress.save(step + 1, {"scaler": scaler.state_dict(), "unreadable": _met(images, world)})

@@ -30,7 +30,8 @@ def evaluate(backbone: Path, folder: Path, recipe: Recipe = RECIPE, **how: Any) 
 
 
 def test_it_is_what_plain_torch_does_by_the_published_recipe(backbone: Path, folder: Path) -> None:
-    result = evaluate(backbone, folder)
+    said: list[str] = []
+    result = evaluate(backbone, folder, say=said.append)
     trunk, learnt = load_backbone(backbone).eval(), open_labelled(str(folder))
     head = classifier(trunk.width, 2, 0)
     optimizer = torch.optim.SGD(head.parameters(), lr=0.3 * 8 / 256, momentum=0.9, weight_decay=1e-6)
@@ -48,6 +49,7 @@ def test_it_is_what_plain_torch_does_by_the_published_recipe(backbone: Path, fol
             if step % 3 == 2:
                 cosine.step()
     assert result["training_loss"] == pytest.approx(sum(losses[-3:]) / 3, rel=1e-5)
+    assert said[-1] == f"epoch 8 of 8: loss {result['training_loss']:.4f} (guessing: 0.6931)"  # ln 2
     assert (result["protocol"], result["steps"], result["stage"], result["pooling"]) == ("published", 24, 4, "1x1")
     assert kept(backbone)["linear-published-7"] == result
     assert not list((backbone / "evaluation" / "unfinished").iterdir())
