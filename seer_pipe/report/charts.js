@@ -68,6 +68,7 @@ function zoom(across, from, to) {
 function draw(chart) {
   const {place, plot, axes} = chart, [from, to] = view(chart);
   hide(chart);
+  plot.classList.toggle("whole", !views[chart.across]);
   if (!views[chart.across]) {
     plot.setAttribute("viewBox", `${from} ${-chart.high} ${to - from} ${chart.high - chart.low}`);
     axes.innerHTML = chart.axesOfAll;

@@ -79,7 +79,7 @@ class Chart:
             parts.append(f'<text class="marked" x="{WIDTH - RIGHT}" y="{down(height)}" dy="{above}" text-anchor="end">'
                          f"{escape(name)}</text>")  # fmt: skip
         parts.append(
-            f'</g><svg class="plot" x="{LEFT}" y="{TOP}" width="{wide}" height="{tall}" '
+            f'</g><svg class="plot whole" x="{LEFT}" y="{TOP}" width="{wide}" height="{tall}" '
             f'viewBox="0 {-high:.7g} {right:.10g} {high - low:.7g}" preserveAspectRatio="none">'
         )
         for x, what in self.marks:

@@ -83,6 +83,7 @@ def test_zoom_and_crosshair_go_over_all_charts(browser: Any, pages: dict[str, Pa
 
     show(browser, pages["report"].as_uri(), 1280, 900, "light")
     shown = "return charts.map(chart => chart.plot.getAttribute('viewBox').split(' ').map(Number))"
+    cut = "return [...new Set(charts.map(chart => getComputedStyle(chart.plot).overflowX))]"
     values = "return charts.map(chart => chart.values.hidden ? '' : chart.values.textContent)"
     whole = browser.execute_script(shown)
     drawn = browser.execute_script("return charts.map(chart => chart.axes.innerHTML)")
@@ -98,8 +99,10 @@ def test_zoom_and_crosshair_go_over_all_charts(browser: Any, pages: dict[str, Pa
     zoomed = browser.execute_script(shown)
     assert all(x > 0 and x + wide < 6 for x, _, wide, _ in zoomed)
     assert len({(x, wide) for x, _, wide, _ in zoomed}) == 1
+    assert browser.execute_script(cut) == ["hidden"]
     ActionChains(browser).double_click(chart).perform()
     assert browser.execute_script(shown) == whole
+    assert browser.execute_script(cut) == ["visible"]  # a point at the edge is seen whole
     assert browser.execute_script("return charts.map(chart => chart.axes.innerHTML)") == drawn
     field = browser.find_element(By.NAME, "from")
     field.clear()

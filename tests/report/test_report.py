@@ -165,7 +165,7 @@ def test_chart_draws_what_it_was_given() -> None:
         (100, -2),
     ]  # y grows downwards
     assert 'class="mark" d="M0 -3H100"' in svg
-    shown = re.search(r'class="plot"[^>]* viewBox="([^"]+)"', svg)
+    shown = re.search(r'class="plot whole"[^>]* viewBox="([^"]+)"', svg)
     assert shown is not None
     assert shown[1] == "0 -4 100 2"
 
