@@ -38,9 +38,10 @@ LIMITS = {
     "data": 40, "tests": 55, "kernels": 40, "loader": 30, "batch": 25, "train": 85, "memory": 15, "resume": 70,
     "learn": 55, "export": 25, "engines": 40,
 }  # fmt: skip
-#: Those that are run only where they are named, and that need no images.
-APART = {"step": 580, "detection": 300}
-ON_CPU = ("data", "resume", "learn", "export", "engines", "step")
+#: Those that are run only where they are named.
+APART = {"step": 580, "detection": 300, "pretext": 580}
+NO_IMAGES = {"step", "detection"}
+ON_CPU = ("data", "resume", "learn", "export", "engines", "step", "pretext")
 MARK = ".gpu-check"  # in a folder of ours, which may be replaced
 
 
@@ -74,7 +75,7 @@ def main() -> None:
     name = "CPU" if args.cpu else gpu()
     make_room(args.out, keep=args.only is not None)
     chosen = [part for part in (args.only or LIMITS) if part in ON_CPU or not args.cpu]
-    if "data" not in chosen and not APART.keys() >= set(chosen) and not (args.out / "shards").exists():
+    if "data" not in chosen and not set(chosen) <= NO_IMAGES and not (args.out / "shards").exists():
         chosen.insert(0, "data")
     options = [*(["--data", str(args.data.resolve())] if args.data else []), *(["--cpu"] if args.cpu else [])]
     parts = [

@@ -33,6 +33,7 @@ CANDIDATES = (
     ("channels_last+compile",), ("channels_last+cuda_graphs",), ("channels_last+max_autotune",),
     ("channels_last+cudnn_benchmark+compile_trunk",), ("cudnn_benchmark",),
 )  # fmt: skip
+PRETEXT, EPOCHS = ("rotation", "relative_patch", "jigsaw"), 15  # on DATA
 FUSED = "channels_last+fused_bn"  # RegNets alone have the pairs that it joins
 OTHER_TRUNKS = ("resnext101_32x8d", "regnety_32gf")
 OTHER_CANDIDATES = (("eager", "channels_last"), ("channels_last+cudnn_benchmark",))
@@ -200,9 +201,12 @@ def recipe(check: Check, name: str, *settings: str) -> list[str]:
     ]
 
 
+def metrics(run: Path) -> list[Figures]:
+    return [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(run: Path) -> dict[int, float]:
-    rows = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row["loss"] for row in rows}
+    return {row["step"]: row["loss"] for row in metrics(run)}
 
 
 def apart(found: dict[int, float], meant: dict[int, float]) -> float:
@@ -250,10 +254,15 @@ def kill_after_checkpoint(command: Sequence[str], run: Path) -> None:
     raise SystemExit("the run ended before it could be killed")
 
 
+def evaluated(subject: Path, check: Check, *options: str) -> Figures:
+    """By kNN."""
+    found: Figures = json.loads(python(*seer_pipe("eval", "knn", subject, "--data", check.shards, "--labels", "folder",
+                                                  "--json", *options)[1:]))  # fmt: skip
+    return found
+
+
 def knn(subject: Path, check: Check, *options: str) -> float:
-    found = json.loads(python(*seer_pipe("eval", "knn", subject, "--data", check.shards, "--labels", "folder", "--json",
-                                         *options)[1:]))  # fmt: skip
-    return float(found["accuracy"])
+    return float(evaluated(subject, check, *options)["accuracy"])
 
 
 def learn(check: Check) -> Figures:
@@ -270,9 +279,8 @@ def learn(check: Check) -> Figures:
     )  # fmt: skip
     python(*command[1:], "--out", run)
     seconds = time.monotonic() - started
-    told = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()][-1]
-    return {"kNN before": knn(run, check, "--untrained"), "kNN after": knn(run, check), "loss": told["loss"],
-            "images/s, start and end included": seen / seconds}  # fmt: skip
+    return {"kNN before": knn(run, check, "--untrained"), "kNN after": knn(run, check),
+            "loss": metrics(run)[-1]["loss"], "images/s, start and end included": seen / seconds}  # fmt: skip
 
 
 def export(check: Check) -> Figures:
@@ -352,6 +360,23 @@ def detection(check: Check) -> Figures:
     return {}
 
 
+def pretext(check: Check) -> Figures:
+    """How much of a pretext task is told right in the end, and the kNN of each stage; told, and not judged."""
+    figures = Figures()
+    for name in PRETEXT[:1] if check.cpu else PRETEXT:
+        run = fresh(check.folder / name)
+        tiny = ["train.epochs=null", "train.images=16", "train.batch=8", "train.log_every=1"]
+        settings = tiny if check.cpu else [f"train.epochs={EPOCHS}", "train.channels_last=true"]
+        python(*recipe(check, f"{name}_imagenette", *settings)[1:], "--out", run)
+        rows = metrics(run)
+        last = rows[len(rows) * 9 // 10 :]
+        right = sum(row["pretext_accuracy"] for row in last) / len(last)
+        stages = evaluated(run, check, "--stage", "all")["stages"]
+        figures |= {f"{name}, told right": right}
+        figures |= {f"{name}, kNN of stage {stage}": found["accuracy"] for stage, found in stages.items()}
+    return figures
+
+
 def trial(check: Check, command: Sequence[object], seconds: float) -> Any:
     """What a benchmark found, or in words why nothing. All that it started ends with it."""
     if seconds < LEAST_SECONDS:
@@ -374,7 +399,8 @@ def trial(check: Check, command: Sequence[object], seconds: float) -> Any:
 
 PARTS: dict[str, Callable[[Check], Figures]] = {
     part.__name__: part
-    for part in (data, tests, kernels, loader, batch, train, memory, resume, learn, export, engines, step, detection)
+    for part in (data, tests, kernels, loader, batch, train, memory, resume, learn, export, engines, step, detection,
+                 pretext)
 }  # fmt: skip
 
 

@@ -173,6 +173,19 @@ def test_every_candidate_is_a_way_of_the_benchmark(parts: ModuleType) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+def test_a_pretext_task_on_a_cpu(tmp_path: Path) -> None:
+    """It has images made for it, as it needs some."""
+    out = tmp_path / "out"
+    result = check("--cpu", "--only", "pretext", "--out", out)
+    assert result.returncode == 0, result.stdout
+    data, part = json.loads((out / "results.json").read_text())["results"]
+    assert (data["part"], part["part"]) == ("data", "pretext")
+    assert list(part["figures"]) == ["rotation, told right", *(f"rotation, kNN of stage {n}" for n in range(1, 5))]
+    assert all(0 <= value <= 1 for value in part["figures"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_the_candidates_for_a_faster_step_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = check("--cpu", "--only", "step", "--out", out)
