@@ -201,15 +201,17 @@ def recipe(check: Check, name: str, *settings: str) -> list[str]:
     ]
 
 
-def metrics(run: Path) -> list[Figures]:
-    return [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
+def metrics(run: Path) -> list[dict[str, float]]:
+    from seer_pipe.train.telemetry import read_metrics
+
+    return read_metrics(run)
 
 
-def losses(run: Path) -> dict[int, float]:
+def losses(run: Path) -> dict[float, float]:
     return {row["step"]: row["loss"] for row in metrics(run)}
 
 
-def apart(found: dict[int, float], meant: dict[int, float]) -> float:
+def apart(found: dict[float, float], meant: dict[float, float]) -> float:
     """The largest relative difference of two runs' losses, which must have the same steps."""
     if found.keys() != meant.keys():
         raise SystemExit(f"steps {sorted(found.keys() ^ meant.keys())} are in one run and not in the other")

@@ -10,6 +10,7 @@ import time
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -171,14 +172,19 @@ def test_every_candidate_is_a_way_of_the_benchmark(parts: ModuleType) -> None:
         train.known("foo+compile")
 
 
+def passed(part: str, out: Path) -> list[dict[str, Any]]:
+    """The results of a part by itself, and of what it needs, on a CPU."""
+    result = check("--cpu", "--only", part, "--out", out)
+    assert result.returncode == 0, result.stdout
+    results: list[dict[str, Any]] = json.loads((out / "results.json").read_text())["results"]
+    return results
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_pretext_task_on_a_cpu(tmp_path: Path) -> None:
     """It has images made for it, as it needs some."""
-    out = tmp_path / "out"
-    result = check("--cpu", "--only", "pretext", "--out", out)
-    assert result.returncode == 0, result.stdout
-    data, part = json.loads((out / "results.json").read_text())["results"]
+    data, part = passed("pretext", tmp_path / "out")
     assert (data["part"], part["part"]) == ("data", "pretext")
     assert list(part["figures"]) == ["rotation, told right", *(f"rotation, kNN of stage {n}" for n in range(1, 5))]
     assert all(0 <= value <= 1 for value in part["figures"].values())
@@ -188,10 +194,8 @@ def test_a_pretext_task_on_a_cpu(tmp_path: Path) -> None:
 @pytest.mark.timeout(400)
 def test_the_candidates_for_a_faster_step_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = check("--cpu", "--only", "step", "--out", out)
-    assert result.returncode == 0, result.stdout
+    (part,) = passed("step", out)
     assert not (out / "shards").exists()
-    (part,) = json.loads((out / "results.json").read_text())["results"]
     for way in ("channels_last", "fsdp2+channels_last"):
         assert part["figures"][f"resnet18, {way}, to the plain step"] > 0
     assert part["figures"]["resnet18, bound, separate_ms"] > part["figures"]["resnet18, bound, fused_ms"]
